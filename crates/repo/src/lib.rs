@@ -1,0 +1,59 @@
+//! The repository engine: recovery data as immutable objects in one store, under one set of keys.
+//!
+//! What lives here: keys, chunks, packs, the index, trees, sessions and their commit point, the
+//! archive, restoring and checking. What does not: any knowledge of what a source is made of
+//! (crates `sources` and `postgres`) and any access to a store but through [`Store`].
+//!
+//! The byte layout of every object is described in `docs/format.md`.
+
+mod archive;
+mod check;
+mod chunker;
+mod codec;
+mod crypto;
+mod entry;
+mod error;
+mod id;
+mod index;
+mod keys;
+mod layout;
+mod pack;
+mod progress;
+mod reader;
+mod repository;
+mod restore;
+mod session;
+mod snapshot;
+mod tree;
+
+pub use archive::{Archive, ArchivedFile, Pushed};
+pub use backstay_store::{Environment, Store};
+pub use check::{Damage, Level, VerifyOptions, VerifyReport};
+pub use codec::Compression;
+pub use entry::{
+    Body, Entry, EntryKind, Extent, FileContent, INLINE_LIMIT, LeafRef, Metadata, Time,
+    compare_paths,
+};
+pub use error::{RepoError, RepoErrorKind};
+pub use id::{Kind, ObjectId};
+pub use keys::{KeySlot, Secret, SlotKind};
+pub use progress::{Progress, ProgressSnapshot};
+pub use repository::{InitOptions, OpenOptions, Repository, Usage};
+pub use restore::{Placement, RestoreOptions, RestoreReport};
+pub use session::{
+    Chunking, Content, ContentError, Order, Reader, Session, SessionOptions, TreeRoot, TreeWriter,
+};
+pub use snapshot::{Problem, Snapshot, SnapshotStats, SnapshotType, SourceKind};
+pub use tree::{Tree, TreeIter};
+
+/// The result of everything that touches a repository.
+pub type Result<T, E = RepoError> = std::result::Result<T, E>;
+
+/// Internals that benchmarks and fuzz targets measure; no part of the API.
+#[doc(hidden)]
+pub mod internals {
+    pub use crate::chunker::Chunker;
+    pub use crate::codec::Codec;
+    pub use crate::crypto::{PackKey, SessionKey};
+    pub use crate::id::CellHasher;
+}

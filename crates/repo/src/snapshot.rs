@@ -1,0 +1,172 @@
+//! What a snapshot object says: one source at one moment.
+//!
+//! The body is JSON inside the seal: snapshots are few and small, and a field can be added without
+//! a new version of the format. Unknown fields are kept out of the way, not refused.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::ObjectId;
+
+/// What kind of thing a source is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum SourceKind {
+    Postgres,
+    PostgresLogical,
+    Sqlite,
+    Files,
+    Lake,
+    KafkaConnect,
+    SchemaRegistry,
+}
+
+impl SourceKind {
+    pub const ALL: [Self; 7] = [
+        Self::Postgres,
+        Self::PostgresLogical,
+        Self::Sqlite,
+        Self::Files,
+        Self::Lake,
+        Self::KafkaConnect,
+        Self::SchemaRegistry,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Postgres => "postgres",
+            Self::PostgresLogical => "postgres-logical",
+            Self::Sqlite => "sqlite",
+            Self::Files => "files",
+            Self::Lake => "lake",
+            Self::KafkaConnect => "kafka-connect",
+            Self::SchemaRegistry => "schema-registry",
+        }
+    }
+}
+
+impl fmt::Display for SourceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for SourceKind {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.as_str() == s)
+            .ok_or_else(|| format!("{s:?} is no kind of source"))
+    }
+}
+
+/// How a snapshot found what to read. All three restore alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SnapshotType {
+    Full,
+    Incremental,
+    Differential,
+}
+
+impl SnapshotType {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Incremental => "incremental",
+            Self::Differential => "differential",
+        }
+    }
+}
+
+impl fmt::Display for SnapshotType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for SnapshotType {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        [Self::Full, Self::Incremental, Self::Differential]
+            .into_iter()
+            .find(|kind| kind.as_str() == s)
+            .ok_or_else(|| format!("{s:?} is no type of backup; say full, incremental or differential"))
+    }
+}
+
+/// Something that could not be read or written, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    pub path: String,
+    pub what: String,
+}
+
+/// What a backup counted. Sizes are bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SnapshotStats {
+    /// Files of any kind but directories.
+    pub files: u64,
+    pub directories: u64,
+    /// Content of all files, as a restore would write it.
+    pub bytes: u64,
+    /// Content that was read from the source.
+    pub bytes_read: u64,
+    /// Files taken over from the parent without being read.
+    pub files_unchanged: u64,
+    /// Chunks that the repository did not have.
+    pub new_chunks: u64,
+    /// Their size before compression.
+    pub new_bytes: u64,
+    /// What they take in the store, sealed, with the packs' own overhead.
+    pub stored_bytes: u64,
+}
+
+/// One source at one moment; always complete by itself.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// 32 hexadecimal digits; any unique prefix names it.
+    #[serde(skip)]
+    pub id: String,
+    /// The machine that wrote it, 16 hexadecimal digits.
+    #[serde(skip)]
+    pub writer: String,
+    pub source: String,
+    pub kind: SourceKind,
+    #[serde(rename = "type")]
+    pub type_: SnapshotType,
+    /// When the backup started.
+    pub time: Timestamp,
+    pub finished: Timestamp,
+    pub host: String,
+    /// Of the program that wrote it.
+    pub version: String,
+    #[serde(default)]
+    pub tags: BTreeMap<String, String>,
+    /// The snapshot that unchanged content was found in. Nothing depends on it.
+    #[serde(default)]
+    pub parent: Option<String>,
+    pub root: ObjectId,
+    pub stats: SnapshotStats,
+    #[serde(default)]
+    pub problems: Vec<Problem>,
+    /// What the kind of source adds.
+    #[serde(default)]
+    pub detail: serde_json::Value,
+}
+
+impl Snapshot {
+    /// What people see of the id.
+    pub fn short_id(&self) -> &str {
+        self.id.get(..8).unwrap_or(&self.id)
+    }
+}

@@ -1,0 +1,45 @@
+use std::ops::Range;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+
+use crate::Result;
+
+/// What a store knows of an object without reading it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectMeta {
+    /// Slash-separated, relative to the repository's root, without a leading slash.
+    pub key: String,
+    /// Bytes.
+    pub size: u64,
+    /// The store's own time of creation, where it has one.
+    pub modified: Option<SystemTime>,
+}
+
+/// A place that keeps objects. Every call blocks, and none retries: that is the handle's work.
+pub trait Backend: Send + Sync {
+    /// The address without secrets, for messages.
+    fn url(&self) -> String;
+
+    /// Creates an object that must not exist; durable when this returns.
+    ///
+    /// Fails with [`AlreadyExists`](crate::ErrorKind::AlreadyExists), and changes nothing, when
+    /// there is one of that key.
+    fn create(&self, key: &str, body: Bytes) -> Result<()>;
+
+    /// The whole object.
+    fn read(&self, key: &str) -> Result<Bytes>;
+
+    /// Exactly the bytes of `range`; a range that reaches past the end is
+    /// [`Damaged`](crate::ErrorKind::Damaged).
+    fn read_range(&self, key: &str, range: Range<u64>) -> Result<Bytes>;
+
+    /// Size and time of an object.
+    fn head(&self, key: &str) -> Result<ObjectMeta>;
+
+    /// Every object whose key starts with `prefix`, sorted by key. Unfinished uploads never show.
+    fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>>;
+
+    /// Removes an object; one that is not there is not an error.
+    fn delete(&self, key: &str) -> Result<()>;
+}

@@ -1,0 +1,80 @@
+//! Places where a test may stop the process dead.
+//!
+//! Each step of a write path calls [`hit`] with its name. In a debug build, a process started with
+//! `BACKSTAY_FAILPOINT=name` (or `name:N` for the N-th time) kills itself there with SIGKILL, as a
+//! power cut would; release builds contain nothing of it. [`ALL`] lists every name, so that a test
+//! can loop over all of them.
+
+/// Every failpoint there is, in the order in which the work passes them.
+pub const ALL: &[&str] = &[
+    // local store
+    "local-create-temporary",
+    "local-create-written",
+    "local-create-synced",
+    "local-create-linked",
+    // repository
+    "init-keys-created",
+    "session-created",
+    "pack-sealed",
+    "pack-created",
+    "index-created",
+    "snapshot-created",
+    "archive-sealed",
+    "archive-created",
+    // restore
+    "restore-planned",
+    "restore-chunk-written",
+    "restore-synced",
+    // PostgreSQL
+    "postgres-backup-started",
+    "postgres-files-copied",
+    "postgres-backup-stopped",
+    "postgres-archive-complete",
+    "wal-push-read",
+    "wal-fetch-temporary",
+    "wal-fetch-renamed",
+    "postgres-restore-copied",
+    "postgres-restore-configured",
+    "postgres-restore-control-written",
+];
+
+/// Kills this process if it was asked to die here.
+#[inline]
+pub fn hit(name: &str) {
+    if cfg!(debug_assertions) {
+        armed::check(name);
+    }
+}
+
+mod armed {
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    struct Armed {
+        name: String,
+        left: AtomicU64,
+    }
+
+    static ARMED: OnceLock<Option<Armed>> = OnceLock::new();
+
+    pub(super) fn check(name: &str) {
+        debug_assert!(super::ALL.contains(&name), "failpoint {name} is not listed");
+        let armed = ARMED.get_or_init(|| {
+            let value = std::env::var("BACKSTAY_FAILPOINT").ok()?;
+            let (name, count) = value.split_once(':').unwrap_or((&value, "1"));
+            Some(Armed { name: name.to_owned(), left: AtomicU64::new(count.parse().unwrap_or(1)) })
+        });
+        if let Some(armed) = armed
+            && armed.name == name
+            && armed.left.fetch_sub(1, Ordering::SeqCst) == 1
+        {
+            let _ = rustix::process::kill_process(
+                rustix::process::getpid(),
+                rustix::process::Signal::KILL,
+            );
+            loop {
+                std::thread::park();
+            }
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! Object storage behind one blocking handle.
+//!
+//! Everything a repository reads or writes passes through [`Store`]: no crate above this one
+//! opens a repository file or speaks to a bucket. A back end is one implementation of
+//! [`Backend`] and passes the same conformance suite as all others.
+//!
+//! What lives here: back ends, retries, rate limits, fault injection, and the handles for time
+//! and randomness. What does not: any knowledge of what the objects mean.
+
+mod backend;
+mod env;
+mod error;
+pub mod failpoint;
+mod memory;
+mod store;
+
+pub use backend::{Backend, ObjectMeta};
+pub use bytes::Bytes;
+pub use env::{Clock, Environment, FixedClock, Random, SeededRandom};
+pub use error::{ErrorKind, StoreError};
+pub use memory::Memory;
+pub use store::Store;
+
+/// The result of everything that touches a store.
+pub type Result<T, E = StoreError> = std::result::Result<T, E>;
