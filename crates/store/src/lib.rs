@@ -11,14 +11,21 @@ mod backend;
 mod env;
 mod error;
 pub mod failpoint;
+mod key;
+mod local;
 mod memory;
+mod open;
+mod options;
 mod store;
 
 pub use backend::{Backend, ObjectMeta};
 pub use bytes::Bytes;
 pub use env::{Clock, Environment, FixedClock, Random, SeededRandom};
 pub use error::{ErrorKind, StoreError};
+pub use key::{MAX_COMPONENT, MAX_KEY, is_valid_key, is_valid_prefix};
+pub use local::Local;
 pub use memory::Memory;
+pub use options::{RetryPolicy, StoreOptions};
 pub use store::Store;
 
 /// The result of everything that touches a store.

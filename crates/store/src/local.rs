@@ -1,0 +1,506 @@
+//! A directory as a store.
+//!
+//! An object is a file, read-only, at its key below the root. It is written under a temporary
+//! name in `.tmp`, synced, and linked to its own name, which fails when there is one already:
+//! nobody ever sees a part of an object, and nothing is ever replaced. Then the directory is
+//! synced, and with it every directory above that this handle has not synced before.
+//!
+//! A temporary carries the lock of the process that writes it. One without a lock is what a dead
+//! process left, and the next writer removes it.
+//!
+//! What does not live here: retries, and the check that a key is well formed, except that this
+//! back end refuses to follow anything else, whoever calls it.
+
+use std::collections::HashMap;
+use std::fs::{File, TryLockError};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::num::NonZeroU64;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, Once, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Stat};
+use rustix::io::Errno;
+
+use crate::failpoint;
+use crate::key::{check_key, check_prefix, is_valid_component};
+use crate::{Backend, ErrorKind, ObjectMeta, Result, StoreError};
+
+const TEMPORARIES: &str = ".tmp";
+
+/// How much is written before the kernel is asked to begin writing it back: the disk then works
+/// while the rest is still being copied, and the sync at the end waits for less.
+const WRITE_BACK: usize = 4 << 20;
+
+/// How often a creation starts again because a directory or a temporary was taken from under it.
+const ATTEMPTS: usize = 64;
+
+/// A store in a directory of this machine (or of one that is mounted here).
+pub struct Local {
+    path: PathBuf,
+    /// Held open from the first use: whatever is mounted over the path later does not count.
+    root: OnceLock<OwnedFd>,
+    /// The directories whose names are known to be durable, by inode.
+    durable: Mutex<HashMap<String, (u64, u64)>>,
+    cleaned: Once,
+}
+
+impl Local {
+    /// `path` must be absolute. A directory that is missing is made by the first creation; until
+    /// then the store is empty.
+    pub fn new(path: impl Into<PathBuf>) -> Result<Self> {
+        let path = path.into();
+        if !path.is_absolute() {
+            return Err(StoreError::new(
+                ErrorKind::Configuration,
+                "open",
+                path.display().to_string(),
+            )
+            .with_detail("the path of a store must be absolute"));
+        }
+        Ok(Self {
+            path,
+            root: OnceLock::new(),
+            durable: Mutex::new(HashMap::new()),
+            cleaned: Once::new(),
+        })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The root, if it is there.
+    fn root(&self) -> io::Result<BorrowedFd<'_>> {
+        if let Some(root) = self.root.get() {
+            return Ok(root.as_fd());
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(&self.path, flags, Mode::empty())?;
+        Ok(self.root.get_or_init(|| root).as_fd())
+    }
+
+    /// The root, made durably if it is missing.
+    fn root_or_make(&self) -> io::Result<BorrowedFd<'_>> {
+        match self.root() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                make_directories(&self.path)?;
+                self.root()
+            }
+            other => other,
+        }
+    }
+
+    fn error(&self, doing: &'static str, key: &str, error: io::Error) -> StoreError {
+        // A component of the path is a file: there can be no object below it.
+        if error.raw_os_error() == Some(Errno::NOTDIR.raw_os_error()) && doing != "create" {
+            return StoreError::new(ErrorKind::NotFound, doing, key).with_source(error);
+        }
+        StoreError::from_io(doing, key, error)
+    }
+
+    fn open_object(&self, doing: &'static str, key: &str) -> Result<(File, Stat)> {
+        let opened = self.root().and_then(|root| {
+            // Without NONBLOCK a foreign named pipe would block for ever.
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+            let file = File::from(rustix::fs::openat(root, key, flags, Mode::empty())?);
+            let stat = rustix::fs::fstat(&file)?;
+            Ok((file, stat))
+        });
+        let (file, stat) = opened.map_err(|e| self.error(doing, key, e))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(StoreError::new(ErrorKind::NotFound, doing, key)
+                .with_detail("what has this name is not a file"));
+        }
+        Ok((file, stat))
+    }
+
+    /// Removes what dead processes left. Nothing that fails here matters to a caller.
+    fn clean_temporaries(&self, root: BorrowedFd<'_>) {
+        if let Err(error) = self.try_clean_temporaries(root) {
+            tracing::debug!(store = %self.path.display(), %error, "could not clean {TEMPORARIES}");
+        }
+    }
+
+    fn try_clean_temporaries(&self, root: BorrowedFd<'_>) -> io::Result<()> {
+        let directory = open_directory(root, TEMPORARIES)?;
+        let mut synced = false;
+        for entry in rustix::fs::Dir::read_from(&directory)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name.to_bytes().starts_with(b".") {
+                continue;
+            }
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW;
+            let file = match rustix::fs::openat(&directory, name, flags, Mode::empty()) {
+                Ok(file) => File::from(file),
+                Err(_) => continue,
+            };
+            // Locked: its writer lives. An error: locks do not work here, so nothing is known.
+            if file.try_lock().is_err() {
+                continue;
+            }
+            // Its writer may have died between linking an object and syncing the directory. Make
+            // that durable before anybody builds on an object that could vanish in a power cut.
+            if !synced && rustix::fs::fstat(&file)?.st_nlink > 1 {
+                rustix::fs::syncfs(&directory)?;
+                synced = true;
+            }
+            let _ = rustix::fs::unlinkat(&directory, name, AtFlags::empty());
+        }
+        Ok(())
+    }
+
+    fn try_create(&self, key: &str, body: &[u8]) -> io::Result<()> {
+        let root = self.root_or_make()?;
+        self.cleaned.call_once(|| self.clean_temporaries(root));
+        let mut temporary = Temporary::new(root)?;
+        failpoint::hit("local-create-temporary");
+        temporary.write(body)?;
+        failpoint::hit("local-create-written");
+        temporary.file.sync_all()?;
+        failpoint::hit("local-create-synced");
+        let mut attempt = 0;
+        loop {
+            match temporary.publish(key) {
+                Ok(()) => break,
+                // The directory is missing, or was removed again since it was made.
+                Err(Errno::NOENT) if attempt < ATTEMPTS => {
+                    attempt += 1;
+                    if let Some((parents, _)) = key.rsplit_once('/') {
+                        make_directories_at(root, parents)?;
+                    }
+                }
+                Err(Errno::EXIST) => {
+                    let stat = rustix::fs::statat(root, key, AtFlags::empty())?;
+                    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+                        return Err(io::Error::other("a directory has this name"));
+                    }
+                    // A caller may take what is there for its own: it must be durable too, and
+                    // whoever created it may not have come to that.
+                    self.sync_directory_of(root, key)?;
+                    return Err(Errno::EXIST.into());
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        failpoint::hit("local-create-linked");
+        self.sync_directory_of(root, key)
+        // The temporary goes last: while it is there, a later writer knows what to make durable.
+    }
+
+    /// Makes the entry of `key` durable.
+    fn sync_directory_of(&self, root: BorrowedFd<'_>, key: &str) -> io::Result<()> {
+        let mut path = key;
+        loop {
+            path = path.rsplit_once('/').map_or("", |(parents, _)| parents);
+            let directory = if path.is_empty() {
+                root.try_clone_to_owned()?
+            } else {
+                open_directory(root, path)?
+            };
+            let stat = rustix::fs::fstat(&directory)?;
+            rustix::fs::fsync(&directory)?;
+            let inode = (stat.st_dev, stat.st_ino);
+            let mut durable = self.durable.lock().unwrap_or_else(|e| e.into_inner());
+            // The names above were made durable before, unless somebody made the directory anew.
+            if path.is_empty() || durable.get(path) == Some(&inode) {
+                return Ok(());
+            }
+            durable.insert(path.to_owned(), inode);
+        }
+    }
+}
+
+/// Walks one directory, adding what begins with `prefix`.
+fn walk(
+    directory: OwnedFd,
+    path: &str,
+    prefix: &str,
+    found: &mut Vec<ObjectMeta>,
+) -> io::Result<()> {
+    for entry in rustix::fs::Dir::read_from(&directory)? {
+        let entry = entry?;
+        let Ok(name) = entry.file_name().to_str() else { continue };
+        if !is_valid_component(name) {
+            continue;
+        }
+        let key = if path.is_empty() { name.to_owned() } else { format!("{path}/{name}") };
+        // Going down pays only where the two agree as far as both go.
+        if !key.starts_with(prefix) && !prefix.starts_with(&key) {
+            continue;
+        }
+        let is_directory = match entry.file_type() {
+            FileType::Directory => true,
+            FileType::RegularFile => false,
+            _ => match rustix::fs::statat(&directory, name, AtFlags::empty()) {
+                Ok(stat) => match FileType::from_raw_mode(stat.st_mode) {
+                    FileType::Directory => true,
+                    FileType::RegularFile => false,
+                    _ => continue,
+                },
+                Err(Errno::NOENT) => continue,
+                Err(error) => return Err(error.into()),
+            },
+        };
+        if is_directory {
+            match open_directory(directory.as_fd(), name) {
+                Ok(below) => walk(below, &key, prefix, found)?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        } else if key.starts_with(prefix) {
+            match rustix::fs::statat(&directory, name, AtFlags::empty()) {
+                Ok(stat) => found.push(meta(key, &stat)),
+                Err(Errno::NOENT) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn meta(key: String, stat: &Stat) -> ObjectMeta {
+    let seconds = u64::try_from(stat.st_mtime).ok();
+    let modified = seconds.and_then(|seconds| {
+        SystemTime::UNIX_EPOCH.checked_add(Duration::new(seconds, stat.st_mtime_nsec as u32))
+    });
+    ObjectMeta { key, size: u64::try_from(stat.st_size).unwrap_or(0), modified }
+}
+
+fn open_directory(at: BorrowedFd<'_>, path: &str) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(at, path, flags, Mode::empty())?)
+}
+
+/// Makes `path` and what is missing above it, durably.
+fn make_directories(path: &Path) -> io::Result<()> {
+    match std::fs::create_dir(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            match path.parent() {
+                Some(parent) => make_directories(parent)?,
+                None => return Err(error),
+            }
+            match std::fs::create_dir(path) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    match path.parent() {
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+/// Makes `path` below `root`. It becomes durable with the first object in it.
+fn make_directories_at(root: BorrowedFd<'_>, path: &str) -> io::Result<()> {
+    let ends = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
+    for end in ends {
+        match rustix::fs::mkdirat(root, &path[..end], Mode::from_raw_mode(0o777)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            // Removed again by somebody's deletion: the caller starts over.
+            Err(Errno::NOENT) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// A file that is being written, locked by this process, removed when dropped.
+struct Temporary<'a> {
+    root: BorrowedFd<'a>,
+    name: String,
+    file: File,
+    /// Its name is gone already: it was renamed.
+    renamed: bool,
+}
+
+impl<'a> Temporary<'a> {
+    fn new(root: BorrowedFd<'a>) -> io::Result<Self> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        for _ in 0..ATTEMPTS {
+            let mut random = [0; 8];
+            rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
+            let name = format!(
+                "{TEMPORARIES}/{}-{}-{:016x}",
+                std::process::id(),
+                COUNT.fetch_add(1, Ordering::Relaxed),
+                u64::from_le_bytes(random)
+            );
+            let file = match rustix::fs::openat(root, &name, flags, Mode::from_raw_mode(0o444)) {
+                Ok(file) => File::from(file),
+                Err(Errno::EXIST) => continue,
+                Err(Errno::NOENT) => {
+                    make_directories_at(root, TEMPORARIES)?;
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            let temporary = Self { root, name, file, renamed: false };
+            match temporary.file.try_lock() {
+                // Another process that cleans up came between; it removes this one.
+                Err(TryLockError::WouldBlock) => continue,
+                // No locks on this file system: nobody can clean up either.
+                Ok(()) | Err(TryLockError::Error(_)) => {}
+            }
+            if rustix::fs::fstat(&temporary.file)?.st_nlink > 0 {
+                return Ok(temporary);
+            }
+        }
+        Err(io::Error::other("temporary files are removed as soon as they are made"))
+    }
+
+    fn write(&mut self, body: &[u8]) -> io::Result<()> {
+        if body.len() <= WRITE_BACK {
+            return self.file.write_all(body);
+        }
+        let mut offset = 0;
+        for part in body.chunks(WRITE_BACK) {
+            self.file.write_all(part)?;
+            // Of dirty pages, DONTNEED starts the write-back and drops none.
+            let length = NonZeroU64::new(part.len() as u64);
+            let _ = rustix::fs::fadvise(&self.file, offset, length, rustix::fs::Advice::DontNeed);
+            offset += part.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Gives it its own name; fails with EXIST when that is taken.
+    fn publish(&mut self, key: &str) -> Result<(), Errno> {
+        match rustix::fs::linkat(self.root, &self.name, self.root, key, AtFlags::empty()) {
+            // No hard links here (FAT, some network file systems).
+            Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK) => {
+                let flags = RenameFlags::NOREPLACE;
+                rustix::fs::renameat_with(self.root, &self.name, self.root, key, flags)?;
+                self.renamed = true;
+                Ok(())
+            }
+            other => other,
+        }
+    }
+}
+
+impl Drop for Temporary<'_> {
+    fn drop(&mut self) {
+        if !self.renamed {
+            let _ = rustix::fs::unlinkat(self.root, &self.name, AtFlags::empty());
+        }
+    }
+}
+
+impl Backend for Local {
+    fn url(&self) -> String {
+        format!("file://{}", self.path.display())
+    }
+
+    fn create(&self, key: &str, body: Bytes) -> Result<()> {
+        check_key("create", key)?;
+        self.try_create(key, &body).map_err(|e| self.error("create", key, e))
+    }
+
+    fn read(&self, key: &str) -> Result<Bytes> {
+        check_key("read", key)?;
+        let (mut file, stat) = self.open_object("read", key)?;
+        let mut body = Vec::with_capacity(usize::try_from(stat.st_size).unwrap_or(0));
+        file.read_to_end(&mut body).map_err(|e| self.error("read", key, e))?;
+        Ok(body.into())
+    }
+
+    fn read_range(&self, key: &str, range: Range<u64>) -> Result<Bytes> {
+        check_key("read", key)?;
+        let (mut file, stat) = self.open_object("read", key)?;
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        let damaged = || {
+            StoreError::new(ErrorKind::Damaged, "read", key).with_detail(format!(
+                "bytes {}..{} were asked for, it has {size}",
+                range.start, range.end
+            ))
+        };
+        if range.start > range.end || range.end > size {
+            return Err(damaged());
+        }
+        let length = range.end - range.start;
+        let mut body = Vec::with_capacity(usize::try_from(length).map_err(|_| damaged())?);
+        file.seek(SeekFrom::Start(range.start))
+            .and_then(|_| file.take(length).read_to_end(&mut body))
+            .map_err(|e| self.error("read", key, e))?;
+        if body.len() as u64 != length {
+            return Err(damaged());
+        }
+        Ok(body.into())
+    }
+
+    fn head(&self, key: &str) -> Result<ObjectMeta> {
+        check_key("look at", key)?;
+        let stat = self
+            .root()
+            .and_then(|root| Ok(rustix::fs::statat(root, key, AtFlags::empty())?))
+            .map_err(|e| self.error("look at", key, e))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(StoreError::new(ErrorKind::NotFound, "look at", key)
+                .with_detail("what has this name is not a file"));
+        }
+        Ok(meta(key.to_owned(), &stat))
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>> {
+        check_prefix("list", prefix)?;
+        let mut found = Vec::new();
+        let parents = prefix.rsplit_once('/').map_or("", |(parents, _)| parents);
+        let directory = self
+            .root()
+            .and_then(|root| open_directory(root, if parents.is_empty() { "." } else { parents }));
+        match directory.and_then(|directory| walk(directory, parents, prefix, &mut found)) {
+            Ok(()) => {}
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) => {}
+            Err(error) => return Err(self.error("list", prefix, error)),
+        }
+        found.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        Ok(found)
+    }
+
+    fn delete(&self, key: &str) -> Result<()> {
+        check_key("delete", key)?;
+        let deleted = self.root().and_then(|root| {
+            match rustix::fs::unlinkat(root, key, AtFlags::empty()) {
+                Ok(()) => {}
+                Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
+                // Linux says ISDIR where POSIX says PERM.
+                Err(Errno::ISDIR) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+            // Directories that are empty now go too, from the bottom up; the first that stays is
+            // the one to sync.
+            let mut path = key;
+            while let Some((parents, _)) = path.rsplit_once('/') {
+                path = parents;
+                if rustix::fs::unlinkat(root, path, AtFlags::REMOVEDIR).is_err() {
+                    return match open_directory(root, path) {
+                        Ok(directory) => Ok(rustix::fs::fsync(directory)?),
+                        // Somebody else removed it.
+                        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                        Err(error) => Err(error),
+                    };
+                }
+            }
+            Ok(rustix::fs::fsync(root)?)
+        });
+        match deleted {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other.map_err(|e| self.error("delete", key, e)),
+        }
+    }
+}
