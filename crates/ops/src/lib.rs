@@ -1,1 +1,17 @@
-//! (see ARCHITECTURE.md)
+//! What turns engines into a tool: configuration, secrets, jobs, verification, status.
+//!
+//! What lives here: everything the command line and the server share. What does not: words on a
+//! screen (crate `cli`) and anything that opens a repository object (crate `repo`).
+
+pub mod config;
+mod context;
+mod error;
+pub mod moment;
+pub mod secret;
+pub mod units;
+
+pub use context::{Context, Found};
+pub use error::{Error, ErrorKind};
+
+/// The result of everything here.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

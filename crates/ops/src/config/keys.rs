@@ -1,0 +1,373 @@
+//! Every key there is. The reference page, the environment variables and the reader follow from
+//! this file alone.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use backstay_repo::{Compression, SourceKind};
+
+use crate::config::declare::{nested, parsed, section};
+use crate::units::parse_size;
+
+section! {
+    /// What holds for everything.
+    pub struct GlobalKeys {
+        /// Threads that read, compress and seal. 0 is one for each core.
+        workers: u32 { default: "0", example: "4" },
+        /// A folder for what can be rebuilt at any time: copies of the index. Absent: the user's
+        /// cache folder.
+        cache: Option<PathBuf> { example: "\"/var/cache/backstay\"" },
+    }
+}
+
+section! {
+    /// A place for recovery data. One of `key-file`, `passphrase-file` and `passphrase-command`
+    /// opens it; without them the environment variable `BACKSTAY_PASSPHRASE` does.
+    pub struct RepositoryKeys {
+        /// The store: a folder (`file:///var/backups/backstay`), `s3://bucket/prefix`,
+        /// `gs://bucket/prefix` or `az://container/prefix`.
+        url: StoreUrl { example: "\"file:///var/backups/backstay\"" },
+        /// A file of 32 random bytes or more. Whoever has it can read everything; nobody can
+        /// without it.
+        key_file: Option<PathBuf> { example: "\"/etc/backstay/main.key\"" },
+        /// A file whose first line is the passphrase.
+        passphrase_file: Option<PathBuf> { example: "\"/etc/backstay/main.passphrase\"" },
+        /// A command that prints the passphrase: a program and its arguments.
+        passphrase_command: Vec<String> { example: "[\"pass\", \"show\", \"backstay\"]" },
+        /// How new data is compressed: `zstd:1` to `zstd:19`, `lz4` or `none`.
+        compression: Compression { default: "zstd:3", example: "\"zstd:3\"" },
+        /// The address of the service, for a bucket that is not at the provider's own.
+        endpoint: Option<String> { example: "\"https://minio.internal:9000\"" },
+        /// The region of an S3 bucket.
+        region: Option<String> { example: "\"eu-central-1\"" },
+        /// Permit an endpoint without TLS.
+        allow_http: bool { default: "false", example: "true" },
+        /// The most that is sent in a second.
+        upload_limit: Option<Size> { example: "\"50 MiB\"" },
+        /// The most that is received in a second.
+        download_limit: Option<Size> { example: "\"50 MiB\"" },
+    }
+}
+
+section! {
+    /// A named thing to protect. These keys belong to every kind of source.
+    pub struct SourceKeys {
+        /// What it is: `postgres`, `postgres-logical`, `sqlite`, `files`, `lake`,
+        /// `kafka-connect` or `schema-registry`.
+        kind: SourceKind { example: "\"files\"" },
+        /// Where it is backed up to, by name. Absent: the only repository there is.
+        repositories: Vec<String> { example: "[\"main\"]" },
+        /// The class it belongs to, by name.
+        tier: Option<String> { example: "\"critical\"" },
+        /// Schedule, retention and verification, by name.
+        policy: Option<String> { example: "\"databases\"" },
+        /// Words that every snapshot of it carries.
+        tags: BTreeMap<String, String> { example: "{ team = \"orders\" }" },
+    }
+}
+
+section! {
+    /// A PostgreSQL cluster, whole, with its log: restorable to any moment.
+    pub struct PostgresKeys {
+        /// How to reach the server, in libpq's words or as a URI. Passwords belong in `~/.pgpass`
+        /// or `PGPASSFILE`, not here.
+        connection: String {
+            default: "host=/var/run/postgresql user=postgres dbname=postgres",
+            example: "\"host=/var/run/postgresql user=postgres\""
+        },
+        /// The data directory on this host. Absent: backed up over the replication protocol.
+        data_directory: Option<PathBuf> { example: "\"/var/lib/postgresql/15/main\"" },
+        /// Start with an immediate checkpoint; `false` waits for the next regular one.
+        fast_checkpoint: bool { default: "true", example: "true" },
+        /// How long to wait until the log that belongs to a backup is archived.
+        archive_timeout: Duration { default: "60s", example: "\"5m\"" },
+        /// Where `postgres`, `pg_ctl` and the rest are. Absent: found by the cluster's version.
+        bin_directory: Option<PathBuf> { example: "\"/usr/lib/postgresql/15/bin\"" },
+    }
+}
+
+section! {
+    /// Databases of a PostgreSQL server as the statements that make them again: portable between
+    /// versions, without moments in between.
+    pub struct PostgresLogicalKeys {
+        /// How to reach the server, in libpq's words or as a URI.
+        connection: String {
+            default: "host=/var/run/postgresql user=postgres dbname=postgres",
+            example: "\"host=db.internal user=backup\""
+        },
+        /// Which databases. Absent: all that accept connections, and the roles.
+        databases: Vec<String> { example: "[\"orders\", \"billing\"]" },
+    }
+}
+
+section! {
+    /// One SQLite database, consistent while programs write to it.
+    pub struct SqliteKeys {
+        /// The database file.
+        path: PathBuf { example: "\"/srv/app/shop.db\"" },
+    }
+}
+
+section! {
+    /// Files and folders of this host, with all of their metadata.
+    pub struct FilesKeys {
+        /// Files and folders to back up, with all that is below them.
+        paths: Vec<PathBuf> { example: "[\"/etc\", \"/srv/app/config\"]" },
+        /// What to leave out, in the words of a `.gitignore`.
+        exclude: Vec<String> { example: "[\"*.sock\", \"/var/cache/\"]" },
+        /// Files that list more of what to leave out, one pattern a line.
+        exclude_from: Vec<PathBuf> { example: "[\"/etc/backstay/exclude\"]" },
+        /// Leave out folders that hold a valid `CACHEDIR.TAG`.
+        exclude_caches: bool { default: "true", example: "true" },
+        /// Stay on the file systems that the paths themselves are on.
+        one_file_system: bool { default: "false", example: "true" },
+    }
+}
+
+section! {
+    /// A data lake: tables and files under one address, captured as they were at one moment.
+    pub struct LakeKeys {
+        /// The lake's root: a folder or a bucket.
+        url: StoreUrl { example: "\"file:///data/lake\"" },
+        /// Folders right below the root that are part of it. Absent: all of them.
+        layers: Vec<String> { example: "[\"bronze\", \"silver\", \"gold\"]" },
+        /// What to leave out, in the words of a `.gitignore`.
+        exclude: Vec<String> { example: "[\"_temporary/\"]" },
+    }
+}
+
+section! {
+    /// Connectors of a Kafka Connect cluster, with their offsets.
+    pub struct KafkaConnectKeys {
+        /// The REST interface.
+        url: String { example: "\"http://connect:8083\"" },
+        /// The user, where the interface asks for one.
+        user: Option<String> { example: "\"backup\"" },
+        /// A file whose first line is the password.
+        password_file: Option<PathBuf> { example: "\"/etc/backstay/connect.password\"" },
+        /// Which connectors. Absent: all.
+        connectors: Vec<String> { example: "[\"orders-source\"]" },
+    }
+}
+
+section! {
+    /// Subjects of a Schema Registry, with ids, versions, references, compatibility and modes.
+    pub struct SchemaRegistryKeys {
+        /// The REST interface.
+        url: String { example: "\"http://registry:8081\"" },
+        /// The user, where the interface asks for one.
+        user: Option<String> { example: "\"backup\"" },
+        /// A file whose first line is the password.
+        password_file: Option<PathBuf> { example: "\"/etc/backstay/registry.password\"" },
+        /// Which subjects. Absent: all.
+        subjects: Vec<String> { example: "[\"orders-value\"]" },
+    }
+}
+
+section! {
+    /// A class of sources with objectives.
+    pub struct TierKeys {
+        /// Recovery-time objective: how long a recovery may take.
+        rto: Duration { example: "\"1h\"" },
+        /// Recovery-point objective: how much may be lost, as a length of time.
+        rpo: Duration { example: "\"5m\"" },
+    }
+}
+
+section! {
+    /// Schedule, retention and verification. Schedules are cron expressions of five fields in
+    /// local time: minute, hour, day of the month, month, day of the week.
+    pub struct PolicyKeys {
+        /// When to make full backups.
+        full: Option<Cron> { example: "\"0 2 * * 0\"" },
+        /// When to make incremental backups.
+        incremental: Option<Cron> { example: "\"0 2 * * 1-6\"" },
+        /// When to make differential backups.
+        differential: Option<Cron> { example: "\"0 14 * * *\"" },
+        /// What to check, and when.
+        verify: Option<VerifyKeys> { example: "{ level = \"standard\", schedule = \"0 6 * * *\" }" },
+        /// When to rehearse the recovery.
+        drill: Option<DrillKeys> { example: "{ schedule = \"0 7 1 * *\" }" },
+        /// What to keep.
+        retention: Option<RetentionKeys> {
+            example: "{ last = 4, daily = 7, weekly = 5, archive = \"7d\" }"
+        },
+    }
+}
+
+section! {
+    /// Verification of a policy.
+    pub struct VerifyKeys {
+        /// How thorough: `basic`, `standard`, `thorough` or `forensic`.
+        level: VerifyLevel { default: "standard", example: "\"thorough\"" },
+        /// When.
+        schedule: Option<Cron> { example: "\"0 6 * * *\"" },
+        /// The share of the data that one run checks; repeated runs cover all of it.
+        sample: Option<Percent> { example: "\"10%\"" },
+    }
+}
+
+section! {
+    /// Drills of a policy.
+    pub struct DrillKeys {
+        /// When.
+        schedule: Cron { example: "\"0 7 1 * *\"" },
+    }
+}
+
+section! {
+    /// What a policy keeps: a snapshot stays as long as one of these wants it.
+    pub struct RetentionKeys {
+        /// The newest ones.
+        last: Option<u32> { example: "4" },
+        /// The newest one of each hour, for so many hours.
+        hourly: Option<u32> { example: "24" },
+        /// The newest one of each day, for so many days.
+        daily: Option<u32> { example: "7" },
+        /// The newest one of each week, for so many weeks.
+        weekly: Option<u32> { example: "5" },
+        /// The newest one of each month, for so many months.
+        monthly: Option<u32> { example: "12" },
+        /// The newest one of each year, for so many years.
+        yearly: Option<u32> { example: "7" },
+        /// How far back every moment stays restorable. Absent: as far as the snapshots go.
+        archive: Option<Duration> { example: "\"7d\"" },
+    }
+}
+
+nested!(VerifyKeys, DrillKeys, RetentionKeys);
+
+/// The address of a store or of a lake.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreUrl(pub String);
+
+impl StoreUrl {
+    /// Checks an address. A plain absolute path is taken as a folder.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if text.starts_with('/') {
+            return Ok(Self(format!("file://{text}")));
+        }
+        match text.split_once("://") {
+            Some(("file", path)) if !path.starts_with('/') => {
+                Err("the folder has to be an absolute path: file:///folder".into())
+            }
+            Some(("file" | "s3" | "gs" | "az" | "memory", _)) => Ok(Self(text.to_owned())),
+            Some((scheme, _)) => Err(format!("there is no store for `{scheme}://`")),
+            None => Err("it is no address".into()),
+        }
+    }
+}
+
+impl fmt::Display for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A number of bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size(pub u64);
+
+/// How much of what is stored a verification looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum VerifyLevel {
+    /// Every object is there, with its size.
+    Basic,
+    /// Every object has the content it had.
+    Standard,
+    /// Every chunk opens and hashes to its id; trees are walked.
+    Thorough,
+    /// Restored in a sandbox, started and queried.
+    Forensic,
+}
+
+impl VerifyLevel {
+    pub const ALL: [Self; 4] = [Self::Basic, Self::Standard, Self::Thorough, Self::Forensic];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Basic => "basic",
+            Self::Standard => "standard",
+            Self::Thorough => "thorough",
+            Self::Forensic => "forensic",
+        }
+    }
+}
+
+impl fmt::Display for VerifyLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl std::str::FromStr for VerifyLevel {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|level| level.as_str() == text).ok_or_else(|| {
+            format!("{text:?} is no level; say basic, standard, thorough or forensic")
+        })
+    }
+}
+
+/// A share: more than nothing, at most all.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Percent(pub f64);
+
+impl Percent {
+    /// Parses "10%" or "0.5%".
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let number = text.trim().trim_end_matches('%').trim_end();
+        match number.parse::<f64>() {
+            Ok(value) if value > 0.0 && value <= 100.0 => Ok(Self(value)),
+            _ => Err(format!("{text:?} is no share between 0% and 100%")),
+        }
+    }
+
+    /// Between 0 and 1.
+    pub fn fraction(self) -> f64 {
+        self.0 / 100.0
+    }
+}
+
+/// A schedule: five fields of cron, in local time.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cron(pub croner::Cron);
+
+impl Cron {
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let parser = croner::parser::CronParser::builder()
+            .seconds(croner::parser::Seconds::Disallowed)
+            .year(croner::parser::Year::Disallowed)
+            .build();
+        parser.parse(text).map(Self).map_err(|error| {
+            let why = error.to_string();
+            format!("{text:?} is no schedule: {}", why.trim_end_matches('.').to_lowercase())
+        })
+    }
+
+    pub fn as_str(&self) -> &str {
+        self.0.pattern.as_str()
+    }
+}
+
+parsed!(StoreUrl, "an address such as \"file:///var/backups/backstay\"", StoreUrl::parse);
+parsed!(Compression, "`none`, `lz4`, or `zstd:1` to `zstd:19`", str::parse);
+parsed!(SourceKind, "a kind of source", |text| {
+    text.parse::<SourceKind>().map_err(|why| {
+        let kinds: Vec<&str> = SourceKind::ALL.into_iter().map(SourceKind::as_str).collect();
+        match super::declare::nearest(text, &kinds) {
+            Some(near) => format!("{why}; did you mean {near:?}?"),
+            None => format!("{why}; there are {}", kinds.join(", ")),
+        }
+    })
+});
+parsed!(VerifyLevel, "`basic`, `standard`, `thorough` or `forensic`", str::parse);
+parsed!(Size, "a size such as \"50 MiB\"", |text| match parse_size(text)? {
+    0 => Err("it is nothing at all".to_owned()),
+    bytes => Ok(Size(bytes)),
+});
+parsed!(Percent, "a share such as \"10%\"", Percent::parse);
+parsed!(Cron, "a schedule such as \"0 2 * * *\"", Cron::parse);
