@@ -21,6 +21,11 @@ pub trait Backend: Send + Sync {
     /// The address without secrets, for messages.
     fn url(&self) -> String;
 
+    /// Whether a network lies between.
+    fn is_remote(&self) -> bool {
+        false
+    }
+
     /// Creates an object that must not exist; durable when this returns.
     ///
     /// Fails with [`AlreadyExists`](crate::ErrorKind::AlreadyExists), and changes nothing, when

@@ -8,20 +8,27 @@
 //! and randomness. What does not: any knowledge of what the objects mean.
 
 mod backend;
+pub mod conformance;
 mod env;
 mod error;
 pub mod failpoint;
+mod faulty;
 mod key;
+mod limit;
 mod local;
 mod memory;
 mod open;
 mod options;
+mod probe;
+#[cfg(any(feature = "s3", feature = "gcs", feature = "azure"))]
+mod remote;
 mod store;
 
 pub use backend::{Backend, ObjectMeta};
 pub use bytes::Bytes;
 pub use env::{Clock, Environment, FixedClock, Random, SeededRandom};
 pub use error::{ErrorKind, StoreError};
+pub use faulty::{Fault, Faulty, Operation, Rule, When};
 pub use key::{MAX_COMPONENT, MAX_KEY, is_valid_key, is_valid_prefix};
 pub use local::Local;
 pub use memory::Memory;

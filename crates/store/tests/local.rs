@@ -31,6 +31,8 @@ fn objects_are_read_only_files_at_their_keys_and_no_temporary_stays() {
 
     let error = store.create("packs/a/b/c", Bytes::from_static(b"other")).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+    let error = store.create("packs/a/b/c", body.clone()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AlreadyExists);
     assert_eq!(std::fs::read(&file).unwrap(), body);
     assert_eq!(temporaries(&root), 0);
 

@@ -1,0 +1,501 @@
+//! Buckets and containers: S3, Google Cloud Storage, Azure Blob Storage.
+//!
+//! The `object_store` crate speaks to the service, on one runtime that starts with the first call
+//! and serves all stores of the process; callers block. It is told not to try anything again:
+//! that is the handle's work, which knows what a second attempt may meet.
+//!
+//! The most delicate part is [`Remote::absent`]: "not found" is passed on only when the service
+//! said it of the object, never of the bucket.
+
+use std::error::Error as _;
+use std::future::Future;
+use std::ops::Range;
+use std::sync::{Arc, OnceLock, mpsc};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use object_store::client::{HttpError, HttpErrorKind};
+use object_store::path::Path;
+use object_store::{
+    ClientOptions, GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions, RetryConfig,
+};
+
+use crate::key::is_valid_key;
+use crate::{Backend, ErrorKind, ObjectMeta, Result, StoreError};
+
+mod service;
+pub(crate) use service::open;
+
+/// How long a service may take to connect, or to send nothing.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The slowest connection that is still waited for, in bytes a second.
+const SLOWEST: u64 = 32 << 10;
+
+/// A bucket or container, below a prefix.
+pub(crate) struct Remote {
+    url: String,
+    service: Arc<dyn ObjectStore>,
+    /// Without slashes at its ends; empty for the whole bucket.
+    prefix: String,
+}
+
+fn client_options() -> ClientOptions {
+    ClientOptions::new()
+        .with_connect_timeout(Duration::from_secs(10))
+        // A pack on a slow line takes minutes; `within` has the patience instead.
+        .with_timeout_disabled()
+        .with_read_timeout_disabled()
+}
+
+fn no_retries() -> RetryConfig {
+    RetryConfig { max_retries: 0, ..RetryConfig::default() }
+}
+
+/// Runs `work` on the runtime and waits for it, from any thread (a runtime's own included).
+fn wait<T: Send + 'static>(
+    doing: &'static str,
+    key: &str,
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    static RUNTIME: OnceLock<std::io::Result<tokio::runtime::Runtime>> = OnceLock::new();
+    let runtime = RUNTIME.get_or_init(|| {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("backstay-network")
+            .enable_all()
+            .build()
+    });
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            return Err(StoreError::new(ErrorKind::Other, doing, key)
+                .with_detail(format!("no threads for the network: {error}")));
+        }
+    };
+    let (sender, receiver) = mpsc::sync_channel(1);
+    runtime.spawn(async move {
+        // The receiver waits until there is an answer.
+        let _ = sender.send(work.await);
+    });
+    receiver.recv().unwrap_or_else(|_| {
+        Err(StoreError::new(ErrorKind::Other, doing, key).with_detail("the request was abandoned"))
+    })
+}
+
+/// Gives up `work` when it takes longer than `bytes` may take.
+async fn within<T>(
+    doing: &'static str,
+    key: &str,
+    bytes: u64,
+    work: impl Future<Output = object_store::Result<T>>,
+) -> Result<T> {
+    let patience = PATIENCE + Duration::from_secs(bytes / SLOWEST);
+    match tokio::time::timeout(patience, work).await {
+        Ok(result) => result.map_err(|error| translate(doing, key, &error)),
+        Err(_) => Err(StoreError::new(ErrorKind::Transient, doing, key)
+            .with_detail(format!("no answer within {} s", patience.as_secs()))),
+    }
+}
+
+/// All that an error and its causes say, without what stands in the query of an address (a SAS
+/// token, for one).
+fn words(error: &object_store::Error) -> String {
+    let mut words = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let text = error.to_string();
+        if !words.contains(&text) {
+            words.push_str(": ");
+            words.push_str(&text);
+        }
+        source = error.source();
+    }
+    words
+}
+
+/// Cuts the query off every address in `words`.
+fn without_queries(words: &str) -> String {
+    let mut result = String::with_capacity(words.len());
+    let mut in_query = false;
+    for c in words.chars() {
+        let ends = c.is_whitespace() || "\"')>,".contains(c);
+        in_query = (in_query || c == '?') && !ends;
+        if !in_query {
+            result.push(c);
+        }
+    }
+    result
+}
+
+/// The status in "Server returned non-2xx status code: 503 Service Unavailable: …".
+fn status(words: &str) -> Option<u16> {
+    let (_, rest) = words.split_once("status code: ")?;
+    rest.get(..3)?.parse().ok()
+}
+
+/// The reason in an XML or JSON answer, for people: `NoSuchBucket: The specified …`.
+fn reason(words: &str) -> String {
+    let between = |start: &str, end: &str| {
+        let (_, rest) = words.split_once(start)?;
+        Some(rest.split_once(end)?.0)
+    };
+    let code = between("<Code>", "</Code>");
+    let message = between("<Message>", "</Message>");
+    match (code, message, status(words)) {
+        (Some(code), Some(message), _) => {
+            format!("{code}: {}", message.lines().next().unwrap_or_default())
+        }
+        (Some(code), None, _) => code.to_owned(),
+        (None, _, Some(404)) => "status 404".to_owned(),
+        _ => {
+            // One line, and not a whole page of a proxy.
+            let line = words.split_whitespace().collect::<Vec<_>>().join(" ");
+            line.chars().take(400).collect()
+        }
+    }
+}
+
+/// What a service says, in our words.
+fn translate(doing: &'static str, key: &str, error: &object_store::Error) -> StoreError {
+    let words = words(error);
+    let says = |parts: &[&str]| parts.iter().any(|part| words.contains(part));
+    let kind = match error {
+        // Decided by `absent`, where it matters.
+        object_store::Error::NotFound { .. } => ErrorKind::NotFound,
+        object_store::Error::AlreadyExists { .. } => match status(&words) {
+            // S3: two requests at once, try again. Azure: it exists, or the container is going.
+            Some(409) if !says(&["BlobAlreadyExists"]) => ErrorKind::Transient,
+            _ => ErrorKind::AlreadyExists,
+        },
+        object_store::Error::PermissionDenied { .. }
+        | object_store::Error::Unauthenticated { .. } => ErrorKind::Denied,
+        _ => match status(&words) {
+            Some(416) => ErrorKind::Damaged,
+            Some(507) => ErrorKind::NoSpace,
+            Some(408 | 409 | 425 | 429 | 500..=599) => ErrorKind::Transient,
+            Some(400) if says(&["RequestTimeout", "BadDigest", "IncompleteBody"]) => {
+                ErrorKind::Transient
+            }
+            Some(400) if says(&["ExpiredToken", "InvalidToken", "InvalidAccessKeyId"]) => {
+                ErrorKind::Denied
+            }
+            Some(401 | 403) => ErrorKind::Denied,
+            Some(400..=499) => ErrorKind::Configuration,
+            _ => unanswered(error, &words),
+        },
+    };
+    let detail = if says(&["169.254.169.254", "metadata.google.internal"]) {
+        "no credentials were given, and this machine has none of its own; set them in the \
+         environment"
+            .to_owned()
+    } else {
+        without_queries(&reason(&words))
+    };
+    StoreError::new(kind, doing, key).with_detail(detail)
+}
+
+/// The kind of an error that came without a status.
+fn unanswered(error: &object_store::Error, words: &str) -> ErrorKind {
+    // Asking the machine for its role when no credentials were given: it is no cloud's machine.
+    if words.contains("169.254.169.254") || words.contains("metadata.google.internal") {
+        return ErrorKind::Denied;
+    }
+    if words.contains("SlowDown") || words.contains("InternalError") {
+        return ErrorKind::Transient;
+    }
+    if words.contains("redirect") {
+        return ErrorKind::Configuration;
+    }
+    let mut source = error.source();
+    while let Some(error) = source {
+        if let Some(http) = error.downcast_ref::<HttpError>() {
+            return match http.kind() {
+                // What cannot even be built is an address or a header that makes no sense.
+                HttpErrorKind::Unknown if words.contains("builder error") => {
+                    ErrorKind::Configuration
+                }
+                _ => ErrorKind::Transient,
+            };
+        }
+        source = error.source();
+    }
+    ErrorKind::Other
+}
+
+impl Remote {
+    pub(crate) fn new(url: String, service: Arc<dyn ObjectStore>, prefix: &str) -> Self {
+        Self { url, service, prefix: prefix.trim_matches('/').to_owned() }
+    }
+
+    fn path(&self, doing: &'static str, key: &str) -> Result<Path> {
+        let full = match (self.prefix.is_empty(), key.is_empty()) {
+            (true, _) => key.to_owned(),
+            (false, true) => self.prefix.clone(),
+            (false, false) => format!("{}/{key}", self.prefix),
+        };
+        Path::parse(full).map_err(|error| {
+            StoreError::new(ErrorKind::Configuration, doing, key).with_detail(error.to_string())
+        })
+    }
+
+    /// Decides what "not found" means. The service may have said it of the bucket, and to a HEAD
+    /// it gives no reason at all: then the bucket must answer before the object is called absent.
+    async fn absent(
+        service: &Arc<dyn ObjectStore>,
+        path: &Path,
+        doing: &'static str,
+        key: &str,
+        error: &object_store::Error,
+    ) -> StoreError {
+        let translated = translate(doing, key, error);
+        if translated.kind() != ErrorKind::NotFound {
+            return translated;
+        }
+        let said = words(error);
+        if says_no_bucket(&said) {
+            return no_bucket(doing, key, &said);
+        }
+        // The codes of S3 and of Azure that can only mean the object.
+        if said.contains("<Code>NoSuchKey</Code>") || said.contains("<Code>BlobNotFound</Code>") {
+            return translated;
+        }
+        let mut listing = service.list(Some(path));
+        match tokio::time::timeout(PATIENCE, listing.next()).await {
+            Ok(None | Some(Ok(_))) => translated,
+            Ok(Some(Err(error))) => {
+                let said = words(&error);
+                let why = translate(doing, key, &error);
+                if why.kind() == ErrorKind::NotFound { no_bucket(doing, key, &said) } else { why }
+            }
+            Err(_) => StoreError::new(ErrorKind::Transient, doing, key)
+                .with_detail("no answer to whether the bucket exists"),
+        }
+    }
+}
+
+fn says_no_bucket(words: &str) -> bool {
+    ["NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist"]
+        .iter()
+        .any(|part| words.contains(part))
+}
+
+fn no_bucket(doing: &'static str, key: &str, words: &str) -> StoreError {
+    let reason = without_queries(&reason(words));
+    StoreError::new(ErrorKind::Configuration, doing, key)
+        .with_detail(format!("there is no such bucket or container ({reason})"))
+}
+
+impl Backend for Remote {
+    fn url(&self) -> String {
+        self.url.clone()
+    }
+
+    fn is_remote(&self) -> bool {
+        true
+    }
+
+    fn create(&self, key: &str, body: Bytes) -> Result<()> {
+        let path = self.path("create", key)?;
+        let (service, name) = (Arc::clone(&self.service), key.to_owned());
+        wait("create", key, async move {
+            let length = body.len() as u64;
+            let options = PutOptions::from(PutMode::Create);
+            let put = service.put_opts(&path, body.into(), options);
+            match within("create", &name, length, put).await {
+                Ok(_) => Ok(()),
+                // There is no object that could be missing.
+                Err(error) if error.is_not_found() => {
+                    Err(no_bucket("create", &name, &error.to_string()))
+                }
+                Err(error) => Err(error),
+            }
+        })
+    }
+
+    fn read(&self, key: &str) -> Result<Bytes> {
+        self.get(key, None)
+    }
+
+    fn read_range(&self, key: &str, range: Range<u64>) -> Result<Bytes> {
+        let damaged = |size: Option<u64>| {
+            let size = size.map_or(String::new(), |size| format!(", it has {size}"));
+            StoreError::new(ErrorKind::Damaged, "read", key)
+                .with_detail(format!("bytes {}..{} were asked for{size}", range.start, range.end))
+        };
+        if range.start > range.end {
+            return Err(damaged(None));
+        }
+        if range.is_empty() {
+            // No service has a way to ask for nothing.
+            let size = self.head(key)?.size;
+            return if range.end <= size { Ok(Bytes::new()) } else { Err(damaged(Some(size))) };
+        }
+        let body = self.get(key, Some(range.clone()))?;
+        if body.len() as u64 != range.end - range.start {
+            return Err(damaged(None));
+        }
+        Ok(body)
+    }
+
+    fn head(&self, key: &str) -> Result<ObjectMeta> {
+        let path = self.path("look at", key)?;
+        let (service, name) = (Arc::clone(&self.service), key.to_owned());
+        wait("look at", key, async move {
+            match tokio::time::timeout(PATIENCE, service.head(&path)).await {
+                Ok(Ok(meta)) => Ok(ObjectMeta {
+                    key: name,
+                    size: meta.size,
+                    modified: Some(meta.last_modified.into()),
+                }),
+                Ok(Err(error)) => {
+                    Err(Self::absent(&service, &path, "look at", &name, &error).await)
+                }
+                Err(_) => {
+                    Err(StoreError::new(ErrorKind::Transient, "look at", name)
+                        .with_detail("no answer"))
+                }
+            }
+        })
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>> {
+        // The services' prefixes end at slashes here; the rest is filtered.
+        let parents = prefix.rsplit_once('/').map_or("", |(parents, _)| parents);
+        let path = self.path("list", parents)?;
+        let (service, wanted) = (Arc::clone(&self.service), prefix.to_owned());
+        let below =
+            if self.prefix.is_empty() { String::new() } else { format!("{}/", self.prefix) };
+        wait("list", prefix, async move {
+            let mut found = Vec::new();
+            let mut listing = service.list((!path.as_ref().is_empty()).then_some(&path));
+            loop {
+                let next = async { listing.next().await.transpose() };
+                let meta = match within("list", &wanted, 0, next).await {
+                    Ok(Some(meta)) => meta,
+                    Ok(None) => break,
+                    Err(error) if error.is_not_found() => {
+                        return Err(no_bucket("list", &wanted, &error.to_string()));
+                    }
+                    Err(error) => return Err(error),
+                };
+                let Some(key) = meta.location.as_ref().strip_prefix(&below) else { continue };
+                if key.starts_with(&wanted) && is_valid_key(key) {
+                    found.push(ObjectMeta {
+                        key: key.to_owned(),
+                        size: meta.size,
+                        modified: Some(meta.last_modified.into()),
+                    });
+                }
+            }
+            found.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+            found.dedup_by(|a, b| a.key == b.key);
+            Ok(found)
+        })
+    }
+
+    fn delete(&self, key: &str) -> Result<()> {
+        let path = self.path("delete", key)?;
+        let (service, name) = (Arc::clone(&self.service), key.to_owned());
+        wait("delete", key, async move {
+            match tokio::time::timeout(PATIENCE, service.delete(&path)).await {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(error)) => {
+                    let error = Self::absent(&service, &path, "delete", &name, &error).await;
+                    if error.is_not_found() { Ok(()) } else { Err(error) }
+                }
+                Err(_) => {
+                    Err(StoreError::new(ErrorKind::Transient, "delete", name)
+                        .with_detail("no answer"))
+                }
+            }
+        })
+    }
+}
+
+impl Remote {
+    fn get(&self, key: &str, range: Option<Range<u64>>) -> Result<Bytes> {
+        let path = self.path("read", key)?;
+        let (service, name) = (Arc::clone(&self.service), key.to_owned());
+        wait("read", key, async move {
+            let options = GetOptions::new().with_range(range);
+            let answer =
+                match tokio::time::timeout(PATIENCE, service.get_opts(&path, options)).await {
+                    Ok(Ok(answer)) => answer,
+                    Ok(Err(error)) => {
+                        return Err(Self::absent(&service, &path, "read", &name, &error).await);
+                    }
+                    Err(_) => {
+                        return Err(StoreError::new(ErrorKind::Transient, "read", name)
+                            .with_detail("no answer"));
+                    }
+                };
+            let length = answer.range.end.saturating_sub(answer.range.start);
+            let body = within("read", &name, length, answer.bytes()).await;
+            let body = body.map_err(|error| match error.kind() {
+                // It was there when the answer began.
+                ErrorKind::NotFound => StoreError::new(ErrorKind::Transient, "read", &name)
+                    .with_detail("the object went away while it was read"),
+                _ => error,
+            })?;
+            if body.len() as u64 != length {
+                return Err(StoreError::new(ErrorKind::Transient, "read", name)
+                    .with_detail(format!("{} of {length} bytes came", body.len())));
+            }
+            Ok(body)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn generic(words: &str) -> object_store::Error {
+        object_store::Error::Generic { store: "S3", source: words.to_owned().into() }
+    }
+
+    #[test]
+    fn secrets_in_addresses_never_reach_a_message() {
+        let error = generic(
+            "error sending request for url \
+             (https://a.blob.core.windows.net/c/k?sv=2024&sig=S3CRET%3D&se=1): refused",
+        );
+        let message = translate("read", "k", &error).to_string();
+        assert!(!message.contains("S3CRET"), "{message}");
+        assert!(message.contains("https://a.blob.core.windows.net/c/k): refused"), "{message}");
+    }
+
+    #[test]
+    fn every_answer_has_its_kind() {
+        for (words, kind) in [
+            ("status code: 503 Service Unavailable: ", ErrorKind::Transient),
+            ("status code: 429 Too Many Requests: ", ErrorKind::Transient),
+            ("status code: 500 Internal Server Error: ", ErrorKind::Transient),
+            ("status code: 507 Insufficient Storage: ", ErrorKind::NoSpace),
+            ("status code: 403 Forbidden: ", ErrorKind::Denied),
+            ("status code: 416 Range Not Satisfiable: ", ErrorKind::Damaged),
+            ("status code: 400 Bad Request: <Code>RequestTimeout</Code>", ErrorKind::Transient),
+            ("status code: 400 Bad Request: <Code>ExpiredToken</Code>", ErrorKind::Denied),
+            ("status code: 400 Bad Request: <Code>InvalidURI</Code>", ErrorKind::Configuration),
+            ("Received redirect without LOCATION", ErrorKind::Configuration),
+            ("PUT http://169.254.169.254/latest/api/token: timed out", ErrorKind::Denied),
+            ("something else", ErrorKind::Other),
+        ] {
+            assert_eq!(translate("read", "k", &generic(words)).kind(), kind, "{words}");
+        }
+        for (words, kind) in [
+            ("status code: 409 Conflict: <Code>ConditionalRequestConflict</Code>", "transient"),
+            ("status code: 409 Conflict: <Code>BlobAlreadyExists</Code>", "exists"),
+            ("status code: 412 Precondition Failed: ", "exists"),
+        ] {
+            let path = "k".to_owned();
+            let error =
+                object_store::Error::AlreadyExists { path, source: words.to_owned().into() };
+            let error = translate("create", "k", &error);
+            assert_eq!(error.is_already_exists(), kind == "exists", "{words}");
+            assert_eq!(error.is_transient(), kind == "transient", "{words}");
+        }
+    }
+}
