@@ -19,7 +19,6 @@ mod keys;
 mod layout;
 mod pack;
 mod progress;
-mod reader;
 mod repository;
 mod restore;
 mod session;

@@ -99,7 +99,9 @@ impl FromStr for SnapshotType {
         [Self::Full, Self::Incremental, Self::Differential]
             .into_iter()
             .find(|kind| kind.as_str() == s)
-            .ok_or_else(|| format!("{s:?} is no type of backup; say full, incremental or differential"))
+            .ok_or_else(|| {
+                format!("{s:?} is no type of backup; say full, incremental or differential")
+            })
     }
 }
 

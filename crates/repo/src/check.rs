@@ -1,0 +1,445 @@
+//! Checking what a repository holds, at three depths.
+//!
+//! - `basic`: every object that something refers to is there and has its size. Trees are read.
+//! - `standard`: also the SHA-256 of every pack, and every index segment, snapshot and archived file
+//!   is opened.
+//! - `thorough`: also every chunk is opened, decompressed and hashed again, and every pack's footer
+//!   agrees with the index.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use serde::{Deserialize, Serialize};
+
+use crate::codec::Codec;
+use crate::crypto::Class;
+use crate::entry::{Body, EntryKind};
+use crate::id::{ObjectId, hex};
+use crate::index::{Index, PackInfo, open_object};
+use crate::layout::{INDEX, PACKS, SNAPSHOTS, Work};
+use crate::pack::read_footer;
+use crate::repository::{Repository, open_record};
+use crate::session::{content_id, workers};
+use crate::{Compression, Kind, Progress, RepoError, RepoErrorKind, Result, Snapshot};
+
+/// How deep to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Level {
+    Basic,
+    #[default]
+    Standard,
+    Thorough,
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Basic => "basic",
+            Self::Standard => "standard",
+            Self::Thorough => "thorough",
+        })
+    }
+}
+
+impl FromStr for Level {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        [Self::Basic, Self::Standard, Self::Thorough]
+            .into_iter()
+            .find(|level| level.to_string() == s)
+            .ok_or_else(|| format!("{s:?} is no level; say basic, standard or thorough"))
+    }
+}
+
+/// What to check.
+#[derive(Debug, Clone, Default)]
+pub struct VerifyOptions {
+    pub level: Level,
+    /// Empty: all, and then everything else in the store too.
+    pub snapshots: Vec<Snapshot>,
+    /// Percent of the packs and archived files to read, above `basic`; which ones changes from day
+    /// to day so that repeated runs cover all.
+    pub sample: Option<f64>,
+    /// 0: one for each core.
+    pub workers: usize,
+}
+
+/// Something that is not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Damage {
+    /// Its key in the store, or what else names it.
+    pub object: String,
+    pub what: String,
+}
+
+/// What was checked and what was found.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct VerifyReport {
+    pub level: Level,
+    /// Objects looked at.
+    pub objects: u64,
+    /// Bytes read from the store.
+    pub bytes: u64,
+    /// Chunks opened, decompressed and hashed.
+    pub chunks: u64,
+    pub snapshots: u64,
+    /// Files of archives looked at.
+    pub archived: u64,
+    /// Percent of what the level covers in full.
+    pub covered: f64,
+    pub damages: Vec<Damage>,
+}
+
+impl VerifyReport {
+    pub fn is_good(&self) -> bool {
+        self.damages.is_empty()
+    }
+}
+
+struct Check<'r> {
+    repository: &'r Repository,
+    options: &'r VerifyOptions,
+    progress: &'r Progress,
+    damages: Mutex<Vec<Damage>>,
+    objects: AtomicU64,
+    bytes: AtomicU64,
+    chunks: AtomicU64,
+}
+
+impl Check<'_> {
+    fn damage(&self, object: &str, what: impl fmt::Display) {
+        let damage = Damage { object: object.to_owned(), what: what.to_string() };
+        self.damages.lock().unwrap_or_else(|e| e.into_inner()).push(damage);
+    }
+
+    /// Notes an error that is damage; passes on any other.
+    fn judge<T>(&self, object: &str, result: Result<T>) -> Result<Option<T>> {
+        match result {
+            Ok(value) => Ok(Some(value)),
+            Err(error)
+                if matches!(error.kind(), RepoErrorKind::Damaged | RepoErrorKind::Unsupported) =>
+            {
+                self.damage(object, error);
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn read(&self, key: &str) -> Result<bytes::Bytes> {
+        let object = self.repository.store().read(key)?;
+        self.objects.fetch_add(1, Relaxed);
+        self.bytes.fetch_add(object.len() as u64, Relaxed);
+        Ok(object)
+    }
+
+    /// Runs `work` over `items` on several threads.
+    fn parallel<T: Sync>(&self, items: &[T], work: impl Fn(&T) -> Result<()> + Sync) -> Result<()> {
+        let next = AtomicUsize::new(0);
+        let failure = Mutex::new(None);
+        let failed = || failure.lock().unwrap_or_else(|e| e.into_inner());
+        std::thread::scope(|scope| {
+            for _ in 0..workers(self.options.workers).min(items.len()) {
+                scope.spawn(|| {
+                    while let Some(item) = items.get(next.fetch_add(1, Relaxed)) {
+                        if failed().is_some() {
+                            return;
+                        }
+                        if let Err(error) = self.progress.check().and_then(|()| work(item)) {
+                            failed().get_or_insert(error);
+                        }
+                    }
+                });
+            }
+        });
+        let failure = failed().take();
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// Whether a sample has the object `name`.
+    fn sampled(&self, name: &str) -> bool {
+        let Some(percent) = self.options.sample else { return true };
+        let day = self.repository.environment().now();
+        let day = day.duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs() / 86_400);
+        let hash = blake3::hash(name.as_bytes());
+        let place = u64::from(u16::from_le_bytes([hash.as_bytes()[0], hash.as_bytes()[1]]));
+        // The window moves by its own width each day.
+        let width = (percent.clamp(0.0, 100.0) * 655.36) as u64;
+        (place + 65_536 - (day * width) % 65_536) % 65_536 < width
+    }
+}
+
+pub(crate) fn verify(
+    repository: &Repository,
+    options: VerifyOptions,
+    progress: &Progress,
+) -> Result<VerifyReport> {
+    repository.allow_check()?;
+    let check = Check {
+        repository,
+        options: &options,
+        progress,
+        damages: Mutex::default(),
+        objects: AtomicU64::new(0),
+        bytes: AtomicU64::new(0),
+        chunks: AtomicU64::new(0),
+    };
+    let everything = options.snapshots.is_empty();
+    progress.set_phase("reading the index");
+    let Some(index) = load_index(&check)? else {
+        return Ok(report(check, 0, 0, 0.0));
+    };
+    let store = repository.store();
+    let present: HashMap<String, u64> =
+        store.list(PACKS)?.into_iter().map(|object| (object.key, object.size)).collect();
+
+    progress.set_phase("walking trees");
+    let snapshots = if everything { all_snapshots(&check)? } else { options.snapshots.clone() };
+    let mut reached = HashSet::new();
+    let mut needed: BTreeMap<u32, HashMap<ObjectId, Kind>> = BTreeMap::new();
+    for snapshot in &snapshots {
+        let name = format!("snapshot {}", snapshot.short_id());
+        let walked = walk(&check, &index, snapshot, &mut reached, &mut needed);
+        check.judge(&name, walked)?;
+    }
+
+    let mut packs: Vec<(u32, &PackInfo)> = Vec::new();
+    for (number, pack) in index.packs().iter().enumerate() {
+        let wanted = needed.contains_key(&(number as u32));
+        if !wanted && !everything {
+            continue;
+        }
+        let key = pack.key();
+        match present.get(&key) {
+            None => check.damage(&key, "it is missing"),
+            Some(size) if *size != pack.size => {
+                check.damage(&key, format!("it has {size} bytes, {} were written", pack.size));
+            }
+            Some(_) => packs.push((number as u32, pack)),
+        }
+        check.objects.fetch_add(1, Relaxed);
+    }
+
+    let mut covered = 100.0;
+    if options.level > Level::Basic {
+        progress.set_phase("reading packs");
+        let all = packs.len();
+        packs.retain(|(_, pack)| check.sampled(&pack.key()));
+        covered = if all == 0 { 100.0 } else { packs.len() as f64 * 100.0 / all as f64 };
+        progress.add_total(packs.iter().map(|(_, pack)| pack.size).sum(), packs.len() as u64);
+        let by_pack =
+            if options.level == Level::Thorough { locations(&index) } else { HashMap::new() };
+        check.parallel(&packs, |(number, pack)| {
+            check_pack(&check, pack, needed.get(number), by_pack.get(number))
+        })?;
+    }
+    let archived = if everything { check_archives(&check)? } else { 0 };
+    Ok(report(check, snapshots.len() as u64, archived, covered))
+}
+
+fn report(check: Check<'_>, snapshots: u64, archived: u64, covered: f64) -> VerifyReport {
+    let mut damages = check.damages.into_inner().unwrap_or_else(|e| e.into_inner());
+    damages.sort();
+    damages.dedup();
+    VerifyReport {
+        level: check.options.level,
+        objects: check.objects.into_inner(),
+        bytes: check.bytes.into_inner(),
+        chunks: check.chunks.into_inner(),
+        snapshots,
+        archived,
+        covered,
+        damages,
+    }
+}
+
+/// The index from the store itself, whatever a cache says.
+fn load_index(check: &Check<'_>) -> Result<Option<Index>> {
+    let store = check.repository.store();
+    for object in store.list(INDEX)? {
+        let opened = check.read(&object.key).and_then(|body| {
+            open_object(check.repository.keys(), Class::Index, &object.key, &body)
+        });
+        check.judge(&object.key, opened)?;
+    }
+    let index = Index::load(store, check.repository.keys(), None);
+    check.judge("the index", index)
+}
+
+fn all_snapshots(check: &Check<'_>) -> Result<Vec<Snapshot>> {
+    let mut snapshots = Vec::new();
+    for object in check.repository.store().list(SNAPSHOTS)? {
+        let Some(work) = Work::from_snapshot_key(&object.key) else { continue };
+        let body = check.read(&object.key)?;
+        let opened = open_object(check.repository.keys(), Class::Snapshot, &object.key, &body)
+            .and_then(|plain| {
+                serde_json::from_slice::<Snapshot>(&plain)
+                    .map_err(|error| RepoError::damaged(&object.key, error))
+            });
+        if let Some(mut snapshot) = check.judge(&object.key, opened)? {
+            snapshot.id = hex(&work.session);
+            snapshot.writer = hex(&work.writer);
+            snapshots.push(snapshot);
+        }
+    }
+    Ok(snapshots)
+}
+
+type Needed = BTreeMap<u32, HashMap<ObjectId, Kind>>;
+
+/// Notes every chunk that a snapshot refers to.
+fn walk(
+    check: &Check<'_>,
+    index: &Index,
+    snapshot: &Snapshot,
+    reached: &mut HashSet<(u8, ObjectId)>,
+    needed: &mut Needed,
+) -> Result<()> {
+    let name = format!("snapshot {}", snapshot.short_id());
+    let mut need = |kind: Kind, id: ObjectId, path: &str| {
+        if !reached.insert((kind as u8, id)) {
+            return;
+        }
+        match index.find(&id) {
+            Some(location) => {
+                needed.entry(location.pack).or_default().insert(id, kind);
+            }
+            None => check.damage(
+                &name,
+                format!(
+                    "{path} needs chunk {:.16}, which is in no pack of the index",
+                    id.to_string()
+                ),
+            ),
+        }
+    };
+    let tree = check.repository.tree(snapshot)?;
+    let (sender, nodes) = crossbeam_channel::unbounded();
+    for entry in tree.iter_nodes(move |id| {
+        let _ = sender.send(id);
+    }) {
+        check.progress.check()?;
+        let entry = entry?;
+        for id in nodes.try_iter() {
+            need(Kind::Tree, id, "its tree");
+        }
+        let EntryKind::File(content) = &entry.kind else { continue };
+        let path = entry.display_path();
+        if let Body::Leaves(leaves) = &content.body {
+            for leaf in leaves {
+                need(Kind::Leaf, leaf.id, &path);
+                if let crate::tree::PageHashes::Chunk(id) = tree.leaf(&leaf.id)?.pages {
+                    need(Kind::Pages, id, &path);
+                }
+            }
+        }
+        for extent in tree.extents(content)? {
+            need(Kind::Data, extent.chunk, &path);
+        }
+    }
+    Ok(())
+}
+
+type Locations = HashMap<u32, HashSet<([u8; 16], u32, u32)>>;
+
+fn locations(index: &Index) -> Locations {
+    let mut locations = Locations::new();
+    for (id, at) in index.locations() {
+        locations.entry(at.pack).or_default().insert((id, at.offset, at.length));
+    }
+    locations
+}
+
+fn check_pack(
+    check: &Check<'_>,
+    pack: &PackInfo,
+    needed: Option<&HashMap<ObjectId, Kind>>,
+    indexed: Option<&HashSet<([u8; 16], u32, u32)>>,
+) -> Result<()> {
+    let key = pack.key();
+    let read = check.read(&key);
+    let Some(body) = check.judge(&key, read)? else { return Ok(()) };
+    check.progress.add_done(body.len() as u64, 1);
+    if digest(&SHA256, &body).as_ref() != pack.sha256 {
+        check.damage(&key, "its content has another SHA-256 than what was written");
+    }
+    if check.options.level < Level::Thorough {
+        return Ok(());
+    }
+    let opened = check.repository.open_pack(pack, &body);
+    let Some(pack_key) = check.judge(&key, opened)? else { return Ok(()) };
+    let footer = read_footer(&key, &body, &pack_key);
+    let Some(records) = check.judge(&key, footer)? else { return Ok(()) };
+    let keys = check.repository.keys();
+    let mut codec = Codec::new(Compression::None);
+    let (mut record, mut content) = (Vec::new(), Vec::new());
+    let mut seen = HashSet::new();
+    for entry in &records {
+        let at = entry.offset as usize;
+        record.clear();
+        record.extend_from_slice(body.get(at..at + entry.length as usize).unwrap_or_default());
+        let location =
+            crate::index::Location { pack: 0, offset: entry.offset, length: entry.length };
+        let opened = open_record(
+            pack,
+            &pack_key,
+            location,
+            entry.kind,
+            &entry.id,
+            &mut record,
+            &mut codec,
+            &mut content,
+        );
+        if check.judge(&key, opened)?.is_none() {
+            continue;
+        }
+        check.chunks.fetch_add(1, Relaxed);
+        let id_key = if entry.kind.is_metadata() { &keys.metadata_id } else { &keys.data_id };
+        if content_id(id_key, entry.kind, &content) != entry.id {
+            check.damage(&key, format!("the chunk at byte {at} is not what its id says"));
+        }
+        if needed.and_then(|n| n.get(&entry.id)).is_some_and(|kind| *kind != entry.kind) {
+            check.damage(&key, format!("the chunk at byte {at} is of another kind than is needed"));
+        }
+        let mut prefix = [0; 16];
+        prefix.copy_from_slice(&entry.id.0[..16]);
+        seen.insert((prefix, entry.offset, entry.length));
+    }
+    if let Some(missing) = indexed.and_then(|indexed| indexed.difference(&seen).next()) {
+        check.damage(
+            &key,
+            format!("the index says that a chunk is at byte {}, it is not", missing.1),
+        );
+    }
+    Ok(())
+}
+
+fn check_archives(check: &Check<'_>) -> Result<u64> {
+    check.progress.set_phase("checking archives");
+    let mut archived = 0;
+    for system in check.repository.archives()? {
+        let archive = check.repository.archive(system);
+        let files = archive.list(None)?;
+        archived += files.len() as u64;
+        if check.options.level == Level::Basic {
+            for file in files.iter().filter(|file| file.stored == 0) {
+                check.damage(&format!("wal/{system}/{}", file.name), "it is empty");
+            }
+            continue;
+        }
+        let files: Vec<_> = files.into_iter().filter(|file| check.sampled(&file.name)).collect();
+        check.parallel(&files, |file| {
+            let fetched = archive.fetch(&file.name);
+            check.objects.fetch_add(1, Relaxed);
+            check.bytes.fetch_add(file.stored, Relaxed);
+            check.judge(&format!("wal/{system}/{}", file.name), fetched).map(drop)
+        })?;
+    }
+    Ok(archived)
+}

@@ -1,0 +1,359 @@
+//! The envelope in which every secret object lies, and the keys that open it.
+//!
+//! Layout of the header of an envelope (160 bytes, in the clear):
+//!
+//! ```text
+//!   0   8  magic "BACKSTAY"
+//!   8   1  version of the layout: 1
+//!   9   1  class: 1 data pack, 2 metadata pack, 3 snapshot, 4 archived file, 5 index segment,
+//!          6 session
+//!  10   1  suite: 1 = X25519, HKDF-SHA-256, AES-256-GCM; 2 = index key, HKDF-SHA-256, AES-256-GCM
+//!  11   1  zero
+//!  12   4  epoch of the root key, little-endian
+//!  16  16  id of the object, random
+//!  32  32  suite 1: the writer's ephemeral public key; suite 2: zero
+//!  64  48  suite 1: the session key, sealed to the repository's public key; suite 2: zero
+//! 112  32  commitment to the object's key
+//! 144  16  zero, for what is to come
+//! ```
+//!
+//! Why so: a host that holds the repository's public key and no private one can write and not
+//! read, and every object opens by itself, also when all others are lost. The commitment is there
+//! because AES-GCM does not commit to its key: without it, one ciphertext could be made that opens
+//! to different content under two keys. The header is bound into every record through the
+//! object's key, which is derived from the id and the class.
+//!
+//! A record is sealed with the nonce `offset of the record in the object` (96 bits, big-endian) and
+//! the additional data `id ‖ class ‖ kind ‖ offset ‖ name`. An object's key is used for one object
+//! only, whose offsets never repeat, so no nonce ever does. The offset serves as the number of the
+//! record because the index knows it anyway.
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use aws_lc_rs::agreement::{self, PrivateKey, UnparsedPublicKey, X25519};
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Salt};
+use backstay_store::Environment;
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+use crate::{RepoError, Result};
+
+pub(crate) const HEADER: usize = 160;
+/// What sealing adds to a record. Bytes.
+pub(crate) const TAG: usize = 16;
+
+const MAGIC: &[u8; 8] = b"BACKSTAY";
+const VERSION: u8 = 1;
+const SUITE_PUBLIC: u8 = 1;
+const SUITE_INDEX: u8 = 2;
+
+/// What an envelope holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub(crate) enum Class {
+    DataPack = 1,
+    MetadataPack = 2,
+    Snapshot = 3,
+    Archived = 4,
+    Index = 5,
+    Session = 6,
+}
+
+struct Length(usize);
+
+impl KeyType for Length {
+    fn len(&self) -> usize {
+        self.0
+    }
+}
+
+/// HKDF-SHA-256. `info` is a list of parts that is joined without separators: all but the last
+/// must have a fixed length or a fixed value.
+pub(crate) fn derive<const N: usize>(secret: &[u8], salt: &[u8], info: &[&[u8]]) -> [u8; N] {
+    let mut key = [0; N];
+    Salt::new(HKDF_SHA256, salt)
+        .extract(secret)
+        .expand(info, Length(N))
+        .and_then(|okm| okm.fill(&mut key))
+        .expect("HKDF gives up to 8160 bytes");
+    key
+}
+
+pub(crate) fn equal(a: &[u8], b: &[u8]) -> bool {
+    verify_slices_are_equal(a, b).is_ok()
+}
+
+fn aead(key: &[u8; 32]) -> LessSafeKey {
+    LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).expect("the key has 32 bytes"))
+}
+
+/// Seals `plain` under a key that is used only once.
+pub(crate) fn seal_once(key: &[u8; 32], aad: &[u8], plain: &[u8]) -> Vec<u8> {
+    let mut sealed = plain.to_vec();
+    let nonce = Nonce::assume_unique_for_key([0; 12]);
+    aead(key)
+        .seal_in_place_append_tag(nonce, Aad::from(aad), &mut sealed)
+        .expect("the record is far below the limit of AES-GCM");
+    sealed
+}
+
+pub(crate) fn open_once(key: &[u8; 32], aad: &[u8], sealed: &[u8]) -> Option<Vec<u8>> {
+    let mut plain = sealed.to_vec();
+    let nonce = Nonce::assume_unique_for_key([0; 12]);
+    let length = aead(key).open_in_place(nonce, Aad::from(aad), &mut plain).ok()?.len();
+    plain.truncate(length);
+    Some(plain)
+}
+
+/// The root key of a repository; everything else is derived from it.
+#[derive(Zeroize, ZeroizeOnDrop)]
+pub(crate) struct RootKey([u8; 32]);
+
+impl RootKey {
+    pub fn generate(env: &Environment) -> Self {
+        Self(env.random())
+    }
+
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    pub fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    pub fn derive<const N: usize>(&self, purpose: &str) -> [u8; N] {
+        derive(&self.0, b"backstay root key", &[b"backstay v1 ", purpose.as_bytes()])
+    }
+}
+
+/// What may be derived from the root key for daily work.
+pub(crate) struct Keys {
+    pub epoch: u32,
+    /// One for each kind of chunk.
+    pub data_id: [u8; 32],
+    pub metadata_id: [u8; 32],
+    pub chunker: [u8; 32],
+    pub index: [u8; 32],
+    /// Authenticates the object `format`.
+    pub format: [u8; 32],
+    private: PrivateKey,
+    public: [u8; 32],
+}
+
+impl Keys {
+    pub fn derive(root: &RootKey, epoch: u32) -> Self {
+        let private = PrivateKey::from_private_key(&X25519, &root.derive::<32>("read"))
+            .expect("any 32 bytes are a private key of X25519");
+        let mut public = [0; 32];
+        let computed = private.compute_public_key().expect("a private key has a public one");
+        public.copy_from_slice(computed.as_ref());
+        Self {
+            epoch,
+            data_id: root.derive("chunk id: data"),
+            metadata_id: root.derive("chunk id: metadata"),
+            chunker: root.derive("chunker"),
+            index: root.derive("index"),
+            format: root.derive("format"),
+            private,
+            public,
+        }
+    }
+
+    /// A new session key with its sealed form.
+    pub fn new_session(&self, env: &Environment) -> SessionKey {
+        let key: [u8; 32] = env.random();
+        let ephemeral = PrivateKey::from_private_key(&X25519, &env.random::<32>())
+            .expect("any 32 bytes are a private key of X25519");
+        let mut public = [0; 32];
+        let computed = ephemeral.compute_public_key().expect("a private key has a public one");
+        public.copy_from_slice(computed.as_ref());
+        let wrap = agreement::agree(
+            &ephemeral,
+            UnparsedPublicKey::new(&X25519, &self.public),
+            (),
+            |shared| Ok(self.wrap_key(shared, &public)),
+        )
+        .expect("the repository's public key is a point of the curve");
+        let sealed = seal_once(&wrap, &self.epoch.to_le_bytes(), &key);
+        let mut wrapped = [0; 80];
+        wrapped[..32].copy_from_slice(&public);
+        wrapped[32..].copy_from_slice(&sealed);
+        SessionKey { key, wrapped, epoch: self.epoch }
+    }
+
+    fn wrap_key(&self, shared: &[u8], ephemeral: &[u8; 32]) -> [u8; 32] {
+        let mut salt = [0; 64];
+        salt[..32].copy_from_slice(ephemeral);
+        salt[32..].copy_from_slice(&self.public);
+        derive(shared, &salt, &[b"backstay v1 session key"])
+    }
+
+    /// Opens the envelope whose header is `header`; `object` names it in errors.
+    pub fn open(&self, object: &str, class: Class, header: &[u8]) -> Result<PackKey> {
+        let header: &[u8; HEADER] = header
+            .get(..HEADER)
+            .and_then(|h| h.try_into().ok())
+            .ok_or_else(|| RepoError::damaged(object, "it is cut short"))?;
+        if header[..8] != *MAGIC {
+            return Err(RepoError::damaged(object, "it does not start as an object of ours does"));
+        }
+        if header[8] != VERSION {
+            return Err(RepoError::new(
+                crate::RepoErrorKind::Unsupported,
+                format!(
+                    "{object} has version {} of the layout, this program knows {VERSION}",
+                    header[8]
+                ),
+            )
+            .with_hint("use a newer version of backstay"));
+        }
+        if header[9] != class as u8 {
+            return Err(RepoError::damaged(object, "it is an object of another kind"));
+        }
+        let epoch = u32::from_le_bytes([header[12], header[13], header[14], header[15]]);
+        if epoch != self.epoch {
+            return Err(RepoError::damaged(
+                object,
+                format!("it names epoch {epoch} of the root key"),
+            ));
+        }
+        let mut id = [0; 16];
+        id.copy_from_slice(&header[16..32]);
+        let wrong_key =
+            || RepoError::damaged(object, "its header does not open with this repository's key");
+        let secret = match header[10] {
+            SUITE_PUBLIC => {
+                let mut public = [0; 32];
+                public.copy_from_slice(&header[32..64]);
+                let wrap = agreement::agree(
+                    &self.private,
+                    UnparsedPublicKey::new(&X25519, &public),
+                    wrong_key(),
+                    |shared| Ok(self.wrap_key(shared, &public)),
+                )?;
+                let key = open_once(&wrap, &self.epoch.to_le_bytes(), &header[64..112])
+                    .ok_or_else(wrong_key)?;
+                <[u8; 32]>::try_from(key).map_err(|_| wrong_key())?
+            }
+            SUITE_INDEX => self.index,
+            other => return Err(RepoError::damaged(object, format!("it names suite {other}"))),
+        };
+        let key = PackKey::new(&secret, id, class);
+        if !equal(&key.commitment, &header[112..144]) {
+            return Err(RepoError::damaged(object, "its header does not commit to its key"));
+        }
+        Ok(key)
+    }
+
+    /// A key for an object that whoever holds the index key may open.
+    pub fn index_object(&self, id: [u8; 16], class: Class) -> (PackKey, [u8; HEADER]) {
+        let key = PackKey::new(&self.index, id, class);
+        let header = header(&key, class, SUITE_INDEX, self.epoch, &[0; 80]);
+        (key, header)
+    }
+}
+
+fn header(key: &PackKey, class: Class, suite: u8, epoch: u32, wrapped: &[u8; 80]) -> [u8; HEADER] {
+    let mut header = [0; HEADER];
+    header[..8].copy_from_slice(MAGIC);
+    header[8] = VERSION;
+    header[9] = class as u8;
+    header[10] = suite;
+    header[12..16].copy_from_slice(&epoch.to_le_bytes());
+    header[16..32].copy_from_slice(&key.id);
+    header[32..112].copy_from_slice(wrapped);
+    header[112..144].copy_from_slice(&key.commitment);
+    header
+}
+
+/// A random key for all that one session writes, with its form for the headers.
+pub struct SessionKey {
+    key: [u8; 32],
+    wrapped: [u8; 80],
+    epoch: u32,
+}
+
+impl SessionKey {
+    /// The key and the header of a new object.
+    pub(crate) fn object(&self, id: [u8; 16], class: Class) -> (PackKey, [u8; HEADER]) {
+        let key = PackKey::new(&self.key, id, class);
+        let header = header(&key, class, SUITE_PUBLIC, self.epoch, &self.wrapped);
+        (key, header)
+    }
+
+    /// A key that protects nothing, for benchmarks.
+    #[doc(hidden)]
+    pub fn for_benchmarks() -> PackKey {
+        PackKey::new(&[1; 32], [2; 16], Class::DataPack)
+    }
+}
+
+impl Drop for SessionKey {
+    fn drop(&mut self) {
+        self.key.zeroize();
+    }
+}
+
+/// The key of one object.
+pub struct PackKey {
+    id: [u8; 16],
+    class: u8,
+    commitment: [u8; 32],
+    aead: LessSafeKey,
+}
+
+impl PackKey {
+    fn new(secret: &[u8; 32], id: [u8; 16], class: Class) -> Self {
+        let mut keys: [u8; 64] = derive(secret, &id, &[b"backstay v1 object ", &[class as u8]]);
+        let mut commitment = [0; 32];
+        commitment.copy_from_slice(&keys[32..]);
+        let mut key = [0; 32];
+        key.copy_from_slice(&keys[..32]);
+        let it = Self { id, class: class as u8, commitment, aead: aead(&key) };
+        keys.zeroize();
+        key.zeroize();
+        it
+    }
+
+    pub fn id(&self) -> [u8; 16] {
+        self.id
+    }
+
+    fn nonce(offset: u64) -> Nonce {
+        let mut nonce = [0; 12];
+        nonce[4..].copy_from_slice(&offset.to_be_bytes());
+        Nonce::assume_unique_for_key(nonce)
+    }
+
+    fn aad(&self, kind: u8, offset: u64, name: &[u8]) -> Aad<Vec<u8>> {
+        let mut aad = Vec::with_capacity(32 + name.len());
+        aad.extend_from_slice(&self.id);
+        aad.push(self.class);
+        aad.push(kind);
+        aad.extend_from_slice(&offset.to_le_bytes());
+        aad.extend_from_slice(name);
+        Aad::from(aad)
+    }
+
+    /// Seals the record `record` in place; the tag is to follow it in the object.
+    pub fn seal(&self, kind: u8, offset: u64, name: &[u8], record: &mut [u8]) -> [u8; TAG] {
+        let tag = self
+            .aead
+            .seal_in_place_separate_tag(Self::nonce(offset), self.aad(kind, offset, name), record)
+            .expect("a record is far below the limit of AES-GCM");
+        let mut bytes = [0; TAG];
+        bytes.copy_from_slice(tag.as_ref());
+        bytes
+    }
+
+    /// Opens a record with its tag in place; `None` when anything of it was altered.
+    pub fn open<'r>(
+        &self,
+        kind: u8,
+        offset: u64,
+        name: &[u8],
+        record: &'r mut [u8],
+    ) -> Option<&'r mut [u8]> {
+        self.aead.open_in_place(Self::nonce(offset), self.aad(kind, offset, name), record).ok()
+    }
+}

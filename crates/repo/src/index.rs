@@ -1,0 +1,323 @@
+//! The index: where each chunk lies.
+//!
+//! A segment is one sealed record (crypto.rs, class 5) behind the header:
+//!
+//! ```text
+//! packs (4) ‖ entries (4)
+//! each pack: writer (8) ‖ session (16) ‖ id (16) ‖ size (8) ‖ SHA-256 of the object (32) ‖
+//!            class (1) ‖ zero (7)                                                  = 88 bytes
+//! each entry, sorted: first 16 bytes of the id ‖ pack's number in this segment (4) ‖
+//!            offset (4) ‖ sealed length with tag (4)                               = 28 bytes
+//! ```
+//!
+//! In memory the entries of all segments are one sorted array of 28 bytes an entry, 28 MB for each
+//! TiB of chunks of 1 MiB. A segment on the local disk is kept as it was stored, so it is
+//! authenticated whenever it is read; a damaged one is fetched again.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+
+use crate::crypto::{Class, HEADER, Keys, TAG};
+use crate::layout::{INDEX, Work};
+use crate::{ObjectId, RepoError, Result, Store};
+
+/// Entries that a segment holds at most.
+pub(crate) const SEGMENT_ENTRIES: usize = 1 << 20;
+const PACK: usize = 88;
+const ENTRY: usize = 28;
+
+/// What the index says of a pack.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PackInfo {
+    pub work: Work,
+    pub id: [u8; 16],
+    pub size: u64,
+    pub sha256: [u8; 32],
+    pub class: Class,
+}
+
+impl PackInfo {
+    pub fn key(&self) -> String {
+        self.work.pack_key(&self.id)
+    }
+}
+
+/// Where a chunk lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Location {
+    /// Number of the pack in [`Index::pack`].
+    pub pack: u32,
+    pub offset: u32,
+    /// With the tag.
+    pub length: u32,
+}
+
+#[derive(Clone, Copy)]
+struct Entry {
+    id: [u8; 16],
+    location: Location,
+}
+
+/// All segments of a repository as one.
+#[derive(Default)]
+pub(crate) struct Index {
+    packs: Vec<PackInfo>,
+    /// Sorted by id.
+    entries: Vec<Entry>,
+}
+
+impl Index {
+    /// Reads every segment of the store, from `cache` where it is there and right.
+    pub fn load(store: &Store, keys: &Keys, cache: Option<&Path>) -> Result<Self> {
+        let mut index = Self::default();
+        let mut numbers = HashMap::new();
+        for object in store.list(INDEX)? {
+            let plain = read_segment(store, keys, cache, &object.key, object.size)?;
+            index.add(&object.key, &plain, &mut numbers)?;
+        }
+        index.entries.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+        index.entries.dedup_by(|a, b| a.id == b.id);
+        index.entries.shrink_to_fit();
+        Ok(index)
+    }
+
+    fn add(
+        &mut self,
+        object: &str,
+        plain: &[u8],
+        numbers: &mut HashMap<[u8; 16], u32>,
+    ) -> Result<()> {
+        let segment = Segment::parse(object, plain)?;
+        let mut local = Vec::with_capacity(segment.packs.len());
+        for pack in segment.packs {
+            let number = *numbers.entry(pack.id).or_insert_with(|| {
+                self.packs.push(pack);
+                self.packs.len() as u32 - 1
+            });
+            local.push(number);
+        }
+        self.entries.reserve(segment.entries.len() / ENTRY);
+        for entry in segment.entries.chunks_exact(ENTRY) {
+            let field = |at: usize| {
+                u32::from_le_bytes([entry[at], entry[at + 1], entry[at + 2], entry[at + 3]])
+            };
+            let mut id = [0; 16];
+            id.copy_from_slice(&entry[..16]);
+            let pack = *local.get(field(16) as usize).ok_or_else(|| {
+                RepoError::damaged(object, "an entry names a pack that is not listed")
+            })?;
+            let location = Location { pack, offset: field(20), length: field(24) };
+            self.entries.push(Entry { id, location });
+        }
+        Ok(())
+    }
+
+    pub fn find(&self, id: &ObjectId) -> Option<Location> {
+        let prefix = &id.0[..16];
+        let at = self.entries.binary_search_by(|entry| entry.id[..].cmp(prefix)).ok()?;
+        self.entries.get(at).map(|entry| entry.location)
+    }
+
+    pub fn pack(&self, number: u32) -> Option<&PackInfo> {
+        self.packs.get(number as usize)
+    }
+
+    pub fn packs(&self) -> &[PackInfo] {
+        &self.packs
+    }
+
+    /// Every location of a pack that some id has, sorted by offset.
+    pub fn locations(&self) -> impl Iterator<Item = ([u8; 16], Location)> + '_ {
+        self.entries.iter().map(|entry| (entry.id, entry.location))
+    }
+}
+
+/// A segment about to be written.
+#[derive(Default)]
+pub(crate) struct SegmentBuilder {
+    packs: Vec<PackInfo>,
+    entries: Vec<([u8; 16], u32, u32, u32)>,
+}
+
+impl SegmentBuilder {
+    pub fn add(&mut self, pack: PackInfo, records: impl Iterator<Item = (ObjectId, u32, u32)>) {
+        let number = self.packs.len() as u32;
+        self.packs.push(pack);
+        self.entries.extend(
+            records.map(|(id, offset, length)| (id.prefix().to_be_bytes(), number, offset, length)),
+        );
+    }
+
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.packs.is_empty()
+    }
+
+    /// The object under the name `object`.
+    pub fn seal(mut self, keys: &Keys, id: [u8; 16], object: &str) -> Bytes {
+        self.entries.sort_unstable();
+        let size = 8 + self.packs.len() * PACK + self.entries.len() * ENTRY;
+        let mut plain = Vec::with_capacity(size);
+        plain.extend_from_slice(&(self.packs.len() as u32).to_le_bytes());
+        plain.extend_from_slice(&(self.entries.len() as u32).to_le_bytes());
+        for pack in &self.packs {
+            plain.extend_from_slice(&pack.work.writer);
+            plain.extend_from_slice(&pack.work.session);
+            plain.extend_from_slice(&pack.id);
+            plain.extend_from_slice(&pack.size.to_le_bytes());
+            plain.extend_from_slice(&pack.sha256);
+            plain.extend_from_slice(&[pack.class as u8, 0, 0, 0, 0, 0, 0, 0]);
+        }
+        for (id, pack, offset, length) in &self.entries {
+            plain.extend_from_slice(id);
+            plain.extend_from_slice(&pack.to_le_bytes());
+            plain.extend_from_slice(&offset.to_le_bytes());
+            plain.extend_from_slice(&length.to_le_bytes());
+        }
+        seal_object(keys, id, Class::Index, object, plain)
+    }
+}
+
+struct Segment<'p> {
+    packs: Vec<PackInfo>,
+    entries: &'p [u8],
+}
+
+impl<'p> Segment<'p> {
+    fn parse(object: &str, plain: &'p [u8]) -> Result<Self> {
+        let damaged = |what: &str| RepoError::damaged(object, what);
+        let number = |at: usize| {
+            let bytes = plain.get(at..at + 4)?;
+            Some(u32::from_le_bytes(bytes.try_into().ok()?) as usize)
+        };
+        let (packs, entries) =
+            number(0).zip(number(4)).ok_or_else(|| damaged("it is cut short"))?;
+        let split = packs.checked_mul(PACK).and_then(|l| l.checked_add(8));
+        let end = split.and_then(|s| entries.checked_mul(ENTRY)?.checked_add(s));
+        let (Some(split), Some(end)) = (split, end) else {
+            return Err(damaged("its counts make no sense"));
+        };
+        if end != plain.len() {
+            return Err(damaged("its length contradicts its counts"));
+        }
+        let packs = plain
+            .get(8..split)
+            .unwrap_or_default()
+            .chunks_exact(PACK)
+            .map(|pack| {
+                let mut writer = [0; 8];
+                writer.copy_from_slice(&pack[..8]);
+                let mut session = [0; 16];
+                session.copy_from_slice(&pack[8..24]);
+                let mut id = [0; 16];
+                id.copy_from_slice(&pack[24..40]);
+                let mut size = [0; 8];
+                size.copy_from_slice(&pack[40..48]);
+                let mut sha256 = [0; 32];
+                sha256.copy_from_slice(&pack[48..80]);
+                let class = match pack[80] {
+                    1 => Class::DataPack,
+                    2 => Class::MetadataPack,
+                    _ => return Err(damaged("it lists a pack of an unknown class")),
+                };
+                Ok(PackInfo {
+                    work: Work { writer, session },
+                    id,
+                    size: u64::from_le_bytes(size),
+                    sha256,
+                    class,
+                })
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self { packs, entries: plain.get(split..).unwrap_or_default() })
+    }
+}
+
+/// An object of one record that whoever holds the index key may open.
+pub(crate) fn seal_object(
+    keys: &Keys,
+    id: [u8; 16],
+    class: Class,
+    name: &str,
+    plain: Vec<u8>,
+) -> Bytes {
+    let (key, header) = keys.index_object(id, class);
+    seal_with(&key, &header, name, plain)
+}
+
+pub(crate) fn seal_with(
+    key: &crate::crypto::PackKey,
+    header: &[u8; HEADER],
+    name: &str,
+    plain: Vec<u8>,
+) -> Bytes {
+    let mut object = Vec::with_capacity(HEADER + plain.len() + TAG);
+    object.extend_from_slice(header);
+    object.extend_from_slice(&plain);
+    let tag = key.seal(0, HEADER as u64, name.as_bytes(), &mut object[HEADER..]);
+    object.extend_from_slice(&tag);
+    Bytes::from(object)
+}
+
+/// What [`seal_object`] and [`seal_with`] sealed.
+pub(crate) fn open_object(keys: &Keys, class: Class, name: &str, object: &[u8]) -> Result<Vec<u8>> {
+    let key = keys.open(name, class, object)?;
+    let mut record = object.get(HEADER..).unwrap_or_default().to_vec();
+    let length = key
+        .open(0, HEADER as u64, name.as_bytes(), &mut record)
+        .ok_or_else(|| RepoError::damaged(name, "it was altered, cut short, or is another object"))?
+        .len();
+    record.truncate(length);
+    Ok(record)
+}
+
+fn read_segment(
+    store: &Store,
+    keys: &Keys,
+    cache: Option<&Path>,
+    key: &str,
+    size: u64,
+) -> Result<Vec<u8>> {
+    let cached = cache.map(|folder| cache_path(folder, key));
+    if let Some(path) = &cached
+        && let Ok(object) = std::fs::read(path)
+        && object.len() as u64 == size
+        && let Ok(plain) = open_object(keys, Class::Index, key, &object)
+    {
+        return Ok(plain);
+    }
+    let object = store.read(key)?;
+    let plain = open_object(keys, Class::Index, key, &object)?;
+    if let Some(path) = cached {
+        keep(&path, &object);
+    }
+    Ok(plain)
+}
+
+fn cache_path(folder: &Path, key: &str) -> PathBuf {
+    folder.join(key.replace('/', "-"))
+}
+
+/// Puts an object into the cache if that can be done; a cache that cannot be written is no error.
+pub(crate) fn keep(path: &Path, object: &[u8]) {
+    let Some(folder) = path.parent() else { return };
+    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+    let written = std::fs::create_dir_all(folder)
+        .and_then(|()| std::fs::write(&temporary, object))
+        .and_then(|()| std::fs::rename(&temporary, path));
+    if let Err(error) = written {
+        let _ = std::fs::remove_file(&temporary);
+        tracing::debug!(path = %path.display(), %error, "the cache could not be written");
+    }
+}
+
+pub(crate) fn keep_segment(cache: Option<&Path>, key: &str, object: &[u8]) {
+    if let Some(folder) = cache {
+        keep(&cache_path(folder, key), object);
+    }
+}

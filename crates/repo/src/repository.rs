@@ -1,0 +1,587 @@
+//! A repository: one store, one set of keys, and the way to everything in them.
+
+use std::collections::{HashMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, RwLock};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::codec::Codec;
+use crate::crypto::{Class, HEADER, Keys, PackKey, RootKey, derive};
+use crate::id::{hex, unhex};
+use crate::index::{Index, Location, PackInfo, open_object};
+use crate::keys::{self, KeySlot, Secret, timestamp};
+use crate::layout::{FORMAT, INDEX, KEYS, PACKS, SNAPSHOTS, WAL, Work};
+use crate::{
+    Compression, Environment, Kind, ObjectId, Progress, RepoError, RepoErrorKind, Result, Snapshot,
+    Store, Tree,
+};
+use backstay_store::failpoint;
+
+const VERSION: u32 = 1;
+/// What is read of a metadata pack at once. Bytes.
+const READ_AHEAD: u64 = 1 << 20;
+const READ_AHEAD_KEPT: usize = 16;
+
+/// How to open a repository.
+#[derive(Debug, Clone, Default)]
+pub struct OpenOptions {
+    /// A folder for copies of index segments and snapshots, sealed as they are in the store. It can
+    /// be deleted at any time.
+    pub cache: Option<PathBuf>,
+}
+
+/// How to create a repository.
+#[derive(Debug, Clone, Default)]
+pub struct InitOptions {
+    /// Names the first key slot for people.
+    pub label: String,
+    pub cache: Option<PathBuf>,
+}
+
+/// What a repository takes in its store.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Usage {
+    pub packs: Count,
+    pub index: Count,
+    pub snapshots: Count,
+    pub archive: Count,
+    /// Everything else.
+    pub other: Count,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Count {
+    pub objects: u64,
+    pub bytes: u64,
+}
+
+/// The object `format`: JSON, so that a person can see what the store holds.
+#[derive(Serialize, Deserialize, Clone)]
+struct Format {
+    backstay: String,
+    version: u32,
+    id: String,
+    created: Timestamp,
+    chunker: String,
+    epoch: u32,
+    /// To the root key of each epoch.
+    commitment: String,
+    features: Features,
+    /// Keyed hash of all of the above.
+    #[serde(default)]
+    seal: String,
+}
+
+/// Flags that a program must know to do something here.
+#[derive(Serialize, Deserialize, Clone, Default)]
+struct Features {
+    read: Vec<String>,
+    write: Vec<String>,
+    check: Vec<String>,
+    delete: Vec<String>,
+}
+
+impl Format {
+    fn sealed_with(&self, keys: &Keys) -> String {
+        let unsealed = Self { seal: String::new(), ..self.clone() };
+        let body = serde_json::to_vec(&unsealed).expect("plain JSON");
+        blake3::keyed_hash(&keys.format, &body).to_hex().to_string()
+    }
+}
+
+/// A handle to an open repository. Cheap to clone; safe to use from any thread.
+#[derive(Clone)]
+pub struct Repository {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Store,
+    env: Environment,
+    root: RootKey,
+    keys: Keys,
+    id: [u8; 16],
+    writer: [u8; 8],
+    slot: String,
+    features: Features,
+    cache: Option<PathBuf>,
+    index: RwLock<Option<Arc<Index>>>,
+    pack_keys: Mutex<HashMap<[u8; 16], Arc<PackKey>>>,
+    ahead: Mutex<VecDeque<(u32, u64, Bytes)>>,
+}
+
+impl Repository {
+    /// Creates a repository in a store that holds none.
+    pub fn init(
+        store: Store,
+        env: Environment,
+        secret: &Secret,
+        options: InitOptions,
+    ) -> Result<Self> {
+        match store.head(FORMAT) {
+            Ok(_) => {
+                return Err(RepoError::new(
+                    RepoErrorKind::Exists,
+                    format!("{} holds a repository already", store.url()),
+                ));
+            }
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error.into()),
+        }
+        let root = RootKey::generate(&env);
+        let keys = Keys::derive(&root, 0);
+        let id: [u8; 16] = env.random();
+        // The slot first: a repository whose key is not in it must not exist.
+        let slot = keys::add(&store, &env, &id, &root, 0, secret, &options.label)?;
+        failpoint::hit("init-keys-created");
+        let mut format = Format {
+            backstay: "repository".into(),
+            version: VERSION,
+            id: hex(&id),
+            created: timestamp(&env),
+            chunker: "fastcdc-1".into(),
+            epoch: 0,
+            commitment: hex(&root.derive::<32>("commitment")),
+            features: Features::default(),
+            seal: String::new(),
+        };
+        format.seal = format.sealed_with(&keys);
+        let body = serde_json::to_vec_pretty(&format).expect("plain JSON");
+        if let Err(error) = store.create(FORMAT, Bytes::from(body)) {
+            // Somebody else was first, or the store is full: our slot opens nothing.
+            if let Err(error) = store.delete(&format!("{KEYS}{}", slot.id)) {
+                tracing::warn!(%error, "a key slot without a repository stays behind");
+            }
+            return Err(error.into());
+        }
+        Ok(Self::assemble(store, env, root, keys, id, slot.id, format.features, options.cache))
+    }
+
+    /// Opens a repository. Reads `format` and the key slots, nothing else.
+    pub fn open(
+        store: Store,
+        env: Environment,
+        secret: &Secret,
+        options: OpenOptions,
+    ) -> Result<Self> {
+        let body = store.read(FORMAT).map_err(|error| {
+            if error.is_not_found() {
+                RepoError::new(
+                    RepoErrorKind::NoRepository,
+                    format!("there is no repository in {}", store.url()),
+                )
+                .with_hint("check the address, or create one with `backstay init`")
+                .with_source(error)
+            } else {
+                error.into()
+            }
+        })?;
+        let format: Format = serde_json::from_slice(&body)
+            .map_err(|error| RepoError::damaged(FORMAT, &error).with_source(error))?;
+        if format.version != VERSION {
+            return Err(RepoError::new(
+                RepoErrorKind::Unsupported,
+                format!(
+                    "the repository has version {} of the format, this program knows {VERSION}",
+                    format.version
+                ),
+            )
+            .with_hint("use a newer version of backstay"));
+        }
+        let id = unhex(&format.id)
+            .ok_or_else(|| RepoError::damaged(FORMAT, "its id is no id of a repository"))?;
+        let (root, epoch, slot) = keys::open(&store, &id, secret)?;
+        let keys = Keys::derive(&root, epoch);
+        if format.epoch != epoch || format.commitment != hex(&root.derive::<32>("commitment")) {
+            return Err(RepoError::damaged(FORMAT, "it belongs to another key"));
+        }
+        if format.seal != format.sealed_with(&keys) {
+            return Err(RepoError::damaged(FORMAT, "it was altered"));
+        }
+        let it = Self::assemble(store, env, root, keys, id, slot, format.features, options.cache);
+        it.allow("read", &it.inner.features.read)?;
+        Ok(it)
+    }
+
+    #[allow(clippy::too_many_arguments)] // the two ways to get here have all of them at hand
+    fn assemble(
+        store: Store,
+        env: Environment,
+        root: RootKey,
+        keys: Keys,
+        id: [u8; 16],
+        slot: String,
+        features: Features,
+        cache: Option<PathBuf>,
+    ) -> Self {
+        let cache = cache.map(|folder| folder.join(hex(&id)));
+        Self {
+            inner: Arc::new(Inner {
+                store,
+                env,
+                root,
+                keys,
+                id,
+                writer: writer_id(&id),
+                slot,
+                features,
+                cache,
+                index: RwLock::default(),
+                pack_keys: Mutex::default(),
+                ahead: Mutex::default(),
+            }),
+        }
+    }
+
+    /// Refuses an operation that a flag of the repository guards and this program does not know.
+    pub(crate) fn allow(&self, operation: &str, flags: &[String]) -> Result<()> {
+        match flags.first() {
+            None => Ok(()),
+            Some(flag) => Err(RepoError::new(
+                RepoErrorKind::Unsupported,
+                format!(
+                    "to {operation} this repository one must know {flag:?}, this program does not"
+                ),
+            )
+            .with_hint("use a newer version of backstay")),
+        }
+    }
+
+    pub(crate) fn allow_write(&self) -> Result<()> {
+        self.allow("write to", &self.inner.features.write)
+    }
+
+    pub(crate) fn allow_check(&self) -> Result<()> {
+        self.allow("check", &self.inner.features.check)
+    }
+
+    /// 32 hexadecimal digits.
+    pub fn id(&self) -> String {
+        hex(&self.inner.id)
+    }
+
+    pub fn store(&self) -> &Store {
+        &self.inner.store
+    }
+
+    pub fn environment(&self) -> &Environment {
+        &self.inner.env
+    }
+
+    pub(crate) fn keys(&self) -> &Keys {
+        &self.inner.keys
+    }
+
+    pub(crate) fn writer(&self) -> [u8; 8] {
+        self.inner.writer
+    }
+
+    pub(crate) fn cache(&self) -> Option<&std::path::Path> {
+        self.inner.cache.as_deref()
+    }
+
+    /// The slots that open this repository.
+    pub fn key_slots(&self) -> Result<Vec<KeySlot>> {
+        keys::list(&self.inner.store, &self.inner.slot)
+    }
+
+    /// Adds a slot, so that `secret` opens this repository too.
+    pub fn add_key(&self, secret: &Secret, label: &str) -> Result<KeySlot> {
+        self.allow_write()?;
+        let it = &self.inner;
+        keys::add(&it.store, &it.env, &it.id, &it.root, it.keys.epoch, secret, label)
+    }
+
+    /// Removes a slot, never the last one.
+    pub fn remove_key(&self, id: &str) -> Result<()> {
+        self.allow_write()?;
+        keys::remove(&self.inner.store, id)
+    }
+
+    /// Every committed snapshot, oldest first. One whose object is damaged is left out with a
+    /// warning: `verify` reports it, and all others stay usable.
+    pub fn snapshots(&self) -> Result<Vec<Snapshot>> {
+        let mut snapshots = Vec::new();
+        for object in self.inner.store.list(SNAPSHOTS)? {
+            let Some(work) = Work::from_snapshot_key(&object.key) else { continue };
+            match self.read_snapshot(work, object.size) {
+                Ok(snapshot) => snapshots.push(snapshot),
+                Err(error) if error.kind() == RepoErrorKind::Damaged => {
+                    tracing::warn!(%error, "a snapshot is left out");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        snapshots.sort_by(|a, b| (a.time, &a.id).cmp(&(b.time, &b.id)));
+        Ok(snapshots)
+    }
+
+    pub(crate) fn read_snapshot(&self, work: Work, size: u64) -> Result<Snapshot> {
+        let key = work.snapshot_key();
+        let cached = self.cache().map(|folder| folder.join(key.replace('/', "-")));
+        let open = |object: &[u8]| open_object(self.keys(), Class::Snapshot, &key, object);
+        let from_cache = cached.as_ref().and_then(|path| {
+            let object = std::fs::read(path).ok()?;
+            (object.len() as u64 == size).then(|| open(&object).ok()).flatten()
+        });
+        let plain = match from_cache {
+            Some(plain) => plain,
+            None => {
+                let object = self.inner.store.read(&key)?;
+                let plain = open(&object)?;
+                if let Some(path) = &cached {
+                    crate::index::keep(path, &object);
+                }
+                plain
+            }
+        };
+        let mut snapshot: Snapshot =
+            serde_json::from_slice(&plain).map_err(|error| RepoError::damaged(&key, error))?;
+        snapshot.id = hex(&work.session);
+        snapshot.writer = hex(&work.writer);
+        Ok(snapshot)
+    }
+
+    /// The snapshot whose id starts with `prefix`.
+    pub fn find_snapshot(&self, prefix: &str) -> Result<Snapshot> {
+        let mut found = Vec::new();
+        for object in self.inner.store.list(SNAPSHOTS)? {
+            if let Some(work) = Work::from_snapshot_key(&object.key)
+                && hex(&work.session).starts_with(prefix)
+            {
+                found.push((work, object.size));
+            }
+        }
+        match found.as_slice() {
+            [] => Err(RepoError::new(
+                RepoErrorKind::NotFound,
+                format!("there is no snapshot {prefix:?}"),
+            )
+            .with_hint("`backstay list` shows the snapshots there are")),
+            [(work, size)] => self.read_snapshot(*work, *size),
+            _ => Err(RepoError::new(
+                RepoErrorKind::Ambiguous,
+                format!("{} snapshots start with {prefix:?}", found.len()),
+            )
+            .with_hint("give more digits of the id")),
+        }
+    }
+
+    /// The tree of a snapshot.
+    pub fn tree(&self, snapshot: &Snapshot) -> Result<Tree> {
+        self.index()?;
+        let name = format!("the tree of snapshot {}", snapshot.short_id());
+        Ok(Tree::new(self.clone(), snapshot.root, name))
+    }
+
+    /// System identifiers that have an archive here.
+    pub fn archives(&self) -> Result<Vec<u64>> {
+        let mut systems: Vec<u64> = Vec::new();
+        for object in self.inner.store.list(WAL)? {
+            let system = object.key.strip_prefix(WAL).and_then(|rest| rest.split('/').next());
+            if let Some(Ok(system)) = system.map(str::parse)
+                && systems.last() != Some(&system)
+            {
+                systems.push(system);
+            }
+        }
+        systems.sort_unstable();
+        systems.dedup();
+        Ok(systems)
+    }
+
+    /// Objects and bytes in the store, by kind.
+    pub fn usage(&self) -> Result<Usage> {
+        let mut usage = Usage::default();
+        for object in self.inner.store.list("")? {
+            let count = match &object.key {
+                key if key.starts_with(PACKS) => &mut usage.packs,
+                key if key.starts_with(INDEX) => &mut usage.index,
+                key if key.starts_with(SNAPSHOTS) => &mut usage.snapshots,
+                key if key.starts_with(WAL) => &mut usage.archive,
+                _ => &mut usage.other,
+            };
+            count.objects += 1;
+            count.bytes += object.size;
+        }
+        Ok(usage)
+    }
+
+    /// The index as last loaded; loads it if it never was.
+    pub(crate) fn index(&self) -> Result<Arc<Index>> {
+        if let Some(index) = &*self.inner.index.read().unwrap_or_else(|e| e.into_inner()) {
+            return Ok(index.clone());
+        }
+        self.reload_index()
+    }
+
+    /// The index as the store has it now.
+    pub(crate) fn reload_index(&self) -> Result<Arc<Index>> {
+        let index = Arc::new(Index::load(&self.inner.store, self.keys(), self.cache())?);
+        *self.inner.index.write().unwrap_or_else(|e| e.into_inner()) = Some(index.clone());
+        // Numbers of packs belong to one load.
+        self.inner.ahead.lock().unwrap_or_else(|e| e.into_inner()).clear();
+        Ok(index)
+    }
+
+    pub(crate) fn pack_key(&self, pack: &PackInfo) -> Result<Arc<PackKey>> {
+        let mut known = self.inner.pack_keys.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(key) = known.get(&pack.id) {
+            return Ok(key.clone());
+        }
+        drop(known);
+        let header = self.inner.store.read_range(&pack.key(), 0..HEADER as u64)?;
+        let key = Arc::new(self.open_pack(pack, &header)?);
+        known = self.inner.pack_keys.lock().unwrap_or_else(|e| e.into_inner());
+        known.insert(pack.id, key.clone());
+        Ok(key)
+    }
+
+    /// The key of a pack from its header, which must be that of this very pack.
+    pub(crate) fn open_pack(&self, pack: &PackInfo, header: &[u8]) -> Result<PackKey> {
+        let name = pack.key();
+        let key = self.keys().open(&name, pack.class, header)?;
+        if key.id() != pack.id {
+            return Err(RepoError::damaged(&name, "it is another pack"));
+        }
+        Ok(key)
+    }
+
+    /// The content of a chunk.
+    pub(crate) fn read_chunk(&self, kind: Kind, id: &ObjectId) -> Result<Vec<u8>> {
+        let mut index = self.index()?;
+        let mut location = index.find(id);
+        if location.is_none() {
+            // Written since the index was loaded?
+            index = self.reload_index()?;
+            location = index.find(id);
+        }
+        let (location, pack) = location
+            .and_then(|location| Some((location, index.pack(location.pack)?)))
+            .ok_or_else(|| missing_chunk(kind, id))?;
+        let key = self.pack_key(pack)?;
+        let mut record = self.read_record(pack, location, kind)?.to_vec();
+        let mut content = Vec::new();
+        open_record(
+            pack,
+            &key,
+            location,
+            kind,
+            id,
+            &mut record,
+            &mut Codec::new(Compression::None),
+            &mut content,
+        )?;
+        Ok(content)
+    }
+
+    fn read_record(&self, pack: &PackInfo, at: Location, kind: Kind) -> Result<Bytes> {
+        let (start, length) = (u64::from(at.offset), u64::from(at.length));
+        if !kind.is_metadata() {
+            return Ok(self.inner.store.read_range(&pack.key(), start..start + length)?);
+        }
+        let find = |ahead: &VecDeque<(u32, u64, Bytes)>| {
+            ahead.iter().find_map(|(number, from, bytes)| {
+                let inside = *number == at.pack
+                    && *from <= start
+                    && start + length <= from + bytes.len() as u64;
+                inside
+                    .then(|| bytes.slice((start - from) as usize..(start - from + length) as usize))
+            })
+        };
+        let ahead = || self.inner.ahead.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(record) = find(&ahead()) {
+            return Ok(record);
+        }
+        let end = (start + length.max(READ_AHEAD)).min(pack.size).max(start + length);
+        let bytes = self.inner.store.read_range(&pack.key(), start..end)?;
+        let record = bytes.slice(..length as usize);
+        let mut ahead = ahead();
+        if ahead.len() == READ_AHEAD_KEPT {
+            ahead.pop_front();
+        }
+        ahead.push_back((at.pack, start, bytes));
+        Ok(record)
+    }
+
+    /// Restores a snapshot, or some of its paths, to files.
+    pub fn restore(
+        &self,
+        snapshot: &Snapshot,
+        options: crate::RestoreOptions,
+        progress: &Progress,
+    ) -> Result<crate::RestoreReport> {
+        crate::restore::restore(self, snapshot, options, progress)
+    }
+
+    /// Checks what the repository holds.
+    pub fn verify(
+        &self,
+        options: crate::VerifyOptions,
+        progress: &Progress,
+    ) -> Result<crate::VerifyReport> {
+        crate::check::verify(self, options, progress)
+    }
+
+    /// Starts to write a snapshot.
+    pub fn begin(&self, options: crate::SessionOptions) -> Result<crate::Session> {
+        crate::session::begin(self, options)
+    }
+
+    /// The archive of a database cluster.
+    pub fn archive(&self, system_id: u64) -> crate::Archive {
+        crate::archive::Archive::new(self.clone(), system_id)
+    }
+}
+
+impl std::fmt::Debug for Repository {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Repository").field("id", &self.id()).field("store", self.store()).finish()
+    }
+}
+
+pub(crate) fn missing_chunk(kind: Kind, id: &ObjectId) -> RepoError {
+    let what = match kind {
+        Kind::Data => "content",
+        Kind::Tree => "a node of a tree",
+        Kind::Leaf => "a leaf of an extent map",
+        Kind::Pages => "page hashes",
+    };
+    RepoError::damaged(
+        &format!("chunk {:.16}", id.to_string()),
+        format!("{what} is in no pack of the index"),
+    )
+}
+
+/// Opens a record in place and writes its content over `content`.
+#[allow(clippy::too_many_arguments)] // what a record is bound to, and two buffers to reuse
+pub(crate) fn open_record(
+    pack: &PackInfo,
+    key: &PackKey,
+    at: Location,
+    kind: Kind,
+    id: &ObjectId,
+    record: &mut [u8],
+    codec: &mut Codec,
+    content: &mut Vec<u8>,
+) -> Result<()> {
+    let plain = key.open(kind as u8, u64::from(at.offset), &id.0, record).ok_or_else(|| {
+        RepoError::damaged(&pack.key(), format!("the chunk at byte {} does not open", at.offset))
+    })?;
+    codec.decode(plain, content).ok_or_else(|| {
+        RepoError::damaged(&pack.key(), format!("the chunk at byte {} does not decode", at.offset))
+    })
+}
+
+/// A name for this machine within one repository, which tells nobody without the machine which it
+/// is. It serves to count; nothing is unsafe when two machines share it.
+fn writer_id(repository: &[u8; 16]) -> [u8; 8] {
+    let machine = std::fs::read("/etc/machine-id")
+        .ok()
+        .filter(|id| id.len() >= 32)
+        .unwrap_or_else(|| rustix::system::uname().nodename().to_bytes().to_vec());
+    derive(&machine, repository, &[b"backstay v1 writer"])
+}

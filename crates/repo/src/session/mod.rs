@@ -1,0 +1,220 @@
+//! Writer sessions: from content to a committed snapshot.
+//!
+//! A session creates its session object, reads the index, and starts its threads. Content that is
+//! handed in is read, cut, hashed, compressed and sealed by workers, one per core, each of which
+//! takes a piece through all of it while it is in cache. Full packs go to upload threads. A commit
+//! ends with packs → index segments → snapshot, each durable before the next is created.
+//!
+//! `sink` keeps chunks, `content` is what a worker does with a file, `writer` puts entries in order
+//! and into a tree.
+
+mod content;
+mod sink;
+mod writer;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+pub use content::{Chunking, Content, ContentError, Reader};
+pub use writer::{Order, TreeRoot, TreeWriter};
+
+use crate::crypto::Class;
+use crate::index::{SegmentBuilder, keep_segment, seal_object, seal_with};
+use crate::keys::timestamp;
+use crate::layout::Work;
+use crate::repository::Repository;
+use crate::{
+    Compression, Progress, RepoError, RepoErrorKind, Result, Snapshot, SnapshotStats, SnapshotType,
+    SourceKind,
+};
+use backstay_store::failpoint;
+use content::Pool;
+use sink::Shared;
+
+/// What a session is about.
+pub struct SessionOptions {
+    pub source: String,
+    pub kind: SourceKind,
+    pub type_: SnapshotType,
+    /// Where unchanged content was looked for.
+    pub parent: Option<Snapshot>,
+    /// 0: one for each core.
+    pub workers: usize,
+    pub compression: Compression,
+    pub tags: BTreeMap<String, String>,
+    pub progress: Arc<Progress>,
+}
+
+impl SessionOptions {
+    pub fn new(source: impl Into<String>, kind: SourceKind, type_: SnapshotType) -> Self {
+        Self {
+            source: source.into(),
+            kind,
+            type_,
+            parent: None,
+            workers: 0,
+            compression: Compression::default(),
+            tags: BTreeMap::new(),
+            progress: Arc::default(),
+        }
+    }
+}
+
+/// One snapshot being written. Dropped without a commit, it leaves nothing that counts.
+pub struct Session {
+    repository: Repository,
+    options: SessionOptions,
+    started: Timestamp,
+    shared: Arc<Shared>,
+    pool: Pool,
+}
+
+/// How many threads to use when asked for `wanted`.
+pub(crate) fn workers(wanted: usize) -> usize {
+    match wanted {
+        0 => std::thread::available_parallelism().map_or(2, |n| n.get()),
+        n => n,
+    }
+}
+
+pub(crate) fn begin(repository: &Repository, options: SessionOptions) -> Result<Session> {
+    repository.allow_write()?;
+    let env = repository.environment();
+    let work = Work { writer: repository.writer(), session: env.random() };
+    let started = timestamp(env);
+    // First the session object, then the index: maintenance that has not seen this session has
+    // published what it condemned before we look.
+    let about = serde_json::json!({
+        "source": options.source,
+        "host": host(),
+        "started": started,
+        "version": env!("CARGO_PKG_VERSION"),
+    });
+    let key = work.session_key();
+    let body = serde_json::to_vec(&about).expect("plain JSON");
+    let object = seal_object(repository.keys(), env.random(), Class::Session, &key, body);
+    repository.store().create(&key, object)?;
+    failpoint::hit("session-created");
+    let index = repository.reload_index()?;
+    let count = workers(options.workers);
+    let shared = Arc::new(Shared::new(
+        repository.clone(),
+        work,
+        index,
+        options.compression,
+        options.progress.clone(),
+    ));
+    shared.start_uploads();
+    let pool = Pool::start(&shared, count);
+    Ok(Session { repository: repository.clone(), options, started, shared, pool })
+}
+
+impl Session {
+    /// A tree to fill. One at a time.
+    pub fn tree(&self, order: Order) -> TreeWriter<'_> {
+        TreeWriter::new(self, order)
+    }
+
+    /// Notes what could not be read: the snapshot will say so.
+    pub fn problem(&self, path: &str, what: impl Into<String>) {
+        self.shared.problem(path, what.into());
+    }
+
+    /// Counts a file that was taken over from the parent unread.
+    pub fn unchanged(&self) {
+        self.shared.count_unchanged();
+    }
+
+    pub fn progress(&self) -> &Arc<Progress> {
+        &self.options.progress
+    }
+
+    /// Makes the snapshot exist. All that it refers to is durable when this returns.
+    pub fn commit(mut self, root: TreeRoot, detail: serde_json::Value) -> Result<Snapshot> {
+        self.pool.stop();
+        self.shared.flush()?;
+        let env = self.repository.environment();
+        let packs = self.shared.finish_uploads()?;
+        let store = self.repository.store();
+        let mut segments = vec![SegmentBuilder::default()];
+        for (pack, records) in packs {
+            let last = segments.last_mut().expect("there is one at least");
+            last.add(pack, records.iter().map(|r| (r.id, r.offset, r.length)));
+            if last.len() >= crate::index::SEGMENT_ENTRIES {
+                segments.push(SegmentBuilder::default());
+            }
+        }
+        for (number, segment) in segments.into_iter().filter(|s| !s.is_empty()).enumerate() {
+            let key = self.shared.work.index_key(number as u32);
+            let object = segment.seal(self.repository.keys(), env.random(), &key);
+            store.create(&key, object.clone())?;
+            keep_segment(self.repository.cache(), &key, &object);
+            failpoint::hit("index-created");
+        }
+        let (counted, mut problems) = self.shared.counted();
+        problems.sort_by(|a, b| a.path.cmp(&b.path));
+        let mut snapshot = Snapshot {
+            id: String::new(),
+            writer: String::new(),
+            source: self.options.source.clone(),
+            kind: self.options.kind,
+            type_: self.options.type_,
+            time: self.started,
+            finished: timestamp(env),
+            host: host(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            tags: self.options.tags.clone(),
+            parent: self.options.parent.as_ref().map(|parent| parent.id.clone()),
+            root: root.id,
+            stats: SnapshotStats {
+                files: root.files,
+                directories: root.directories,
+                bytes: root.bytes,
+                ..counted
+            },
+            problems,
+            detail,
+        };
+        self.options.progress.check()?;
+        let key = self.shared.work.snapshot_key();
+        let (object_key, header) = self.shared.session_key.object(env.random(), Class::Snapshot);
+        let body = serde_json::to_vec(&snapshot).expect("plain JSON");
+        store.create(&key, seal_with(&object_key, &header, &key, body)).map_err(|error| {
+            if error.is_already_exists() {
+                RepoError::new(
+                    RepoErrorKind::Busy,
+                    "this backup was given up by maintenance because it was silent for too long",
+                )
+                .with_hint("run it again: what it stored is found there")
+                .with_source(error)
+            } else {
+                error.into()
+            }
+        })?;
+        failpoint::hit("snapshot-created");
+        snapshot.id = crate::id::hex(&self.shared.work.session);
+        snapshot.writer = crate::id::hex(&self.shared.work.writer);
+        Ok(snapshot)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.shared.abort();
+        self.pool.stop();
+        self.shared.join_uploads();
+    }
+}
+
+fn host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// The id that content of files has in this repository.
+pub(crate) fn content_id_of_data(repository: &Repository, content: &[u8]) -> crate::ObjectId {
+    content_id(&repository.keys().data_id, crate::Kind::Data, content)
+}
+
+pub(crate) use sink::content_id;

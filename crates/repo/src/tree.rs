@@ -1,0 +1,448 @@
+//! Trees: all entries of a source as one sorted list, cut into nodes.
+//!
+//! The list is ordered by [`compare_paths`] and cut where a keyed hash of a path says so, so that
+//! an inserted, changed or removed file rewrites one node and its ancestors, whatever the shape of
+//! the directories. Inner nodes list the first path and the id of each node below.
+//!
+//! ```text
+//! leaf   0 ‖ postcard of (length shared with the previous path, rest of the path, metadata, kind) …
+//! inner  1 ‖ postcard of (first path, id of the node) …
+//! ```
+//!
+//! Bounds: a leaf is closed at a boundary from 32 KiB on and at 256 KiB in any case; an inner node
+//! from 16 KiB on and at 128 KiB in any case. A leaf of an extent map (class of chunks `Leaf`) is
+//! postcard of [`ExtentLeaf`].
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::entry::{Body, Entry, EntryKind, Extent, FileContent, Metadata, compare_paths};
+use crate::repository::Repository;
+use crate::{Kind, ObjectId, RepoError, RepoErrorKind, Result};
+
+const LEAF: u8 = 0;
+const INNER: u8 = 1;
+/// One path in this many is a boundary.
+const BOUNDARY: u8 = 32;
+/// No tree of ours is deeper: 2^64 entries would fit.
+const MAX_HEIGHT: usize = 16;
+
+/// The extents of a region of a file. Offsets count from the region's start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ExtentLeaf {
+    pub extents: Vec<Extent>,
+    /// For a grid: the first 16 bytes of each cell's id.
+    pub cells: Vec<[u8; 16]>,
+    pub pages: PageHashes,
+}
+
+/// Eight bytes for each page of a grid's region, by which a later backup finds what changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum PageHashes {
+    None,
+    Inline(Vec<u8>),
+    Chunk(ObjectId),
+}
+
+/// Something that keeps chunks.
+pub(crate) trait ChunkSink {
+    fn store(&mut self, kind: Kind, content: &[u8]) -> Result<ObjectId>;
+}
+
+/// Builds a tree from entries that come in order.
+pub(crate) struct TreeBuilder {
+    boundary_key: [u8; 32],
+    leaf: Node,
+    inner: Vec<Node>,
+    last: Vec<u8>,
+    entries: u64,
+}
+
+#[derive(Default)]
+struct Node {
+    body: Vec<u8>,
+    first: Vec<u8>,
+    count: usize,
+}
+
+impl TreeBuilder {
+    pub fn new(boundary_key: [u8; 32]) -> Self {
+        Self {
+            boundary_key,
+            leaf: Node::default(),
+            inner: Vec::new(),
+            last: Vec::new(),
+            entries: 0,
+        }
+    }
+
+    pub fn push(&mut self, entry: &Entry, sink: &mut dyn ChunkSink) -> Result<()> {
+        check_path(&entry.path)?;
+        if self.entries > 0 && compare_paths(&self.last, &entry.path).is_ge() {
+            return Err(RepoError::new(
+                RepoErrorKind::Usage,
+                format!("{} does not come after the entry before it", entry.display_path()),
+            ));
+        }
+        let shared = if self.leaf.count == 0 {
+            0
+        } else {
+            self.last.iter().zip(&entry.path).take_while(|(a, b)| a == b).count()
+        };
+        if self.leaf.count == 0 {
+            self.leaf.first.clone_from(&entry.path);
+            self.leaf.body.clear();
+            self.leaf.body.push(LEAF);
+        }
+        let rest = BytesRef(entry.path.get(shared..).unwrap_or_default());
+        append(&mut self.leaf.body, &(shared as u32, rest, &entry.meta, &entry.kind));
+        self.leaf.count += 1;
+        self.entries += 1;
+        self.last.clone_from(&entry.path);
+        let size = self.leaf.body.len();
+        if size >= 256 << 10 || (size >= 32 << 10 && self.is_boundary(&entry.path)) {
+            self.close_leaf(sink)?;
+        }
+        Ok(())
+    }
+
+    fn is_boundary(&self, path: &[u8]) -> bool {
+        blake3::keyed_hash(&self.boundary_key, path).as_bytes()[0] % BOUNDARY == 0
+    }
+
+    fn close_leaf(&mut self, sink: &mut dyn ChunkSink) -> Result<()> {
+        let id = sink.store(Kind::Tree, &self.leaf.body)?;
+        let first = std::mem::take(&mut self.leaf.first);
+        self.leaf.count = 0;
+        self.push_inner(0, first, id, sink)
+    }
+
+    fn push_inner(
+        &mut self,
+        level: usize,
+        first: Vec<u8>,
+        id: ObjectId,
+        sink: &mut dyn ChunkSink,
+    ) -> Result<()> {
+        if self.inner.len() <= level {
+            self.inner.push(Node::default());
+        }
+        let boundary = self.is_boundary(&first);
+        let node = &mut self.inner[level];
+        if node.count == 0 {
+            node.body.clear();
+            node.body.push(INNER);
+            node.first.clone_from(&first);
+        }
+        append(&mut node.body, &(BytesRef(&first), id));
+        node.count += 1;
+        let size = node.body.len();
+        if size >= 128 << 10 || (size >= 16 << 10 && boundary) {
+            self.close_inner(level, sink)?;
+        }
+        Ok(())
+    }
+
+    fn close_inner(&mut self, level: usize, sink: &mut dyn ChunkSink) -> Result<()> {
+        let node = &mut self.inner[level];
+        let id = sink.store(Kind::Tree, &node.body)?;
+        let first = std::mem::take(&mut node.first);
+        node.count = 0;
+        self.push_inner(level + 1, first, id, sink)
+    }
+
+    /// The id of the root.
+    pub fn finish(mut self, sink: &mut dyn ChunkSink) -> Result<ObjectId> {
+        if self.leaf.count > 0 {
+            self.close_leaf(sink)?;
+        }
+        if self.inner.is_empty() {
+            return sink.store(Kind::Tree, &[LEAF]);
+        }
+        let mut level = 0;
+        loop {
+            // A level with a single child and nothing above is no level: the child is the root.
+            let top = level + 1 == self.inner.len();
+            if top && self.inner[level].count == 1 {
+                let children = parse_inner("the tree being written", &self.inner[level].body[1..])?;
+                return Ok(children[0].1);
+            }
+            if self.inner[level].count > 0 {
+                self.close_inner(level, sink)?;
+            }
+            level += 1;
+        }
+    }
+}
+
+/// Serialises as one run of bytes.
+struct BytesRef<'b>(&'b [u8]);
+
+impl Serialize for BytesRef<'_> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(self.0)
+    }
+}
+
+fn append<T: Serialize>(body: &mut Vec<u8>, value: &T) {
+    // `to_extend` takes the vector by value.
+    *body = postcard::to_extend(value, std::mem::take(body)).expect("a vector takes all");
+}
+
+pub(crate) fn encode_leaf(leaf: &ExtentLeaf) -> Vec<u8> {
+    postcard::to_extend(leaf, Vec::new()).expect("a vector takes all")
+}
+
+/// Paths in a tree name something below its root and nothing else.
+pub(crate) fn check_path(path: &[u8]) -> Result<()> {
+    let fine = !path.is_empty()
+        && !path.contains(&0)
+        && path.split(|b| *b == b'/').all(|part| !matches!(part, b"" | b"." | b".."));
+    if fine {
+        return Ok(());
+    }
+    Err(RepoError::new(
+        RepoErrorKind::Damaged,
+        format!("{:?} is no path of a tree", String::from_utf8_lossy(path)),
+    ))
+}
+
+type Children = Vec<(Vec<u8>, ObjectId)>;
+
+fn parse_inner(object: &str, mut body: &[u8]) -> Result<Children> {
+    let mut children = Vec::new();
+    while !body.is_empty() {
+        let ((first, id), rest): ((&[u8], ObjectId), _) = postcard::take_from_bytes(body)
+            .map_err(|error| RepoError::damaged(object, format!("an inner node: {error}")))?;
+        children.push((first.to_vec(), id));
+        body = rest;
+    }
+    Ok(children)
+}
+
+fn parse_leaf(object: &str, mut body: &[u8]) -> Result<Vec<Entry>> {
+    let mut entries: Vec<Entry> = Vec::new();
+    while !body.is_empty() {
+        type Wire<'a> = (u32, &'a [u8], Metadata, EntryKind);
+        let ((shared, rest_of_path, meta, kind), rest): (Wire<'_>, _) =
+            postcard::take_from_bytes(body)
+                .map_err(|error| RepoError::damaged(object, format!("a node: {error}")))?;
+        let before = entries.last().map_or(&[][..], |e| &e.path);
+        let shared = before
+            .get(..shared as usize)
+            .ok_or_else(|| RepoError::damaged(object, "a path shares more than there is"))?;
+        let path = [shared, rest_of_path].concat();
+        check_path(&path)?;
+        if let Some(before) = entries.last()
+            && compare_paths(&before.path, &path).is_ge()
+        {
+            return Err(RepoError::damaged(object, "its entries are out of order"));
+        }
+        entries.push(Entry { path, meta, kind });
+        body = rest;
+    }
+    Ok(entries)
+}
+
+enum ParsedNode {
+    Leaf(Vec<Entry>),
+    Inner(Children),
+}
+
+/// The tree of a snapshot, for reading.
+#[derive(Clone)]
+pub struct Tree {
+    repository: Repository,
+    root: ObjectId,
+    /// Names the tree in errors.
+    name: Arc<str>,
+}
+
+impl Tree {
+    pub(crate) fn new(repository: Repository, root: ObjectId, name: String) -> Self {
+        Self { repository, root, name: name.into() }
+    }
+
+    fn node(&self, id: &ObjectId) -> Result<ParsedNode> {
+        let body = self.repository.read_chunk(Kind::Tree, id)?;
+        match body.split_first() {
+            Some((&LEAF, body)) => Ok(ParsedNode::Leaf(parse_leaf(&self.name, body)?)),
+            Some((&INNER, body)) => Ok(ParsedNode::Inner(parse_inner(&self.name, body)?)),
+            _ => Err(RepoError::damaged(&self.name, "a node of its tree is of an unknown kind")),
+        }
+    }
+
+    /// All entries, in the order of [`compare_paths`].
+    pub fn iter(&self) -> TreeIter {
+        TreeIter {
+            tree: self.clone(),
+            entries: Vec::new().into_iter(),
+            stack: vec![vec![self.root].into_iter()],
+            visited: None,
+        }
+    }
+
+    /// As [`iter`](Self::iter), telling `visited` the id of every node on the way.
+    pub(crate) fn iter_nodes(&self, visited: impl FnMut(ObjectId) + Send + 'static) -> TreeIter {
+        TreeIter { visited: Some(Box::new(visited)), ..self.iter() }
+    }
+
+    /// The entry of exactly this path.
+    pub fn get(&self, path: &[u8]) -> Result<Option<Entry>> {
+        let mut id = self.root;
+        for _ in 0..MAX_HEIGHT {
+            match self.node(&id)? {
+                ParsedNode::Leaf(entries) => {
+                    let at = entries.binary_search_by(|e| compare_paths(&e.path, path));
+                    return Ok(at.ok().and_then(|at| entries.into_iter().nth(at)));
+                }
+                ParsedNode::Inner(children) => {
+                    let after =
+                        children.partition_point(|(first, _)| compare_paths(first, path).is_le());
+                    match after.checked_sub(1).and_then(|at| children.get(at)) {
+                        Some((_, child)) => id = *child,
+                        None => return Ok(None),
+                    }
+                }
+            }
+        }
+        Err(RepoError::damaged(&self.name, "its tree is too deep"))
+    }
+
+    /// The extents of a file with absolute offsets; empty for inline content.
+    pub(crate) fn extents(&self, content: &FileContent) -> Result<Vec<Extent>> {
+        match &content.body {
+            Body::Inline(_) => Ok(Vec::new()),
+            Body::Extents(extents) => Ok(extents.clone()),
+            Body::Leaves(leaves) => {
+                let mut all = Vec::new();
+                for leaf in leaves {
+                    for extent in self.leaf(&leaf.id)?.extents {
+                        let offset = extent.offset.checked_add(leaf.offset).ok_or_else(|| {
+                            RepoError::damaged(&self.name, "an extent lies outside of its file")
+                        })?;
+                        all.push(Extent { offset, ..extent });
+                    }
+                }
+                Ok(all)
+            }
+        }
+        .and_then(|extents| {
+            let mut end = 0;
+            for extent in &extents {
+                let stop = extent.offset.checked_add(u64::from(extent.length));
+                if extent.offset < end || stop.is_none_or(|stop| stop > content.size) {
+                    return Err(RepoError::damaged(
+                        &self.name,
+                        "an extent lies outside of its file",
+                    ));
+                }
+                end = extent.offset + u64::from(extent.length);
+            }
+            Ok(extents)
+        })
+    }
+
+    pub(crate) fn leaf(&self, id: &ObjectId) -> Result<ExtentLeaf> {
+        let body = self.repository.read_chunk(Kind::Leaf, id)?;
+        postcard::from_bytes(&body)
+            .map_err(|error| RepoError::damaged(&self.name, format!("a leaf: {error}")))
+    }
+
+    /// Writes the content of a file; returns its size. Bytes.
+    pub fn read_file(&self, entry: &Entry, out: &mut dyn std::io::Write) -> Result<u64> {
+        let EntryKind::File(content) = &entry.kind else {
+            return Err(RepoError::new(
+                RepoErrorKind::Usage,
+                format!("{} is not a file", entry.display_path()),
+            ));
+        };
+        let mut write = |bytes: &[u8]| {
+            out.write_all(bytes)
+                .map_err(|error| RepoError::io("write", entry.display_path(), error))
+        };
+        if let Body::Inline(bytes) = &content.body {
+            write(bytes)?;
+            return Ok(bytes.len() as u64);
+        }
+        let zeros = [0; 64 << 10];
+        let mut at = 0;
+        let fill = |from: u64, to: u64, write: &mut dyn FnMut(&[u8]) -> Result<()>| {
+            let mut left = to.saturating_sub(from);
+            while left > 0 {
+                let step = left.min(zeros.len() as u64);
+                write(&zeros[..step as usize])?;
+                left -= step;
+            }
+            Ok::<_, RepoError>(())
+        };
+        let mut last: Option<(ObjectId, Vec<u8>)> = None;
+        for extent in self.extents(content)? {
+            fill(at, extent.offset, &mut write)?;
+            let chunk = match last.take() {
+                Some((id, chunk)) if id == extent.chunk => chunk,
+                _ => self.repository.read_chunk(Kind::Data, &extent.chunk)?,
+            };
+            write(slice(&self.name, &chunk, &extent)?)?;
+            at = extent.offset + u64::from(extent.length);
+            last = Some((extent.chunk, chunk));
+        }
+        fill(at, content.size, &mut write)?;
+        Ok(content.size)
+    }
+}
+
+/// The bytes of an extent in its chunk.
+pub(crate) fn slice<'c>(object: &str, chunk: &'c [u8], extent: &Extent) -> Result<&'c [u8]> {
+    let start = extent.chunk_offset as usize;
+    start
+        .checked_add(extent.length as usize)
+        .and_then(|end| chunk.get(start..end))
+        .ok_or_else(|| RepoError::damaged(object, "an extent lies outside of its chunk"))
+}
+
+/// Entries of a tree, in order.
+pub struct TreeIter {
+    tree: Tree,
+    entries: std::vec::IntoIter<Entry>,
+    stack: Vec<std::vec::IntoIter<ObjectId>>,
+    visited: Option<Box<dyn FnMut(ObjectId) + Send>>,
+}
+
+impl Iterator for TreeIter {
+    type Item = Result<Entry>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(entry) = self.entries.next() {
+                return Some(Ok(entry));
+            }
+            let id = loop {
+                match self.stack.last_mut()?.next() {
+                    Some(id) => break id,
+                    None => self.stack.pop(),
+                };
+            };
+            if let Some(visited) = &mut self.visited {
+                visited(id);
+            }
+            match self.tree.node(&id) {
+                Ok(ParsedNode::Leaf(entries)) => self.entries = entries.into_iter(),
+                Ok(ParsedNode::Inner(children)) => {
+                    if self.stack.len() >= MAX_HEIGHT {
+                        self.stack.clear();
+                        let name = self.tree.name.clone();
+                        return Some(Err(RepoError::damaged(&name, "its tree is too deep")));
+                    }
+                    let ids: Vec<_> = children.into_iter().map(|(_, id)| id).collect();
+                    self.stack.push(ids.into_iter());
+                }
+                Err(error) => {
+                    self.stack.clear();
+                    return Some(Err(error));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! Backing up and restoring through the whole engine, over a store in memory.
+
+mod support;
+
+use backstay_repo::*;
+use support::*;
+
+#[test]
+fn everything_stored_is_restored_equal() {
+    let store = Store::memory();
+    let repo = repository(&store);
+    let files = mixture(1);
+    let snapshot = backup(&repo, &files).unwrap();
+    assert_eq!(snapshot.stats.files, files.len() as u64);
+    assert_eq!(snapshot.stats.bytes, files.values().map(|(_, b)| b.len() as u64).sum::<u64>());
+    let to = tempfile::tempdir().unwrap();
+    // Through a new handle: nothing is taken from memory of the backup.
+    let report = restore(&open(&store), &snapshot, to.path());
+    assert_restored(&files, to.path());
+    assert_eq!(report.bytes, snapshot.stats.bytes);
+    for level in [Level::Basic, Level::Standard, Level::Thorough] {
+        let report = verify(&repo, level);
+        assert_eq!(report.damages, [], "{level}");
+        assert_eq!(report.covered, 100.0);
+    }
+    let meta = std::fs::metadata(to.path().join("b/text")).unwrap();
+    use std::os::unix::fs::MetadataExt;
+    assert_eq!(
+        (meta.mode() & 0o7777, meta.mtime(), meta.mtime_nsec()),
+        (0o640, 1_700_000_000, 123_456_789)
+    );
+}
+
+#[test]
+fn the_same_content_is_stored_once() {
+    let store = Store::memory();
+    let repo = repository(&store);
+    let files = mixture(2);
+    let first = backup(&repo, &files).unwrap();
+    let second = backup(&repo, &files).unwrap();
+    assert_eq!((second.stats.new_chunks, second.root), (0, first.root));
+    assert!(first.stats.new_bytes > 90 << 20);
+}
+
+#[test]
+fn a_change_stores_what_changed() {
+    let store = Store::memory();
+    let repo = repository(&store);
+    let mut files = mixture(3);
+    backup(&repo, &files).unwrap();
+    let (chunking, bytes) = files["b/large"].clone();
+    let mut bytes = bytes.to_vec();
+    bytes.splice(1000..1000, *b"inserted");
+    files.insert("b/large".into(), (chunking, bytes.into()));
+    let second = backup(&repo, &files).unwrap();
+    assert!(second.stats.new_bytes < 6 << 20, "{:?}", second.stats);
+    let to = tempfile::tempdir().unwrap();
+    restore(&repo, &second, to.path());
+    assert_restored(&files, to.path());
+}
+
+#[test]
+fn any_snapshot_can_go_without_touching_another() {
+    let store = Store::memory();
+    let repo = repository(&store);
+    let first = backup(&repo, &mixture(4)).unwrap();
+    let mut changed = mixture(4);
+    changed.insert("new".into(), (Chunking::ContentDefined, text(100_000, 9).into()));
+    let second = backup(&repo, &changed).unwrap();
+    store.delete(&format!("snapshots/{}/{}", first.writer, first.id)).unwrap();
+    let to = tempfile::tempdir().unwrap();
+    restore(&open(&store), &second, to.path());
+    assert_restored(&changed, to.path());
+}
+
+#[test]
+fn a_tree_of_many_entries_is_found_by_path_and_in_order() {
+    let store = Store::memory();
+    let repo = repository(&store);
+    let session = repo.begin(options("many")).unwrap();
+    let mut tree = session.tree(Order::Sorted);
+    let mut paths: Vec<String> =
+        (0..40_000).map(|n| format!("d{:03}/{}/f{n}", n % 400, n % 7)).collect();
+    paths.sort_by(|a, b| compare_paths(a.as_bytes(), b.as_bytes()));
+    for path in &paths {
+        let mut entry = file(path, 0);
+        entry.kind = EntryKind::File(FileContent::inline(path.as_bytes()));
+        tree.entry(entry).unwrap();
+    }
+    let root = tree.finish().unwrap();
+    let snapshot = session.commit(root, serde_json::Value::Null).unwrap();
+    let tree = repo.tree(&snapshot).unwrap();
+    let found: Vec<String> = tree.iter().map(|e| e.unwrap().display_path()).collect();
+    assert_eq!(found, paths);
+    for path in paths.iter().step_by(997) {
+        let entry = tree.get(path.as_bytes()).unwrap().unwrap();
+        let mut content = Vec::new();
+        tree.read_file(&entry, &mut content).unwrap();
+        assert_eq!(content, path.as_bytes());
+    }
+    for absent in ["a", "d000", "d001/1/", "zzz", "d399/6/g"] {
+        assert_eq!(tree.get(absent.as_bytes()).unwrap(), None);
+    }
+    // One changed entry rewrites a leaf and what is above it.
+    let session = repo.begin(options("many")).unwrap();
+    let mut again = session.tree(Order::Sorted);
+    for entry in tree.iter() {
+        let mut entry = entry.unwrap();
+        if entry.path == paths[20_000].as_bytes() {
+            entry.meta.mode = 0o600;
+        }
+        again.entry(entry).unwrap();
+    }
+    let root = again.finish().unwrap();
+    let changed = session.commit(root, serde_json::Value::Null).unwrap();
+    assert!(changed.stats.new_chunks <= 3, "{:?}", changed.stats);
+}
+
+#[test]
+fn holes_stay_holes() {
+    let store = Store::memory();
+    let repo = repository(&store);
+    let mut bytes = vec![0; 40 << 20];
+    bytes[1 << 20..(1 << 20) + 5000].copy_from_slice(&noise(5000, 1));
+    bytes[20 << 20..(20 << 20) + 100].copy_from_slice(&noise(100, 2));
+    let ranges = vec![1 << 20..(1 << 20) + 8192, 20 << 20..(20 << 20) + 4096];
+    let session = repo.begin(options("sparse")).unwrap();
+    let mut tree = session.tree(Order::Any);
+    let content = Bytes { bytes: bytes.clone().into(), ranges: Some(ranges) };
+    tree.file(file("sparse", bytes.len()), Box::new(content), Chunking::ContentDefined).unwrap();
+    let nothing = Bytes { bytes: vec![0; 10 << 20].into(), ranges: Some(vec![]) };
+    tree.file(file("hole", 10 << 20), Box::new(nothing), Chunking::ContentDefined).unwrap();
+    let root = tree.finish().unwrap();
+    let snapshot = session.commit(root, serde_json::Value::Null).unwrap();
+    let to = tempfile::tempdir().unwrap();
+    restore(&repo, &snapshot, to.path());
+    assert!(std::fs::read(to.path().join("sparse")).unwrap() == bytes);
+    assert!(std::fs::read(to.path().join("hole")).unwrap() == vec![0; 10 << 20]);
+    use std::os::unix::fs::MetadataExt;
+    assert!(std::fs::metadata(to.path().join("sparse")).unwrap().blocks() * 512 < 1 << 20);
+    let mut dumped = Vec::new();
+    let tree = repo.tree(&snapshot).unwrap();
+    tree.read_file(&tree.get(b"sparse").unwrap().unwrap(), &mut dumped).unwrap();
+    assert!(dumped == bytes);
+}
+
+#[test]
+fn delta_brings_any_earlier_state_to_the_snapshot() {
+    let store = Store::memory();
+    let repo = repository(&store);
+    let files = mixture(5);
+    let snapshot = backup(&repo, &files).unwrap();
+    let to = tempfile::tempdir().unwrap();
+    restore(&repo, &snapshot, to.path());
+    let error =
+        repo.restore(&snapshot, RestoreOptions::new(to.path()), &Progress::default()).unwrap_err();
+    assert_eq!(error.kind(), RepoErrorKind::Usage);
+    assert!(error.hint().unwrap().contains("--delta"));
+
+    // All sorts of damage.
+    let path = |name: &str| to.path().join(name);
+    std::fs::write(path("b/text"), b"short").unwrap();
+    let mut large = std::fs::read(path("c/regions")).unwrap();
+    large[30 << 20] ^= 1;
+    large[71 << 20] = 5; // inside a hole
+    large.extend_from_slice(b"longer");
+    std::fs::write(path("c/regions"), large).unwrap();
+    std::fs::write(path("c/zeros"), b"no zeros").unwrap();
+    std::fs::write(path("small/0200"), b"?").unwrap();
+    std::fs::remove_file(path("b/large")).unwrap();
+    std::fs::create_dir(path("b/large")).unwrap();
+    std::fs::write(path("b/large/x"), b"x").unwrap();
+    std::fs::remove_dir_all(path("a")).unwrap();
+    std::os::unix::fs::symlink("/etc", path("a")).unwrap();
+    std::fs::write(path("extra"), b"x").unwrap();
+    let options = RestoreOptions { delta: true, prune: true, ..RestoreOptions::new(to.path()) };
+    let report = repo.restore(&snapshot, options.clone(), &Progress::default()).unwrap();
+    assert_restored(&files, to.path());
+    assert!(!path("extra").exists());
+    assert!(!std::path::Path::new("/etc/grouped").exists());
+    assert_eq!(report.removed, 1);
+    let report = repo.restore(&snapshot, options, &Progress::default()).unwrap();
+    assert_restored(&files, to.path());
+    assert!(report.bytes_fetched < 4 << 20, "{report:?}");
+}
+
+#[test]
+fn only_what_was_asked_for_is_restored() {
+    let store = Store::memory();
+    let repo = repository(&store);
+    let files = mixture(6);
+    let snapshot = backup(&repo, &files).unwrap();
+    let to = tempfile::tempdir().unwrap();
+    let options = RestoreOptions {
+        paths: vec![b"a".to_vec(), b"small/0007".to_vec()],
+        ..RestoreOptions::new(to.path())
+    };
+    let report = repo.restore(&snapshot, options, &Progress::default()).unwrap();
+    assert_eq!(report.files, 7);
+    assert!(to.path().join("a/grouped").exists() && to.path().join("small/0007").exists());
+    assert!(!to.path().join("b").exists() && !to.path().join("small/0008").exists());
+}
+
+#[test]
+fn a_cancelled_backup_leaves_nothing_that_counts() {
+    let store = Store::memory();
+    let repo = repository(&store);
+    let options = options("cancelled");
+    let progress = options.progress.clone();
+    let session = repo.begin(options).unwrap();
+    let mut tree = session.tree(Order::Any);
+    let content = || Box::new(Bytes { bytes: text(1 << 20, 1).into(), ranges: None });
+    tree.file(file("a", 1 << 20), content(), Chunking::ContentDefined).unwrap();
+    progress.cancel();
+    let error = tree.file(file("b", 1 << 20), content(), Chunking::ContentDefined).unwrap_err();
+    assert_eq!(error.kind(), RepoErrorKind::Aborted);
+    drop(tree);
+    drop(session);
+    assert!(repo.snapshots().unwrap().is_empty());
+    backup(&repo, &mixture(7)).unwrap();
+}
+
+struct Failing(ContentError2);
+
+#[derive(Clone, Copy)]
+enum ContentError2 {
+    Vanished,
+    Unreadable,
+    Fatal,
+}
+
+impl Content for Failing {
+    fn open(self: Box<Self>) -> Result<Box<dyn Reader>, ContentError> {
+        Err(match self.0 {
+            ContentError2::Vanished => ContentError::Vanished,
+            ContentError2::Unreadable => ContentError::Unreadable("permission denied".into()),
+            ContentError2::Fatal => ContentError::Fatal("the disk is gone".into()),
+        })
+    }
+}
+
+#[test]
+fn what_cannot_be_read_is_dropped_listed_or_fatal() {
+    let store = Store::memory();
+    let repo = repository(&store);
+    for size in [10, 100_000, 100 << 20] {
+        for chunking in [Chunking::ContentDefined, Chunking::Grid] {
+            let session = repo.begin(options("failing")).unwrap();
+            let mut tree = session.tree(Order::Any);
+            tree.file(file("gone", size), Box::new(Failing(ContentError2::Vanished)), chunking)
+                .unwrap();
+            tree.file(file("denied", size), Box::new(Failing(ContentError2::Unreadable)), chunking)
+                .unwrap();
+            let root = tree.finish().unwrap();
+            let snapshot = session.commit(root, serde_json::Value::Null).unwrap();
+            assert_eq!(snapshot.stats.files, 0);
+            assert_eq!(
+                snapshot.problems,
+                [Problem { path: "denied".into(), what: "permission denied".into() }]
+            );
+
+            let session = repo.begin(options("failing")).unwrap();
+            let mut tree = session.tree(Order::Any);
+            let failed = tree
+                .file(file("fatal", size), Box::new(Failing(ContentError2::Fatal)), chunking)
+                .and_then(|()| tree.finish());
+            assert!(failed.unwrap_err().to_string().contains("the disk is gone"));
+        }
+    }
+}
+
+#[test]
+fn keys_open_lock_out_and_stay() {
+    let store = Store::memory();
+    let repo = repository(&store);
+    let snapshot =
+        backup(&repo, &files(&[("f", Chunking::ContentDefined, b"x".to_vec())])).unwrap();
+    let wrong = Secret::key_file([8; 32]).unwrap();
+    let try_open = |secret: &Secret| {
+        Repository::open(store.clone(), Environment::system(), secret, OpenOptions::default())
+    };
+    assert_eq!(try_open(&wrong).unwrap_err().kind(), RepoErrorKind::WrongKey);
+    let phrase = Secret::passphrase("correct horse").unwrap();
+    assert_eq!(try_open(&phrase).unwrap_err().kind(), RepoErrorKind::WrongKey);
+    let slot = repo.add_key(&phrase, "people").unwrap();
+    let other = try_open(&phrase).unwrap();
+    assert_eq!(other.find_snapshot(&snapshot.id[..6]).unwrap().root, snapshot.root);
+    assert_eq!(other.key_slots().unwrap().len(), 2);
+    let first = other.key_slots().unwrap().into_iter().find(|s| !s.current).unwrap();
+    other.remove_key(&first.id).unwrap();
+    assert_eq!(try_open(&key()).unwrap_err().kind(), RepoErrorKind::WrongKey);
+    assert_eq!(other.remove_key(&slot.id).unwrap_err().kind(), RepoErrorKind::Usage);
+    assert!(Secret::key_file([0; 31]).is_err());
+    assert_eq!(
+        Repository::open(Store::memory(), Environment::system(), &wrong, OpenOptions::default())
+            .unwrap_err()
+            .kind(),
+        RepoErrorKind::NoRepository
+    );
+    let again =
+        Repository::init(store.clone(), Environment::system(), &wrong, InitOptions::default());
+    assert_eq!(again.unwrap_err().kind(), RepoErrorKind::Exists);
+}
