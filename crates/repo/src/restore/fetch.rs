@@ -136,7 +136,8 @@ impl Fetcher<'_> {
             let file = match open {
                 Some(file) => file,
                 None => {
-                    opened = planned.place.open_file(!planned.exists)?;
+                    // It has no extent: whatever is there goes.
+                    opened = planned.place.open_file(true)?;
                     &opened
                 }
             };
@@ -303,7 +304,11 @@ impl Fetcher<'_> {
                 Some((number, file)) if number == wanted.file => file,
                 _ => {
                     let file = planned.place.open_file(whole && !planned.exists)?;
-                    if planned.size >= ALLOCATED && !planned.exists && file.metadata()?.len() == 0 {
+                    if planned.size >= ALLOCATED
+                        && planned.dense
+                        && !planned.exists
+                        && file.metadata()?.len() == 0
+                    {
                         allocate(&file, planned.size);
                     }
                     file

@@ -97,6 +97,8 @@ pub(super) struct Planned {
     pub size: u64,
     /// Extents still to be written.
     pub left: AtomicU32,
+    /// Whether it has no holes.
+    pub dense: bool,
     /// Whether the file is there already, with a length to keep or correct.
     pub exists: bool,
 }
@@ -161,7 +163,7 @@ pub(crate) fn restore(
             if place.is_below_target() {
                 made.enter(&target, &entry)?;
                 if options.prune {
-                    kept.insert(entry.path.clone());
+                    keep(&mut kept, &entry.path);
                 }
             }
             match entry.kind {
@@ -193,6 +195,8 @@ pub(crate) fn restore(
                         meta: entry.meta,
                         size: content.size,
                         left: AtomicU32::new(extents.len() as u32),
+                        dense: extents.iter().map(|e| u64::from(e.length)).sum::<u64>()
+                            == content.size,
                         exists,
                     });
                 }
@@ -262,6 +266,13 @@ pub(crate) fn restore(
     report.bytes_written = fetcher.counters.bytes_written.load(Relaxed);
     report.bytes_fetched = fetcher.counters.bytes_fetched.load(Relaxed);
     Ok(report)
+}
+
+/// Keeps a path and all that lead to it.
+fn keep(kept: &mut HashSet<Vec<u8>>, mut path: &[u8]) {
+    while !path.is_empty() && kept.insert(path.to_vec()) {
+        path = path.iter().rposition(|b| *b == b'/').map_or(&[], |at| &path[..at]);
+    }
 }
 
 /// Whether a path is one of those asked for, below one, or above one.
