@@ -1,0 +1,481 @@
+//! How to reach a server: libpq's keywords and addresses, its environment, its password file.
+//!
+//! What people have for `psql` works here word for word, `sslmode=verify-full` included. Passwords
+//! live in [`Parameters`] and nowhere else: its `Debug` leaves them out, and no message has them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use postgres::config::{ChannelBinding, Host, SslMode};
+
+use crate::tls::{Tls, Verify};
+use crate::{PostgresError, Result};
+
+/// Keywords that are understood. Those of libpq that are not here change nothing for a backup, and
+/// are refused rather than ignored.
+const KEYWORDS: &[&str] = &[
+    "application_name",
+    "channel_binding",
+    "connect_timeout",
+    "dbname",
+    "host",
+    "hostaddr",
+    "keepalives",
+    "keepalives_idle",
+    "options",
+    "passfile",
+    "password",
+    "port",
+    "sslcert",
+    "sslkey",
+    "sslmode",
+    "sslrootcert",
+    "tcp_user_timeout",
+    "user",
+];
+
+/// The environment that libpq heeds, and the keyword each variable stands for.
+const ENVIRONMENT: &[(&str, &str)] = &[
+    ("PGAPPNAME", "application_name"),
+    ("PGCHANNELBINDING", "channel_binding"),
+    ("PGCONNECT_TIMEOUT", "connect_timeout"),
+    ("PGDATABASE", "dbname"),
+    ("PGHOST", "host"),
+    ("PGHOSTADDR", "hostaddr"),
+    ("PGOPTIONS", "options"),
+    ("PGPASSFILE", "passfile"),
+    ("PGPASSWORD", "password"),
+    ("PGPORT", "port"),
+    ("PGSSLCERT", "sslcert"),
+    ("PGSSLKEY", "sslkey"),
+    ("PGSSLMODE", "sslmode"),
+    ("PGSSLROOTCERT", "sslrootcert"),
+    ("PGUSER", "user"),
+];
+
+/// Where Debian's and most other packages put the socket, then where PostgreSQL itself does.
+const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
+
+/// A parsed connection string, completed from the environment.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Parameters(BTreeMap<String, String>);
+
+impl fmt::Debug for Parameters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.0.iter().filter(|(key, _)| *key != "password")).finish()
+    }
+}
+
+impl Parameters {
+    /// Reads `text` and completes it from the process's environment.
+    pub(crate) fn new(text: &str) -> Result<Self> {
+        Self::with_environment(text, |name| std::env::var(name).ok())
+    }
+
+    fn with_environment(text: &str, environment: impl Fn(&str) -> Option<String>) -> Result<Self> {
+        let mut pairs = if text.starts_with("postgres://") || text.starts_with("postgresql://") {
+            parse_address(text)?
+        } else {
+            parse_keywords(text)?
+        };
+        for key in pairs.keys() {
+            if !KEYWORDS.contains(&key.as_str()) {
+                return Err(PostgresError::usage(format!(
+                    "the connection string has the keyword {key:?}, which is not known here"
+                ))
+                .with_hint(format!("known are: {}", KEYWORDS.join(", "))));
+            }
+        }
+        for (variable, key) in ENVIRONMENT {
+            if !pairs.contains_key(*key)
+                && let Some(value) = environment(variable).filter(|value| !value.is_empty())
+            {
+                pairs.insert((*key).to_owned(), value);
+            }
+        }
+        if !pairs.contains_key("host") && !pairs.contains_key("hostaddr") {
+            let directory = SOCKET_DIRECTORIES
+                .into_iter()
+                .find(|directory| Path::new(directory).is_dir())
+                .unwrap_or("/tmp");
+            pairs.insert("host".to_owned(), directory.to_owned());
+        }
+        pairs.entry("port".to_owned()).or_insert_with(|| "5432".to_owned());
+        if !pairs.contains_key("user") {
+            let name = crate::owner::name_of_user(rustix::process::geteuid().as_raw());
+            pairs.insert("user".to_owned(), name.unwrap_or_else(|| "postgres".to_owned()));
+        }
+        pairs.entry("dbname".to_owned()).or_insert_with(|| "postgres".to_owned());
+        pairs.entry("application_name".to_owned()).or_insert_with(|| "backstay".to_owned());
+        Ok(Self(pairs))
+    }
+
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    /// Where the server is, for messages: host and port, never more.
+    pub(crate) fn place(&self) -> String {
+        let host = self.get("host").or_else(|| self.get("hostaddr")).unwrap_or_default();
+        format!("{host} port {}", self.get("port").unwrap_or("5432"))
+    }
+
+    pub(crate) fn user(&self) -> &str {
+        self.get("user").unwrap_or_default()
+    }
+
+    /// The same login at another place.
+    pub(crate) fn move_to(&mut self, socket_directory: &Path, port: u16) {
+        self.0.remove("hostaddr");
+        self.0.insert("host".to_owned(), socket_directory.to_string_lossy().into_owned());
+        self.0.insert("port".to_owned(), port.to_string());
+    }
+
+    pub(crate) fn set_user(&mut self, user: &str) {
+        self.0.insert("user".to_owned(), user.to_owned());
+    }
+
+    /// The parameters as a client's configuration and the TLS to use.
+    pub(crate) fn client(&self) -> Result<(postgres::Config, Tls)> {
+        let mut config = postgres::Config::new();
+        for host in self.get("host").unwrap_or_default().split(',').filter(|h| !h.is_empty()) {
+            config.host(host);
+        }
+        for address in self.get("hostaddr").unwrap_or_default().split(',').filter(|h| !h.is_empty())
+        {
+            config.hostaddr(address.parse().map_err(|_| {
+                PostgresError::usage(format!("hostaddr {address:?} is no address"))
+            })?);
+        }
+        for port in self.get("port").unwrap_or_default().split(',').filter(|p| !p.is_empty()) {
+            config.port(self.number("port", port)?);
+        }
+        config.user(self.user());
+        config.dbname(self.get("dbname").unwrap_or("postgres"));
+        config.application_name(self.get("application_name").unwrap_or("backstay"));
+        if let Some(options) = self.get("options") {
+            config.options(options);
+        }
+        let timeout = match self.get("connect_timeout") {
+            Some(seconds) => self.number::<u64>("connect_timeout", seconds)?,
+            None => 30,
+        };
+        if timeout > 0 {
+            config.connect_timeout(Duration::from_secs(timeout));
+        }
+        config.keepalives(self.get("keepalives") != Some("0"));
+        if let Some(seconds) = self.get("keepalives_idle") {
+            config.keepalives_idle(Duration::from_secs(self.number("keepalives_idle", seconds)?));
+        }
+        if let Some(millis) = self.get("tcp_user_timeout") {
+            config
+                .tcp_user_timeout(Duration::from_millis(self.number("tcp_user_timeout", millis)?));
+        }
+        config.channel_binding(match self.get("channel_binding") {
+            None | Some("prefer") => ChannelBinding::Prefer,
+            Some("disable") => ChannelBinding::Disable,
+            Some("require") => ChannelBinding::Require,
+            Some(other) => {
+                return Err(PostgresError::usage(format!("channel_binding={other} is not known"))
+                    .with_hint("say disable, prefer or require"));
+            }
+        });
+        if let Some(password) = self.get("password") {
+            config.password(password);
+        } else if let Some(password) = self.password_from_file(&config)? {
+            config.password(password);
+        }
+        let sockets = config.get_hosts().iter().all(|host| matches!(host, Host::Unix(_)))
+            && config.get_hostaddrs().is_empty();
+        let verify = match self.get("sslmode").unwrap_or("prefer") {
+            // A socket of this machine has nobody in between, and servers offer no TLS on it.
+            _ if sockets => None,
+            "disable" => None,
+            "allow" | "prefer" => {
+                config.ssl_mode(SslMode::Prefer);
+                Some(Verify::Nothing)
+            }
+            // As libpq has it: with a certificate to trust at hand, it is heeded.
+            "require" if self.get("sslrootcert").is_none() => {
+                config.ssl_mode(SslMode::Require);
+                Some(Verify::Nothing)
+            }
+            "require" | "verify-ca" => {
+                config.ssl_mode(SslMode::Require);
+                Some(Verify::Authority)
+            }
+            "verify-full" => {
+                config.ssl_mode(SslMode::Require);
+                Some(Verify::Full)
+            }
+            other => {
+                return Err(PostgresError::usage(format!("sslmode={other} is not known"))
+                    .with_hint("say disable, prefer, require, verify-ca or verify-full"));
+            }
+        };
+        let tls = match verify {
+            None => {
+                config.ssl_mode(SslMode::Disable);
+                Tls::none()
+            }
+            Some(verify) => {
+                Tls::new(verify, self.get("sslrootcert"), self.get("sslcert"), self.get("sslkey"))?
+            }
+        };
+        Ok((config, tls))
+    }
+
+    fn number<T: std::str::FromStr>(&self, key: &str, value: &str) -> Result<T> {
+        value.parse().map_err(|_| {
+            PostgresError::usage(format!("{key}={value} in the connection string is no number"))
+        })
+    }
+
+    /// The password for this server in libpq's password file. A file that others may read is
+    /// refused, as libpq does, but said aloud.
+    fn password_from_file(&self, config: &postgres::Config) -> Result<Option<String>> {
+        let path = match self.get("passfile") {
+            Some(path) => PathBuf::from(path),
+            None => match std::env::var_os("HOME") {
+                Some(home) => Path::new(&home).join(".pgpass"),
+                None => return Ok(None),
+            },
+        };
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(_) if self.get("passfile").is_none() => return Ok(None),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(PostgresError::io("read the password file", &path, error)),
+        };
+        use std::os::unix::fs::PermissionsExt;
+        let mode = std::fs::metadata(&path).map(|meta| meta.permissions().mode()).unwrap_or(0);
+        if mode & 0o077 != 0 {
+            return Err(PostgresError::usage(format!(
+                "the password file {} can be read by others",
+                path.display()
+            ))
+            .with_hint(format!("chmod 600 {}", path.display())));
+        }
+        let host = match config.get_hosts().first() {
+            Some(Host::Tcp(host)) => host.as_str(),
+            Some(Host::Unix(_)) => "localhost",
+            None => self.get("hostaddr").unwrap_or_default(),
+        };
+        let socket = self.get("host").unwrap_or_default();
+        Ok(find_password(&text, |fields| {
+            let is = |pattern: &str, value: &str| pattern == "*" || pattern == value;
+            (is(&fields[0], host) || fields[0] == socket)
+                && is(&fields[1], self.get("port").unwrap_or("5432"))
+                && is(&fields[2], self.get("dbname").unwrap_or_default())
+                && is(&fields[3], self.user())
+        }))
+    }
+}
+
+/// The password of the first line that fits; a colon or backslash in a field is escaped by a backslash.
+fn find_password(text: &str, fits: impl Fn(&[String; 4]) -> bool) -> Option<String> {
+    text.lines().filter(|line| !line.starts_with('#')).find_map(|line| {
+        let mut fields: Vec<String> = vec![String::new()];
+        let mut letters = line.chars();
+        while let Some(letter) = letters.next() {
+            if letter == ':' && fields.len() < 5 {
+                fields.push(String::new());
+                continue;
+            }
+            let last = fields.last_mut()?;
+            match letter {
+                '\\' => last.extend(letters.next()),
+                other => last.push(other),
+            }
+        }
+        let password = if fields.len() == 5 { fields.pop()? } else { return None };
+        let fields: [String; 4] = fields.try_into().ok()?;
+        fits(&fields).then_some(password)
+    })
+}
+
+/// `key = value` pairs, values in single quotes where they have spaces.
+fn parse_keywords(text: &str) -> Result<BTreeMap<String, String>> {
+    // The text may hold a password: a message never repeats it.
+    let wrong = |what: &str| {
+        PostgresError::usage(format!("the connection string cannot be read: {what}"))
+            .with_hint("write it as for psql: \"host=/var/run/postgresql port=5432 user=postgres\"")
+    };
+    let mut pairs = BTreeMap::new();
+    let mut rest = text.trim_start();
+    while !rest.is_empty() {
+        let (key, after) = rest.split_once('=').ok_or_else(|| wrong("a keyword has no value"))?;
+        let key = key.trim();
+        if key.is_empty() || !key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_') {
+            return Err(wrong("what stands before a \"=\" is no keyword"));
+        }
+        let after = after.trim_start();
+        let mut value = String::new();
+        let quoted = after.starts_with('\'');
+        let mut letters = after.char_indices().skip(usize::from(quoted));
+        let mut end = None;
+        while let Some((at, letter)) = letters.next() {
+            match letter {
+                '\\' => value.extend(letters.next().map(|(_, letter)| letter)),
+                '\'' if quoted => {
+                    end = Some(at + 1);
+                    break;
+                }
+                other if !quoted && other.is_whitespace() => {
+                    end = Some(at);
+                    break;
+                }
+                other => value.push(other),
+            }
+        }
+        if quoted && end.is_none() {
+            return Err(wrong("a quote is not closed"));
+        }
+        pairs.insert(key.to_owned(), value);
+        rest = end.and_then(|end| after.get(end..)).unwrap_or_default().trim_start();
+    }
+    Ok(pairs)
+}
+
+/// `postgresql://user:password@host:port,host:port/database?keyword=value`.
+fn parse_address(text: &str) -> Result<BTreeMap<String, String>> {
+    let wrong = |what: &str| {
+        PostgresError::usage(format!("the connection address cannot be read: {what}"))
+            .with_hint("write it as postgresql://user@host:5432/database?sslmode=verify-full")
+    };
+    let decode = |part: &str| decode_percent(part).ok_or_else(|| wrong("a %XX in it is wrong"));
+    let (_, rest) = text.split_once("://").ok_or_else(|| wrong("it has no \"://\""))?;
+    let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
+    let (login, hosts) = match authority.rsplit_once('@') {
+        Some((login, hosts)) => (login, hosts),
+        None => ("", authority),
+    };
+    let mut pairs = BTreeMap::new();
+    let mut put = |key: &str, value: String| {
+        if !value.is_empty() {
+            pairs.insert(key.to_owned(), value);
+        }
+    };
+    let (user, password) = login.split_once(':').unwrap_or((login, ""));
+    put("user", decode(user)?);
+    put("password", decode(password)?);
+    put("dbname", decode(database)?);
+    let (mut names, mut ports) = (Vec::new(), Vec::new());
+    for host in hosts.split(',') {
+        let (name, port) = if let Some(rest) = host.strip_prefix('[') {
+            let (name, port) =
+                rest.split_once(']').ok_or_else(|| wrong("a \"[\" is not closed"))?;
+            (name, port.strip_prefix(':').unwrap_or(""))
+        } else {
+            host.split_once(':').unwrap_or((host, ""))
+        };
+        names.push(decode(name)?);
+        ports.push(port.to_owned());
+    }
+    put("host", names.join(","));
+    if ports.iter().any(|port| !port.is_empty()) {
+        let ports: Vec<&str> =
+            ports.iter().map(|p| if p.is_empty() { "5432" } else { p.as_str() }).collect();
+        put("port", ports.join(","));
+    }
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (key, value) =
+            pair.split_once('=').ok_or_else(|| wrong("a keyword after \"?\" has no value"))?;
+        put(&decode(key)?, decode(value)?);
+    }
+    Ok(pairs)
+}
+
+fn decode_percent(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        if *first == b'%' {
+            let (digits, after) = after.split_at_checked(2)?;
+            bytes.push(u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?);
+            rest = after;
+        } else {
+            bytes.push(*first);
+            rest = after;
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Parameters {
+        Parameters::with_environment(text, |_| None).unwrap()
+    }
+
+    #[test]
+    fn keywords_and_addresses_say_the_same() {
+        let a = parse(r"host=db1,db2 port = 5433,5432 user='the \'owner\'' password=a\ b dbname=x");
+        let b = parse("postgresql://the%20%27owner%27:a%20b@db1:5433,db2/x");
+        assert_eq!(a, b);
+        assert_eq!(a.place(), "db1,db2 port 5433,5432");
+        let c = parse("postgres:///x?host=/run/pg&user=me&sslmode=verify-full");
+        assert_eq!(c.get("host"), Some("/run/pg"));
+        assert_eq!(c.get("sslmode"), Some("verify-full"));
+        assert_eq!(parse("postgres://[::1]:99/").place(), "::1 port 99");
+    }
+
+    #[test]
+    fn passwords_never_show() {
+        let it = parse("host=h password=hunter2");
+        assert!(!format!("{it:?}").contains("hunter2"));
+        for text in ["host=h password=hunter2 x", "host=h password='hunter2", "hunter2"] {
+            let error = Parameters::with_environment(text, |_| None).unwrap_err();
+            let all = format!("{error} {:?} {error:?}", error.hint());
+            assert!(!all.contains("hunter2"), "{all}");
+        }
+    }
+
+    #[test]
+    fn the_environment_completes_and_never_overrides() {
+        let environment = |name: &str| match name {
+            "PGHOST" => Some("elsewhere".to_owned()),
+            "PGPASSWORD" => Some("p".to_owned()),
+            _ => None,
+        };
+        let it = Parameters::with_environment("host=here", environment).unwrap();
+        assert_eq!(it.get("host"), Some("here"));
+        assert_eq!(it.get("password"), Some("p"));
+        assert_eq!(it.get("dbname"), Some("postgres"));
+    }
+
+    #[test]
+    fn an_unknown_keyword_is_refused_by_name() {
+        let error = Parameters::with_environment("hots=x", |_| None).unwrap_err();
+        assert!(error.to_string().contains("hots"), "{error}");
+    }
+
+    #[test]
+    fn the_password_file_is_read_as_libpq_does() {
+        let text = "# note\nother:*:*:*:no\ndb\\:1:5432:*:me:se\\:cr\\\\et:x\n*:*:*:*:last";
+        let find = |host: &str| {
+            find_password(text, |f| (f[0] == "*" || f[0] == host) && (f[3] == "*" || f[3] == "me"))
+        };
+        assert_eq!(find("db:1").as_deref(), Some("se:cr\\et:x"));
+        assert_eq!(find("else").as_deref(), Some("last"));
+    }
+
+    #[test]
+    fn a_password_file_that_others_can_read_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pgpass");
+        std::fs::write(&path, "*:*:*:*:secret\n").unwrap();
+        let it = parse(&format!("host=/tmp user=me passfile={}", path.display()));
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+        let error = it.client().unwrap_err();
+        assert!(error.hint().unwrap().contains("chmod 600"));
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(it.client().unwrap().0.get_password(), Some(&b"secret"[..]));
+    }
+}
