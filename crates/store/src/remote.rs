@@ -205,6 +205,10 @@ fn unanswered(error: &object_store::Error, words: &str) -> ErrorKind {
     if words.contains("SlowDown") || words.contains("InternalError") {
         return ErrorKind::Transient;
     }
+    // The client's own word for a range past the end.
+    if words.contains("Wanted range") {
+        return ErrorKind::Damaged;
+    }
     if words.contains("redirect") {
         return ErrorKind::Configuration;
     }
@@ -250,10 +254,12 @@ impl Remote {
         error: &object_store::Error,
     ) -> StoreError {
         let translated = translate(doing, key, error);
-        if translated.kind() != ErrorKind::NotFound {
+        let said = words(error);
+        // A refusal without a reason, as a HEAD gets it: a listing is told the reason.
+        let unexplained = status(&said) == Some(400) && !said.contains("<Code>");
+        if translated.kind() != ErrorKind::NotFound && !unexplained {
             return translated;
         }
-        let said = words(error);
         if says_no_bucket(&said) {
             return no_bucket(doing, key, &said);
         }

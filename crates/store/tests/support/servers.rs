@@ -1,0 +1,176 @@
+//! Real object stores, installed by `scripts/test-servers`, started here on free ports of the
+//! loopback interface and killed when dropped.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use backstay_store::StoreOptions;
+use tempfile::TempDir;
+
+/// A server that runs.
+pub struct Running {
+    child: Child,
+    directory: TempDir,
+    pub options: StoreOptions,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn installed(path: &str) -> Option<PathBuf> {
+    let root = match std::env::var_os("BACKSTAY_TEST_SERVERS") {
+        Some(root) => PathBuf::from(root),
+        None => PathBuf::from(std::env::var_os("HOME")?).join(".cache/backstay-test-servers"),
+    };
+    let path = root.join("object-stores").join(path);
+    if path.exists() {
+        return Some(path);
+    }
+    super::skip(&format!("{} is missing; run scripts/test-servers", path.display()));
+    None
+}
+
+fn free_ports<const N: usize>() -> [u16; N] {
+    // All are held until all are known, so that no two are the same.
+    let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    listeners.each_ref().map(|listener| listener.local_addr().unwrap().port())
+}
+
+/// One request over plain HTTP; the status and the whole answer.
+fn request(port: u16, method: &str, path: &str, headers: &str) -> Option<(u16, String)> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\nconnection: close\r\n\
+         content-length: 0\r\n{headers}\r\n"
+    )
+    .ok()?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).ok()?;
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    Some((answer.get(9..12)?.parse().ok()?, answer))
+}
+
+/// Polls until `ready`; panics with the server's log when that takes a minute.
+fn until(running: &mut Running, what: &str, mut ready: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !ready() {
+        let log = || std::fs::read_to_string(running.directory.path().join("log")).unwrap();
+        if let Some(status) = running.child.try_wait().unwrap() {
+            panic!("{what} ended with {status}: {}", log());
+        }
+        assert!(started.elapsed() < Duration::from_secs(60), "{what} does not start: {}", log());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn start(mut command: Command, directory: TempDir, options: StoreOptions) -> Running {
+    let log = std::fs::File::create(directory.path().join("log")).unwrap();
+    let child = command
+        .current_dir(directory.path())
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    Running { child, directory, options }
+}
+
+/// SeaweedFS with one bucket, `backstay`.
+pub fn s3() -> Option<Running> {
+    let weed = installed("seaweedfs/bin/weed")?;
+    let directory = tempfile::tempdir().unwrap();
+    let identities = r#"{"identities": [{"name": "backstay", "actions": ["Admin"],
+        "credentials": [{"accessKey": "backstay", "secretKey": "backstay-secret"}]}]}"#;
+    std::fs::write(directory.path().join("s3.json"), identities).unwrap();
+    let names = ["master", "volume", "filer", "s3"];
+    let ports = free_ports::<8>();
+    let mut command = Command::new(weed);
+    command.args(["server", "-dir", ".", "-ip", "127.0.0.1", "-ip.bind", "127.0.0.1"]);
+    command.args(["-filer", "-s3", "-s3.config", "s3.json", "-s3.autoCreateBucket=false"]);
+    command.args(["-master.volumeSizeLimitMB", "128", "-volume.max", "30"]);
+    for (index, name) in names.iter().enumerate() {
+        command.arg(format!("-{name}.port={}", ports[2 * index]));
+        command.arg(format!("-{name}.port.grpc={}", ports[2 * index + 1]));
+    }
+    let [.., filer, _, s3, _] = ports;
+    let options = StoreOptions {
+        endpoint: Some(format!("http://127.0.0.1:{s3}")),
+        region: Some("us-east-1".to_owned()),
+        allow_http: true,
+        variables: Some(vec![
+            ("AWS_ACCESS_KEY_ID".to_owned(), "backstay".to_owned()),
+            ("AWS_SECRET_ACCESS_KEY".to_owned(), "backstay-secret".to_owned()),
+        ]),
+        ..StoreOptions::default()
+    };
+    let mut running = start(command, directory, options);
+    // A bucket is a directory of the filer.
+    until(&mut running, "weed", || {
+        request(filer, "POST", "/buckets/backstay/", "").is_some_and(|(status, _)| status == 201)
+    });
+    until(&mut running, "weed's S3", || request(s3, "GET", "/", "").is_some());
+    Some(running)
+}
+
+/// Azurite with one container, `backstay`.
+pub fn azure() -> Option<Running> {
+    let azurite = installed("azurite/node_modules/.bin/azurite-blob")?;
+    let directory = tempfile::tempdir().unwrap();
+    let [port] = free_ports();
+    let (account, key) = ("backstay", "YmFja3N0YXktc2VjcmV0");
+    let mut command = Command::new(azurite);
+    command.env("AZURITE_ACCOUNTS", format!("{account}:{key}"));
+    command.args(["--blobPort", &port.to_string(), "--location", ".", "--silent"]);
+    command.args(["--disableTelemetry", "--skipApiVersionCheck"]);
+    let options = StoreOptions {
+        endpoint: Some(format!("http://127.0.0.1:{port}/{account}")),
+        allow_http: true,
+        variables: Some(vec![
+            ("AZURE_STORAGE_ACCOUNT_NAME".to_owned(), account.to_owned()),
+            ("AZURE_STORAGE_ACCOUNT_KEY".to_owned(), key.to_owned()),
+        ]),
+        ..StoreOptions::default()
+    };
+    let mut running = start(command, directory, options);
+    until(&mut running, "azurite", || request(port, "GET", "/", "").is_some());
+    // There is no call for this in a store, and the request must be signed.
+    let script = r#"
+import base64, hashlib, hmac, sys, urllib.request
+from email.utils import formatdate
+port, account, key = sys.argv[1:]
+date, version = formatdate(usegmt=True), "2021-08-06"
+text = "PUT" + "\n" * 12 + f"x-ms-date:{date}\nx-ms-version:{version}\n"
+text += f"/{account}/{account}/backstay\nrestype:container"
+sign = hmac.new(base64.b64decode(key), text.encode(), hashlib.sha256).digest()
+headers = {"x-ms-date": date, "x-ms-version": version,
+           "Authorization": f"SharedKey {account}:{base64.b64encode(sign).decode()}"}
+url = f"http://127.0.0.1:{port}/{account}/backstay?restype=container"
+urllib.request.urlopen(urllib.request.Request(url, method="PUT", headers=headers))
+"#;
+    let output =
+        Command::new("python3").args(["-c", script, &port.to_string(), account, key]).output();
+    let output = output.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Some(running)
+}
+
+impl Running {
+    /// The same server, asked with other values of these variables.
+    pub fn with(&self, variables: &[(&str, &str)]) -> StoreOptions {
+        let mut options = self.options.clone();
+        for (name, value) in variables {
+            let known = options.variables.iter_mut().flatten().find(|(n, _)| n == name);
+            known.unwrap().1 = (*value).to_owned();
+        }
+        options
+    }
+}
