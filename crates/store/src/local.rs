@@ -378,14 +378,16 @@ impl<'a> Temporary<'a> {
     fn publish(&mut self, key: &str) -> Result<(), Errno> {
         match rustix::fs::linkat(self.root, &self.name, self.root, key, AtFlags::empty()) {
             // No hard links here (FAT, some network file systems).
-            Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK) => {
-                let flags = RenameFlags::NOREPLACE;
-                rustix::fs::renameat_with(self.root, &self.name, self.root, key, flags)?;
-                self.renamed = true;
-                Ok(())
-            }
+            Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK) => self.rename(key),
             other => other,
         }
+    }
+
+    fn rename(&mut self, key: &str) -> Result<(), Errno> {
+        let flags = RenameFlags::NOREPLACE;
+        rustix::fs::renameat_with(self.root, &self.name, self.root, key, flags)?;
+        self.renamed = true;
+        Ok(())
     }
 }
 
@@ -502,5 +504,64 @@ impl Backend for Local {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other.map_err(|e| self.error("delete", key, e)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn count(local: &Local) -> usize {
+        std::fs::read_dir(local.path.join(TEMPORARIES)).map_or(0, Iterator::count)
+    }
+
+    #[test]
+    fn a_living_writers_temporary_stays_and_a_dead_ones_goes() {
+        let directory = tempfile::tempdir().unwrap();
+        let writer = Local::new(directory.path()).unwrap();
+        let mut living = Temporary::new(writer.root().unwrap()).unwrap();
+        living.write(b"half of it").unwrap();
+        // What a process that was killed leaves: a file without a lock.
+        std::fs::write(directory.path().join(".tmp/1-0-dead"), "half").unwrap();
+        assert_eq!(count(&writer), 2);
+
+        Local::new(directory.path()).unwrap().create("a", Bytes::new()).unwrap();
+        assert_eq!(count(&writer), 1);
+        living.publish("b").unwrap();
+        drop(living);
+        assert_eq!(count(&writer), 0);
+        assert_eq!(writer.read("b").unwrap(), "half of it");
+    }
+
+    #[test]
+    fn without_hard_links_a_rename_publishes_and_replaces_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let local = Local::new(directory.path()).unwrap();
+        let root = local.root().unwrap();
+        let mut first = Temporary::new(root).unwrap();
+        first.write(b"first").unwrap();
+        first.rename("k").unwrap();
+        let mut second = Temporary::new(root).unwrap();
+        second.write(b"second").unwrap();
+        assert_eq!(second.rename("k").unwrap_err(), Errno::EXIST);
+        drop((first, second));
+        assert_eq!(local.read("k").unwrap(), "first");
+        assert_eq!(count(&local), 0);
+    }
+
+    #[test]
+    fn a_directory_made_anew_is_made_durable_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let local = Local::new(directory.path()).unwrap();
+        let known = |path: &str| local.durable.lock().unwrap().get(path).copied();
+        local.create("a/b/one", Bytes::new()).unwrap();
+        let (first, above) = (known("a/b").unwrap(), known("a").unwrap());
+        local.create("a/b/two", Bytes::new()).unwrap();
+        assert_eq!(known("a/b"), Some(first));
+        local.create("a/keep", Bytes::new()).unwrap();
+        std::fs::rename(directory.path().join("a/b"), directory.path().join("a/old")).unwrap();
+        local.create("a/b/one", Bytes::new()).unwrap();
+        assert_ne!(known("a/b"), Some(first));
+        assert_eq!(known("a"), Some(above));
     }
 }
