@@ -1,0 +1,464 @@
+//! File trees as a source.
+//!
+//! A backup is one merge of two sorted streams: the walk over what is there ([`walk`]) and the tree
+//! of the parent snapshot. A file that the parent knows with the same size, times and inode is taken
+//! over without being opened; everything else is handed to the workers of the session. Neither
+//! stream is ever in memory as a whole.
+//!
+//! Paths are stored relative to `/`, with the directories that lead to them.
+
+pub mod compare;
+mod content;
+pub mod exclude;
+mod listing;
+mod merge;
+pub mod metadata;
+mod open;
+mod plan;
+pub mod walk;
+
+pub(crate) use content::read_at;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ffi::CString;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use backstay_repo::{
+    Body, Chunking, Entry, EntryKind, FileContent as StoredContent, Order, RepoError, Repository,
+    Result, Session, Snapshot, SourceKind, TreeWriter,
+};
+use rustix::fs::OFlags;
+use serde_json::json;
+
+use crate::{BackupOptions, CheckItem, Source};
+use content::{Context, FileContent, FirstName};
+use exclude::Exclude;
+use merge::Parent;
+use metadata::{FileType, Names, Stat, Xattrs, xattrs_at};
+use open::{Root, display};
+use walk::{Walk, WalkOptions, Walked};
+
+/// File trees to protect.
+#[derive(Debug, Clone, Default)]
+pub struct FilesSource {
+    pub name: String,
+    /// Absolute, or relative to the current directory. Paths that lead through symbolic links are
+    /// followed, and the links kept.
+    pub paths: Vec<PathBuf>,
+    /// See [`exclude`] for how patterns are read.
+    pub exclude: Vec<String>,
+    /// Do not go into other file systems mounted below the paths.
+    pub one_file_system: bool,
+    /// Of directories with a `CACHEDIR.TAG`, keep only the tag.
+    pub skip_caches: bool,
+}
+
+impl Source for FilesSource {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn kind(&self) -> SourceKind {
+        SourceKind::Files
+    }
+
+    fn check(&self) -> Vec<CheckItem> {
+        check(self)
+    }
+
+    fn backup(&self, repo: &Repository, options: &BackupOptions) -> Result<Snapshot> {
+        backup(repo, self, options)
+    }
+}
+
+/// Whether the paths are there and can be read.
+pub fn check(source: &FilesSource) -> Vec<CheckItem> {
+    let mut items = Vec::new();
+    items.push(match Exclude::new(&source.exclude) {
+        Ok(_) => CheckItem::ok("exclude", format!("{} patterns", source.exclude.len())),
+        Err(error) => CheckItem::failed("exclude", error.to_string())
+            .with_hint(error.hint().unwrap_or_default()),
+    });
+    if source.paths.is_empty() {
+        items.push(
+            CheckItem::failed("paths", "the source names no paths")
+                .with_hint("list what to protect, for example paths = [\"/etc\"]"),
+        );
+    }
+    for path in &source.paths {
+        let name = path.display().to_string();
+        let read = std::fs::metadata(path).and_then(|about| {
+            if about.is_dir() {
+                std::fs::read_dir(path).map(|_| "a directory that can be read")
+            } else if about.is_file() {
+                std::fs::File::open(path).map(|_| "a file that can be read")
+            } else {
+                Ok("neither a file nor a directory")
+            }
+        });
+        items.push(match read {
+            Ok(what) => CheckItem::ok(name, what),
+            Err(error) => {
+                let hint = match error.kind() {
+                    io::ErrorKind::NotFound => "correct the path, or create it",
+                    _ => "run the backup as a user who may read it",
+                };
+                CheckItem::failed(name, format!("it cannot be read: {error}")).with_hint(hint)
+            }
+        });
+    }
+    items
+}
+
+/// Takes a snapshot of file trees.
+///
+/// What cannot be read is listed in [`Snapshot::problems`]. `detail` is
+/// `{"paths": […], "exclude": […], "changed_while_read": {"count", "paths"}, "sockets_skipped"}`.
+///
+/// # Errors
+/// `Usage` for a wrong pattern or no paths, `Io` when none of the paths is there, `Aborted` when the
+/// progress was told to stop, and whatever the repository answers.
+pub fn backup(
+    repo: &Repository,
+    source: &FilesSource,
+    options: &BackupOptions,
+) -> Result<Snapshot> {
+    if source.paths.is_empty() {
+        return Err(RepoError::new(
+            backstay_repo::RepoErrorKind::Usage,
+            format!("the source {} names no paths", source.name),
+        )
+        .with_hint("list what to protect, for example paths = [\"/etc\"]"));
+    }
+    let exclude = Exclude::new(&source.exclude)?;
+    let parent = options.parent_of(repo, &source.name, SourceKind::Files)?;
+    let mut separate = HashSet::new();
+    loop {
+        let pass = Pass::begin(repo, source, options, exclude.clone(), parent.clone(), &separate)?;
+        match pass.run()? {
+            Done::Committed(snapshot) => return Ok(*snapshot),
+            // Names were written as links to one that was lost later. That is rare: do it again,
+            // with each name of those files as a file of its own. What was stored is found again.
+            Done::LostNames(files) => {
+                tracing::info!(files = files.len(), "linked files were lost, starting over");
+                let before = separate.len();
+                separate.extend(files);
+                if separate.len() == before {
+                    return Err(RepoError::new(
+                        backstay_repo::RepoErrorKind::Io,
+                        "files with several names keep vanishing while they are read",
+                    )
+                    .with_hint("run the backup again when the source is at rest, or take it from a file system snapshot"));
+                }
+            }
+        }
+    }
+}
+
+/// Device and inode.
+type FileId = (u64, u64);
+
+enum Done {
+    Committed(Box<Snapshot>),
+    LostNames(HashSet<FileId>),
+}
+
+/// A file with several names that has been met.
+struct Linked {
+    path: Vec<u8>,
+    first: Arc<FirstName>,
+    /// Names that have not been met yet.
+    left: u64,
+    referred: bool,
+}
+
+/// One go over the source.
+struct Pass<'a> {
+    source: &'a FilesSource,
+    options: &'a BackupOptions,
+    session: Session,
+    walk: Walk,
+    parent: Parent,
+    context: Arc<Context>,
+    /// Files whose names are stored each by itself.
+    separate: &'a HashSet<FileId>,
+    links: HashMap<FileId, Linked>,
+    /// Of files all of whose names have been met, those that are still being read.
+    settled: Vec<(FileId, Arc<FirstName>)>,
+    above: Option<(Vec<u8>, std::os::fd::OwnedFd)>,
+    sockets: u64,
+}
+
+impl<'a> Pass<'a> {
+    fn begin(
+        repo: &Repository,
+        source: &'a FilesSource,
+        options: &'a BackupOptions,
+        exclude: Exclude,
+        parent: Option<Snapshot>,
+        separate: &'a HashSet<FileId>,
+    ) -> Result<Self> {
+        let root = Arc::new(Root::open().map_err(|error| RepoError::io("open", "/", error))?);
+        let walk_options = WalkOptions {
+            exclude,
+            one_file_system: source.one_file_system,
+            skip_caches: source.skip_caches,
+            threads: 0,
+        };
+        // Before the session: a source that is not there leaves nothing in the repository.
+        let walk = Walk::below(root.clone(), &source.paths, walk_options)?;
+        let session =
+            repo.begin(options.session(&source.name, SourceKind::Files, parent.clone()))?;
+        let context = Arc::new(Context { root, names: Names::load(), notes: Mutex::default() });
+        Ok(Self {
+            source,
+            options,
+            session,
+            walk,
+            parent: Parent::new(repo, parent.as_ref())?,
+            context,
+            separate,
+            links: HashMap::new(),
+            settled: Vec::new(),
+            above: None,
+            sockets: 0,
+        })
+    }
+
+    fn run(mut self) -> Result<Done> {
+        self.options.progress.set_phase("files");
+        // The writer borrows the session while the rest of `self` goes on being used.
+        let session = self.session;
+        let mut writer = session.tree(Order::Sorted);
+        let mut state = State {
+            session: &session,
+            parent: &mut self.parent,
+            context: &self.context,
+            separate: self.separate,
+            links: &mut self.links,
+            settled: &mut self.settled,
+            above: &mut self.above,
+        };
+        for (count, walked) in self.walk.enumerate() {
+            if count % 64 == 0 {
+                self.options.progress.check()?;
+            }
+            match walked {
+                Walked::Entry { path, stat, xattrs } => {
+                    state.entry(&mut writer, path, stat, xattrs)?;
+                }
+                Walked::Problem { path, what } => session.problem(&display(&path), what),
+                Walked::Skipped { path, kind } => {
+                    self.sockets += 1;
+                    let (path, kind) = (display(&path), kind.describe());
+                    tracing::warn!("{path} was left out: {kind} has no content to keep");
+                }
+            }
+        }
+        let root = writer.finish()?;
+        let lost: HashSet<FileId> = self
+            .links
+            .into_iter()
+            .filter(|(_, linked)| linked.referred)
+            .map(|(id, linked)| (id, linked.first))
+            .chain(self.settled)
+            .filter(|(_, first)| first.is_lost())
+            .map(|(id, _)| id)
+            .collect();
+        if !lost.is_empty() {
+            return Ok(Done::LostNames(lost));
+        }
+        let notes = std::mem::take(&mut *self.context.notes());
+        for (path, what) in notes.problems {
+            session.problem(&display(&path), what);
+        }
+        let mut detail = BTreeMap::from([
+            ("paths", json!(self.source.paths)),
+            ("exclude", json!(self.source.exclude)),
+        ]);
+        if notes.changed_count > 0 {
+            detail.insert(
+                "changed_while_read",
+                json!({ "count": notes.changed_count, "paths": notes.changed }),
+            );
+        }
+        if self.sockets > 0 {
+            detail.insert("sockets_skipped", json!(self.sockets));
+        }
+        Ok(Done::Committed(Box::new(session.commit(root, json!(detail))?)))
+    }
+}
+
+/// What is needed to make an entry of what the walk found.
+struct State<'p> {
+    session: &'p Session,
+    parent: &'p mut Parent,
+    context: &'p Arc<Context>,
+    separate: &'p HashSet<FileId>,
+    links: &'p mut HashMap<FileId, Linked>,
+    settled: &'p mut Vec<(FileId, Arc<FirstName>)>,
+    /// The directory that was asked for attributes last.
+    above: &'p mut Option<(Vec<u8>, std::os::fd::OwnedFd)>,
+}
+
+impl State<'_> {
+    fn entry(
+        &mut self,
+        writer: &mut TreeWriter<'_>,
+        path: Vec<u8>,
+        stat: Stat,
+        xattrs: Option<Xattrs>,
+    ) -> Result<()> {
+        let progress = self.session.progress();
+        let kind = match stat.kind {
+            FileType::File => return self.file(writer, path, stat),
+            FileType::Directory => EntryKind::Directory,
+            FileType::Symlink => match self.target(&path) {
+                Ok(Some(target)) => EntryKind::Symlink { target },
+                Ok(None) => return Ok(()),
+                Err(error) => {
+                    self.session.problem(&display(&path), error.to_string());
+                    return Ok(());
+                }
+            },
+            FileType::Fifo => EntryKind::Fifo,
+            FileType::CharDevice => EntryKind::CharDevice { rdev: stat.rdev },
+            FileType::BlockDevice => EntryKind::BlockDevice { rdev: stat.rdev },
+            FileType::Socket | FileType::Unknown => return Ok(()),
+        };
+        // Links, fifos and devices can have several names as well.
+        if stat.kind != FileType::Directory
+            && stat.links > 1
+            && let Some(to) = self.known(&path, &stat, FirstName::stored)
+        {
+            let meta = stat.metadata(&self.context.names, Vec::new());
+            return writer.entry(Entry { path, meta, kind: EntryKind::Hardlink { to } });
+        }
+        let before = self.parent.at(&path);
+        let reused = before
+            .filter(|before| merge::is_unchanged_inode(before, &stat, &kind))
+            .map(|before| before.meta.xattrs.clone());
+        let xattrs = xattrs.or(reused).unwrap_or_else(|| self.xattrs(&path));
+        let meta = stat.metadata(&self.context.names, xattrs);
+        progress.add_done(0, 1);
+        writer.entry(Entry { path, meta, kind })
+    }
+
+    fn file(&mut self, writer: &mut TreeWriter<'_>, path: Vec<u8>, stat: Stat) -> Result<()> {
+        let unchanged = self.parent.unchanged(&path, &stat);
+        let linked = stat.links > 1 && !self.separate.contains(&(stat.device, stat.inode));
+        let mut first = None;
+        if linked {
+            let stored = unchanged.is_some();
+            let make = || if stored { FirstName::stored() } else { FirstName::default() };
+            if let Some(to) = self.known(&path, &stat, make) {
+                self.session.progress().add_done(0, 1);
+                let meta = stat.metadata(&self.context.names, Vec::new());
+                return writer.entry(Entry { path, meta, kind: EntryKind::Hardlink { to } });
+            }
+            first = self.first_name(&stat);
+        }
+        if let Some(before) = unchanged {
+            // The content and the attributes are those of before; names of owners are looked up
+            // anew, since no time tells when those change.
+            let mut meta = stat.metadata(&self.context.names, Vec::new());
+            meta.xattrs = before.meta.xattrs;
+            self.session.unchanged();
+            self.session.progress().add_done(stat.size, 1);
+            return writer.entry(Entry { path, meta, kind: before.kind });
+        }
+        let meta = stat.metadata(&self.context.names, Vec::new());
+        // The size that is expected; what is read decides.
+        let content = StoredContent { size: stat.size, body: Body::Extents(Vec::new()) };
+        let file = FileContent::new(self.context.clone(), path.clone(), stat, first);
+        let entry = Entry { path, meta, kind: EntryKind::File(content) };
+        writer.file(entry, Box::new(file), Chunking::ContentDefined)
+    }
+
+    /// The first name of a file that was met under another one. Otherwise this becomes the first.
+    fn known(
+        &mut self,
+        path: &[u8],
+        stat: &Stat,
+        make: impl FnOnce() -> FirstName,
+    ) -> Option<Vec<u8>> {
+        let id = (stat.device, stat.inode);
+        let Some(linked) = self.links.get_mut(&id) else {
+            self.remember(path, stat, make);
+            return None;
+        };
+        if linked.first.is_lost() && !linked.referred {
+            self.remember(path, stat, make);
+            return None;
+        }
+        linked.referred = true;
+        linked.left = linked.left.saturating_sub(1);
+        let to = linked.path.clone();
+        // All names have been met: nothing needs to be remembered but how it ends.
+        if linked.left == 0
+            && let Some(linked) = self.links.remove(&id)
+            && !linked.first.is_stored()
+        {
+            self.settled.push((id, linked.first));
+        }
+        Some(to)
+    }
+
+    fn remember(&mut self, path: &[u8], stat: &Stat, make: impl FnOnce() -> FirstName) {
+        let linked = Linked {
+            path: path.to_vec(),
+            first: Arc::new(make()),
+            left: stat.links.saturating_sub(1),
+            referred: false,
+        };
+        self.links.insert((stat.device, stat.inode), linked);
+    }
+
+    fn first_name(&self, stat: &Stat) -> Option<Arc<FirstName>> {
+        self.links.get(&(stat.device, stat.inode)).map(|linked| linked.first.clone())
+    }
+
+    /// The path of something through its open directory: neither too long, nor led astray by a
+    /// link that was put in the way.
+    fn through_directory(&mut self, path: &[u8]) -> io::Result<CString> {
+        let cut = path.iter().rposition(|byte| *byte == b'/');
+        let (above, name) = match cut {
+            Some(at) => {
+                (path.get(..at).unwrap_or_default(), path.get(at + 1..).unwrap_or_default())
+            }
+            None => (&[][..], path),
+        };
+        let fd = match self.above.take() {
+            Some((open, fd)) if open == above => fd,
+            _ => self.context.root.open_below(above, OFlags::PATH | OFlags::DIRECTORY)?,
+        };
+        let mut through = format!("/proc/self/fd/{}/", fd.as_raw_fd()).into_bytes();
+        through.extend_from_slice(name);
+        *self.above = Some((above.to_vec(), fd));
+        Ok(CString::new(through)?)
+    }
+
+    /// Where a link points to; none if it is a link no more.
+    fn target(&mut self, path: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        let through = self.through_directory(path)?;
+        match rustix::fs::readlink(through.as_c_str(), Vec::new()) {
+            Ok(target) => Ok(Some(target.into_bytes())),
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::INVAL) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn xattrs(&mut self, path: &[u8]) -> Xattrs {
+        let found = self.through_directory(path).and_then(|through| xattrs_at(&through));
+        found.unwrap_or_else(|error| {
+            if error.kind() != io::ErrorKind::NotFound {
+                let what = format!("its extended attributes could not be read: {error}");
+                self.session.problem(&display(path), what);
+            }
+            Vec::new()
+        })
+    }
+}
