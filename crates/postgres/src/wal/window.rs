@@ -1,0 +1,341 @@
+//! The health of an archive: what is there without a break, what is missing, and from when to when
+//! a source can be recovered.
+
+use std::time::{Duration, SystemTime};
+
+use backstay_repo::Archive;
+use jiff::Timestamp;
+
+use super::inventory::{Inventory, Segments, read_history};
+use super::reader::{Identity, Reader};
+use super::target::RecoveryBase;
+use super::{History, Lsn, SegmentName, SegmentSize};
+use crate::Result;
+
+/// Segments that follow one another on a timeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SegmentRange {
+    pub first: SegmentName,
+    pub last: SegmentName,
+    pub count: u64,
+}
+
+/// The segments of one timeline.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TimelineHealth {
+    pub timeline: u32,
+    /// Unbroken ranges, in order. Between two of them segments are missing.
+    pub ranges: Vec<SegmentRange>,
+    /// What is missing between the ranges: `first` is the first missing segment.
+    pub gaps: Vec<SegmentRange>,
+    /// Whether the archive says how this timeline came to be. Timeline 1 needs no history.
+    pub history: bool,
+}
+
+/// An unbroken range of recovery points.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecoveryWindow {
+    /// The backups with which every point of this window from their own end on can be reached, the
+    /// oldest first.
+    pub backups: Vec<String>,
+    /// The earliest recovery point: where the oldest of these backups was consistent.
+    pub from: Lsn,
+    pub from_time: Timestamp,
+    /// Recovery goes along this timeline.
+    pub timeline: u32,
+    /// The last segment that can be reached.
+    pub last: SegmentName,
+    /// The position behind it: every recovery point lies before this.
+    pub to: Lsn,
+    /// When that segment came into the archive, by the store's clock.
+    pub archived: Option<SystemTime>,
+    /// The segment whose absence ends the window although later ones are there.
+    pub broken_by: Option<SegmentName>,
+}
+
+/// A backup that cannot be recovered from with this archive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unusable {
+    pub backup: String,
+    /// The first segment it needs that is not there.
+    pub missing: SegmentName,
+}
+
+/// The last transaction in the newest segment that can be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NewestPoint {
+    pub segment: SegmentName,
+    /// When the segment came into the archive, by the store's clock.
+    pub archived: Option<SystemTime>,
+    /// When its last transaction ended, by the server's clock; none when none ended in it.
+    pub transaction: Option<Timestamp>,
+}
+
+/// What an archive can do for a source.
+#[derive(Debug, Clone)]
+pub struct ArchiveHealth {
+    pub segment_size: SegmentSize,
+    pub timelines: Vec<TimelineHealth>,
+    /// The oldest first.
+    pub windows: Vec<RecoveryWindow>,
+    pub unusable: Vec<Unusable>,
+    pub newest: Option<NewestPoint>,
+}
+
+impl ArchiveHealth {
+    /// How much would be lost if the source were lost at `now`: the age of the newest recovery
+    /// point. An idle server makes it grow without anything to lose.
+    pub fn rpo(&self, now: SystemTime) -> Option<Duration> {
+        let newest = self.newest.as_ref()?;
+        let time =
+            newest.transaction.map(SystemTime::from).into_iter().chain(newest.archived).max()?;
+        Some(now.duration_since(time).unwrap_or_default())
+    }
+
+    /// Whether segments are missing between others of any timeline.
+    pub fn has_gaps(&self) -> bool {
+        self.timelines.iter().any(|timeline| !timeline.gaps.is_empty())
+    }
+}
+
+/// Says what can be recovered with `archive` and these backups, each by the name the caller has for
+/// it. Reads the listing and the histories, and the newest segment for the time of its last
+/// transaction.
+pub fn window(
+    archive: &Archive,
+    segment_size: SegmentSize,
+    backups: &[(String, RecoveryBase)],
+) -> Result<ArchiveHealth> {
+    let inventory = Inventory::read(archive, segment_size)?;
+    let mut histories = Vec::new();
+    for timeline in inventory.timelines() {
+        histories.push(if inventory.has_history(timeline) {
+            read_history(archive, timeline)?
+        } else {
+            History::first(timeline)
+        });
+    }
+    let mut health = health(&inventory, &histories, backups);
+    let newest = health
+        .windows
+        .iter()
+        .max_by_key(|window| (window.timeline, window.to))
+        .map(|window| (window.timeline, window.last));
+    if let Some((timeline, segment)) = newest
+        && let Some(history) = histories.iter().find(|h| h.timeline() == timeline)
+    {
+        let transaction = last_transaction(archive, &inventory, history, segment)?;
+        health.newest =
+            Some(NewestPoint { segment, archived: inventory.modified(segment), transaction });
+    }
+    Ok(health)
+}
+
+/// The same from a listing alone: nothing is known of the newest transaction.
+pub fn health(
+    inventory: &Inventory,
+    histories: &[History],
+    backups: &[(String, RecoveryBase)],
+) -> ArchiveHealth {
+    let size = inventory.segment_size();
+    let timelines = inventory
+        .timelines()
+        .into_iter()
+        .map(|timeline| timeline_health(inventory, timeline))
+        .collect();
+    let mut windows: Vec<RecoveryWindow> = Vec::new();
+    let mut unusable = Vec::new();
+    let mut ordered: Vec<&(String, RecoveryBase)> = backups.iter().collect();
+    ordered.sort_by_key(|(_, base)| (base.time_stop, base.stop));
+    for (id, base) in ordered {
+        let history = history_for(inventory, histories, base);
+        let first = base.start.segment(size);
+        let needed = base.stop.last_segment(size);
+        let reach = inventory.unbroken_from(&history, first);
+        let Some(last) = reach.filter(|&last| last >= needed) else {
+            let missing = reach.map_or(first, |last| last + 1);
+            let timeline = history.timelines_of(missing, size).first().copied();
+            let timeline = timeline.unwrap_or(base.timeline);
+            if let Some(missing) = SegmentName::new(timeline, missing, size) {
+                unusable.push(Unusable { backup: id.clone(), missing });
+            }
+            continue;
+        };
+        let Some(name) = inventory.locate(&history, last) else { continue };
+        let same = windows.iter_mut().find(|w| w.last == name && w.timeline == history.timeline());
+        if let Some(window) = same {
+            window.backups.push(id.clone());
+            continue;
+        }
+        let broken = inventory.next_after(&history, last).is_some();
+        windows.push(RecoveryWindow {
+            backups: vec![id.clone()],
+            from: base.stop,
+            from_time: base.time_stop,
+            timeline: history.timeline(),
+            last: name,
+            to: size.start_of(last.saturating_add(1)).unwrap_or(Lsn(u64::MAX)),
+            archived: inventory.modified(name),
+            broken_by: broken.then(|| name.next(size)).flatten(),
+        });
+    }
+    ArchiveHealth { segment_size: size, timelines, windows, unusable, newest: None }
+}
+
+/// The history that recovery of a backup takes when nobody names a timeline: the newest, as long as
+/// the backup is an ancestor of it.
+fn history_for(inventory: &Inventory, histories: &[History], base: &RecoveryBase) -> History {
+    let of = |timeline: u32| {
+        histories
+            .iter()
+            .find(|history| history.timeline() == timeline)
+            .cloned()
+            .unwrap_or_else(|| History::first(timeline))
+    };
+    let newest = of(inventory.newest_timeline(base.timeline));
+    if newest.contains(base.timeline, base.stop) { newest } else { of(base.timeline) }
+}
+
+fn timeline_health(inventory: &Inventory, timeline: u32) -> TimelineHealth {
+    let size = inventory.segment_size();
+    let mut found = TimelineHealth {
+        timeline,
+        ranges: Vec::new(),
+        gaps: Vec::new(),
+        history: inventory.has_history(timeline),
+    };
+    let range = |first: u64, last: u64| {
+        Some(SegmentRange {
+            first: SegmentName::new(timeline, first, size)?,
+            last: SegmentName::new(timeline, last, size)?,
+            count: last - first + 1,
+        })
+    };
+    let mut open: Option<(u64, u64)> = None;
+    for (number, _) in inventory.segments(timeline) {
+        open = match open {
+            Some((first, last)) if last + 1 == number => Some((first, number)),
+            Some((first, last)) => {
+                found.ranges.extend(range(first, last));
+                found.gaps.extend(range(last + 1, number - 1));
+                Some((number, number))
+            }
+            None => Some((number, number)),
+        };
+    }
+    found.ranges.extend(open.and_then(|(first, last)| range(first, last)));
+    found
+}
+
+/// When the last transaction of `segment` ended.
+fn last_transaction(
+    archive: &Archive,
+    inventory: &Inventory,
+    history: &History,
+    segment: SegmentName,
+) -> Result<Option<Timestamp>> {
+    let size = inventory.segment_size();
+    let Some((number, start)) = segment.number(size).zip(segment.start(size)) else {
+        return Ok(None);
+    };
+    let mut segments = Segments::new(archive, inventory, history, number, 1);
+    let identity = Identity { system_identifier: Some(archive.system_id()), segment_size: size };
+    let mut reader = Reader::new(identity, start, |number| segments.get(number));
+    let mut newest = None;
+    while let Some(record) = reader.next_record()? {
+        newest = newest.max(record.transaction_end().map(|end| end.time));
+    }
+    Ok(newest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn inventory(names: &[&str]) -> Inventory {
+        Inventory::of(SegmentSize::MIN, names.iter().map(|name| (*name, None)))
+    }
+
+    fn base(timeline: u32, start: u64, stop: u64) -> RecoveryBase {
+        RecoveryBase {
+            system_identifier: 1,
+            timeline,
+            start: Lsn(start),
+            stop: Lsn(stop),
+            segment_size: SegmentSize::MIN,
+            time_stop: Timestamp::from_second(stop as i64).unwrap(),
+        }
+    }
+
+    fn backups(all: &[(&str, RecoveryBase)]) -> Vec<(String, RecoveryBase)> {
+        all.iter().map(|(id, base)| ((*id).to_owned(), base.clone())).collect()
+    }
+
+    #[test]
+    fn a_gap_is_named_by_its_first_missing_segment_and_ends_the_window() {
+        let inventory = inventory(&[
+            "000000010000000000000002",
+            "000000010000000000000003",
+            "000000010000000000000006",
+            "000000010000000000000007",
+        ]);
+        let backups = backups(&[
+            ("old", base(1, 2 * MIB + 40, 3 * MIB + 40)),
+            ("new", base(1, 6 * MIB + 40, 6 * MIB + 400)),
+            ("lost", base(1, 3 * MIB + 40, 5 * MIB)),
+        ]);
+        let health = health(&inventory, &[], &backups);
+        assert!(health.has_gaps());
+        let timeline = &health.timelines[0];
+        assert_eq!(timeline.ranges.len(), 2);
+        assert_eq!(timeline.gaps[0].first.to_string(), "000000010000000000000004");
+        assert_eq!(timeline.gaps[0].count, 2);
+        assert_eq!(health.windows.len(), 2);
+        assert_eq!(health.windows[0].backups, ["old"]);
+        assert_eq!(health.windows[0].to, Lsn(4 * MIB));
+        assert_eq!(health.windows[0].broken_by.unwrap().to_string(), "000000010000000000000004");
+        assert_eq!(health.windows[1].backups, ["new"]);
+        assert_eq!(health.windows[1].broken_by, None);
+        assert_eq!(health.unusable[0].backup, "lost");
+        assert_eq!(health.unusable[0].missing.to_string(), "000000010000000000000004");
+    }
+
+    #[test]
+    fn backups_before_and_after_a_promotion_share_one_window() {
+        let inventory = inventory(&[
+            "000000010000000000000002",
+            "000000010000000000000003",
+            "000000020000000000000003",
+            "000000020000000000000004",
+            "00000002.history",
+        ]);
+        let histories = [History::first(1), History::parse(2, b"1\t0/380000\tx").unwrap()];
+        let backups = backups(&[
+            ("one", base(1, 2 * MIB + 40, 2 * MIB + 400)),
+            ("two", base(2, 4 * MIB + 40, 4 * MIB + 400)),
+        ]);
+        let found = health(&inventory, &histories, &backups);
+        assert_eq!(found.windows.len(), 1);
+        assert_eq!(found.windows[0].backups, ["one", "two"]);
+        assert_eq!(found.windows[0].timeline, 2);
+        // A backup that ended after the fork is no ancestor of the new timeline.
+        let late = super::tests::backups(&[("late", base(1, 3 * MIB + 40, 4 * MIB - 8))]);
+        let found = health(&inventory, &histories, &late);
+        assert_eq!(found.windows[0].timeline, 1);
+    }
+
+    #[test]
+    fn rpo_is_the_age_of_the_newest_point() {
+        let mut found = health(&inventory(&[]), &[], &[]);
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+        assert_eq!(found.rpo(now), None);
+        found.newest = Some(NewestPoint {
+            segment: "000000010000000000000002".parse().unwrap(),
+            archived: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(700)),
+            transaction: Some(Timestamp::from_second(600).unwrap()),
+        });
+        assert_eq!(found.rpo(now), Some(Duration::from_secs(300)));
+    }
+}
