@@ -4,10 +4,11 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::time::SystemTime;
 
-/// The path of the built `backstay`, with the profile of the running test; built once for each test
-/// process, which costs a fraction of a second when nothing changed. It lies where the user that
-/// servers run as may execute it, because `archive_command` does.
+/// The path of the built `backstay`, with the profile of the running test: built first where it is
+/// missing or older than the code. It lies where the user that servers run as may execute it,
+/// because `archive_command` does.
 pub fn backstay_bin() -> PathBuf {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| reachable(&build())).clone()
@@ -18,10 +19,17 @@ fn build() -> PathBuf {
     let test = std::env::current_exe().unwrap_or_else(|error| panic!("my own path: {error}"));
     let profile = test
         .ancestors()
-        .find(|folder| folder.join("deps").is_dir() && folder.join(".cargo-lock").exists())
+        .find(|folder| folder.join("deps").is_dir() && folder.join("build").is_dir())
         .unwrap_or_else(|| panic!("no build folder above {}", test.display()));
     let binary = profile.join("backstay");
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    // `cargo test --workspace` has built it already, and to build it alone can mean to build its
+    // dependencies once more, with the features that it alone asks of them.
+    if let Ok(built) = binary.metadata().and_then(|metadata| metadata.modified())
+        && !changed_since(built, &workspace)
+    {
+        return binary;
+    }
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(workspace).args(["build", "--quiet", "--package", "backstay", "--bin"]);
     cargo.arg("backstay");
@@ -35,6 +43,26 @@ fn build() -> PathBuf {
     assert!(status.success(), "building backstay failed");
     assert!(binary.is_file(), "cargo built no {}", binary.display());
     binary
+}
+
+/// Whether any code of the workspace is younger than `time`.
+fn changed_since(time: SystemTime, workspace: &Path) -> bool {
+    let mut waiting = vec![workspace.join("Cargo.toml"), workspace.join("Cargo.lock")];
+    let crates = std::fs::read_dir(workspace.join("crates")).into_iter().flatten().flatten();
+    for krate in crates.map(|entry| entry.path()) {
+        // Not its tests: they are not in the program.
+        waiting.extend([krate.join("Cargo.toml"), krate.join("build.rs"), krate.join("src")]);
+    }
+    while let Some(path) = waiting.pop() {
+        let Ok(metadata) = path.metadata() else { continue };
+        if metadata.is_dir() {
+            let entries = std::fs::read_dir(&path).into_iter().flatten().flatten();
+            waiting.extend(entries.map(|entry| entry.path()));
+        } else if metadata.modified().map_or(true, |modified| modified > time) {
+            return true;
+        }
+    }
+    false
 }
 
 /// The binary itself, or a copy in the folder for temporary files where a folder above it is closed

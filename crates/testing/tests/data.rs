@@ -33,3 +33,12 @@ fn a_small_file_system_runs_full() {
     drop(space);
     assert!(!path.exists());
 }
+
+#[test]
+fn the_built_program_says_who_it_is() {
+    let mut command = std::process::Command::new(backstay_testing::backstay_bin());
+    if let Some(user) = backstay_testing::server_user() {
+        std::os::unix::process::CommandExt::uid(&mut command, user.uid);
+    }
+    assert!(command.arg("--version").output().is_ok());
+}
