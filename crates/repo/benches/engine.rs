@@ -45,7 +45,7 @@ fn cells(c: &mut Criterion) {
     let mut group = c.benchmark_group("cell");
     let cell = noise(MIB);
     group.throughput(Throughput::Bytes(MIB as u64));
-    let mut hasher = CellHasher::new([1; 32]);
+    let hasher = CellHasher::new([1; 32], [2; 32]);
     let mut pages = Vec::new();
     group.bench_function("id and page hashes", |b| {
         b.iter(|| {

@@ -6,14 +6,15 @@
 //! ```text
 //! header (160 bytes, crypto.rs, class 4)
 //! summary   sealed under the index key: size (8) ‖ keyed BLAKE3 of the content (32) ‖
-//!           blocks (4) ‖ zero (4)                                          = 48 + 16 bytes
+//!           blocks (4) ‖ size of the object (4)                            = 48 + 16 bytes
 //! table     sealed: length of each block with its tag (4 each)
 //! blocks    sealed records (codec.rs) of 1 MiB of content each
 //! ```
 //!
 //! Every seal is bound to the object's key in the store, so a file cannot be passed off as another.
 //! The summary has a key of its own, so that a host that may only write can still tell whether what
-//! it is about to push is there already.
+//! it is about to push is there already; it has the size of the object, so that one that was cut
+//! short is not taken for one that is there.
 
 use std::time::SystemTime;
 
@@ -59,6 +60,8 @@ struct Summary {
     size: u64,
     hash: [u8; 32],
     blocks: u32,
+    /// Size of the object. Bytes.
+    stored: u32,
 }
 
 /// The continuous log of one database cluster.
@@ -84,7 +87,7 @@ impl Archive {
         self.system_id
     }
 
-    fn key(&self, name: &str) -> Result<String> {
+    pub(crate) fn key(&self, name: &str) -> Result<String> {
         object_key(self.system_id, name).ok_or_else(|| {
             RepoError::new(
                 RepoErrorKind::Usage,
@@ -208,7 +211,9 @@ impl Archive {
         object.extend_from_slice(&(content.len() as u64).to_le_bytes());
         object.extend_from_slice(&hash);
         object.extend_from_slice(&(records.len() as u32).to_le_bytes());
-        object.extend_from_slice(&[0; 4]);
+        // Of 1 GiB at most, and incompressible content grows by a few bytes a block.
+        let stored = HEADER + SUMMARY + table + total;
+        object.extend_from_slice(&(stored as u32).to_le_bytes());
         seal_tail(&summary_key, SUMMARY_KIND, key, &mut object, HEADER);
         let start = object.len();
         for record in &records {
@@ -224,8 +229,13 @@ impl Archive {
     }
 
     fn summary(&self, key: &str) -> Result<Summary> {
-        let head = self.repository.store().read_range(key, 0..(HEADER + SUMMARY) as u64)?;
-        self.open_summary(key, &head)
+        let store = self.repository.store();
+        let head = store.read_range(key, 0..(HEADER + SUMMARY) as u64)?;
+        let summary = self.open_summary(key, &head)?;
+        if store.head(key)?.size != u64::from(summary.stored) {
+            return Err(RepoError::damaged(key, "it is cut short"));
+        }
+        Ok(summary)
     }
 
     fn open_summary(&self, key: &str, object: &[u8]) -> Result<Summary> {
@@ -237,13 +247,15 @@ impl Archive {
         let plain = summary_key
             .open(SUMMARY_KIND, HEADER as u64, key.as_bytes(), &mut sealed)
             .ok_or_else(damaged)?;
-        let mut summary = Summary { size: 0, hash: [0; 32], blocks: 0 };
+        let mut summary = Summary { size: 0, hash: [0; 32], blocks: 0, stored: 0 };
         let (size, rest) = plain.split_first_chunk().ok_or_else(damaged)?;
         let (hash, rest) = rest.split_first_chunk().ok_or_else(damaged)?;
-        let (blocks, _) = rest.split_first_chunk().ok_or_else(damaged)?;
+        let (blocks, rest) = rest.split_first_chunk().ok_or_else(damaged)?;
+        let (stored, _) = rest.split_first_chunk().ok_or_else(damaged)?;
         summary.size = u64::from_le_bytes(*size);
         summary.hash = *hash;
         summary.blocks = u32::from_le_bytes(*blocks);
+        summary.stored = u32::from_le_bytes(*stored);
         if summary.size > MAX_SIZE || u64::from(summary.blocks) != blocks_of(summary.size) {
             return Err(damaged());
         }

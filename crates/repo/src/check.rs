@@ -20,11 +20,11 @@ use crate::crypto::Class;
 use crate::entry::{Body, EntryKind};
 use crate::id::{ObjectId, hex};
 use crate::index::{Index, PackInfo, open_object};
-use crate::layout::{INDEX, PACKS, SNAPSHOTS, Work};
+use crate::layout::{INDEX, PACKS, SESSIONS, SNAPSHOTS, Work, parse_pack_key};
 use crate::pack::read_footer;
 use crate::repository::{Repository, open_record};
 use crate::session::{content_id, workers};
-use crate::{Compression, Kind, Progress, RepoError, RepoErrorKind, Result, Snapshot};
+use crate::{Compression, Kind, Progress, RepoError, Result, Snapshot};
 
 /// How deep to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
@@ -122,9 +122,7 @@ impl Check<'_> {
     fn judge<T>(&self, object: &str, result: Result<T>) -> Result<Option<T>> {
         match result {
             Ok(value) => Ok(Some(value)),
-            Err(error)
-                if matches!(error.kind(), RepoErrorKind::Damaged | RepoErrorKind::Unsupported) =>
-            {
+            Err(error) if error.is_about_an_object() => {
                 self.damage(object, error);
                 Ok(None)
             }
@@ -191,6 +189,11 @@ pub(crate) fn verify(
         chunks: AtomicU64::new(0),
     };
     let everything = options.snapshots.is_empty();
+    if everything {
+        progress.set_phase("checking keys");
+        let objects = repository.check_keys(|key, error| check.damage(key, error))?;
+        check.objects.fetch_add(objects, Relaxed);
+    }
     progress.set_phase("reading the index");
     let Some(index) = load_index(&check)? else {
         return Ok(report(check, 0, 0, 0.0));
@@ -224,6 +227,10 @@ pub(crate) fn verify(
             Some(_) => packs.push((number as u32, pack)),
         }
         check.objects.fetch_add(1, Relaxed);
+    }
+
+    if everything {
+        check_sessions(&check, &index, &present)?;
     }
 
     let mut covered = 100.0;
@@ -272,12 +279,53 @@ fn load_index(check: &Check<'_>) -> Result<Option<Index>> {
     check.judge("the index", index)
 }
 
+/// Session objects, and that the index knows every pack of a session that was committed.
+fn check_sessions(check: &Check<'_>, index: &Index, present: &HashMap<String, u64>) -> Result<()> {
+    let store = check.repository.store();
+    if check.options.level > Level::Basic {
+        for object in store.list(SESSIONS)? {
+            let opened = check.read(&object.key).and_then(|body| {
+                open_object(check.repository.keys(), Class::Session, &object.key, &body)
+            });
+            check.judge(&object.key, opened)?;
+        }
+    }
+    let known: HashSet<String> = index.packs().iter().map(PackInfo::key).collect();
+    let lost: HashSet<Work> =
+        present.keys().filter(|key| !known.contains(*key)).filter_map(|key| of_pack(key)).collect();
+    for work in lost {
+        // Packs of a session that was given up, or is at work, are in no index.
+        match store.head(&work.snapshot_key()) {
+            Ok(_) => {}
+            Err(error) if error.is_not_found() => continue,
+            Err(error) => return Err(error.into()),
+        }
+        let first = work.index_key(0);
+        let prefix = first.trim_end_matches(|c| c != '/');
+        let there: HashSet<String> = store.list(prefix)?.into_iter().map(|o| o.key).collect();
+        // One that is there and does not open was reported already.
+        if !index.unreadable().iter().any(|why| why.starts_with(prefix))
+            && let Some(key) = (0..).map(|n| work.index_key(n)).find(|key| !there.contains(key))
+        {
+            check.damage(&key, "it is missing: no segment lists all packs of its session");
+        }
+    }
+    Ok(())
+}
+
+fn of_pack(key: &str) -> Option<Work> {
+    parse_pack_key(key).map(|(work, _)| work)
+}
+
 fn all_snapshots(check: &Check<'_>) -> Result<Vec<Snapshot>> {
     let mut snapshots = Vec::new();
     for object in check.repository.store().list(SNAPSHOTS)? {
         let Some(work) = Work::from_snapshot_key(&object.key) else { continue };
-        let body = check.read(&object.key)?;
-        let opened = open_object(check.repository.keys(), Class::Snapshot, &object.key, &body)
+        let opened = check
+            .read(&object.key)
+            .and_then(|body| {
+                open_object(check.repository.keys(), Class::Snapshot, &object.key, &body)
+            })
             .and_then(|plain| {
                 serde_json::from_slice::<Snapshot>(&plain)
                     .map_err(|error| RepoError::damaged(&object.key, error))
@@ -429,7 +477,7 @@ fn check_archives(check: &Check<'_>) -> Result<u64> {
         archived += files.len() as u64;
         if check.options.level == Level::Basic {
             for file in files.iter().filter(|file| file.stored == 0) {
-                check.damage(&format!("wal/{system}/{}", file.name), "it is empty");
+                check.damage(&archive.key(&file.name)?, "it is empty");
             }
             continue;
         }
@@ -438,7 +486,7 @@ fn check_archives(check: &Check<'_>) -> Result<u64> {
             let fetched = archive.fetch(&file.name);
             check.objects.fetch_add(1, Relaxed);
             check.bytes.fetch_add(file.stored, Relaxed);
-            check.judge(&format!("wal/{system}/{}", file.name), fetched).map(drop)
+            check.judge(&archive.key(&file.name)?, fetched).map(drop)
         })?;
     }
     Ok(archived)

@@ -20,8 +20,9 @@
 //! Why so: a host that holds the repository's public key and no private one can write and not
 //! read, and every object opens by itself, also when all others are lost. The commitment is there
 //! because AES-GCM does not commit to its key: without it, one ciphertext could be made that opens
-//! to different content under two keys. The header is bound into every record through the
-//! object's key, which is derived from the id and the class.
+//! to different content under two keys. The id and the class are bound into every record through
+//! the object's key, which is derived from them; all other bytes of the header follow from the key
+//! or have one value only, so that no byte of an object can be altered unseen.
 //!
 //! A record is sealed with the nonce `offset of the record in the object` (96 bits, big-endian) and
 //! the additional data `id ‖ class ‖ kind ‖ offset ‖ name`. An object's key is used for one object
@@ -132,6 +133,8 @@ pub(crate) struct Keys {
     /// One for each kind of chunk.
     pub data_id: [u8; 32],
     pub metadata_id: [u8; 32],
+    /// Of page hashes.
+    pub pages: [u8; 32],
     pub chunker: [u8; 32],
     pub index: [u8; 32],
     /// Authenticates the object `format`.
@@ -151,6 +154,7 @@ impl Keys {
             epoch,
             data_id: root.derive("chunk id: data"),
             metadata_id: root.derive("chunk id: metadata"),
+            pages: root.derive("page hash"),
             chunker: root.derive("chunker"),
             index: root.derive("index"),
             format: root.derive("format"),
@@ -209,6 +213,15 @@ impl Keys {
         }
         if header[9] != class as u8 {
             return Err(RepoError::damaged(object, "it is an object of another kind"));
+        }
+        // Nothing in the seals covers these; a meaning they get one day comes with a new version.
+        let reserved = header[11..12].iter().chain(&header[144..]);
+        let unused: &[u8] = if header[10] == SUITE_INDEX { &header[32..112] } else { &[] };
+        if reserved.chain(unused).any(|byte| *byte != 0) {
+            return Err(RepoError::damaged(
+                object,
+                "its header is altered: what must be zero is not",
+            ));
         }
         let epoch = u32::from_le_bytes([header[12], header[13], header[14], header[15]]);
         if epoch != self.epoch {

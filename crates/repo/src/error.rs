@@ -111,6 +111,12 @@ impl RepoError {
         self.inner.transient
     }
 
+    /// It is one object that cannot be used, and not the store or the work as a whole: what does not
+    /// need the object can go on without it.
+    pub(crate) fn is_about_an_object(&self) -> bool {
+        matches!(self.kind(), RepoErrorKind::Damaged | RepoErrorKind::Unsupported)
+    }
+
     /// A second error that says the same, for those who wait for the same work.
     pub(crate) fn repeat(&self) -> Self {
         Self {

@@ -66,16 +66,28 @@ pub(crate) struct Index {
     packs: Vec<PackInfo>,
     /// Sorted by id.
     entries: Vec<Entry>,
+    /// Why segments are left out.
+    unreadable: Vec<String>,
 }
 
 impl Index {
     /// Reads every segment of the store, from `cache` where it is there and right.
+    ///
+    /// A damaged segment is left out, so that what the others list can still be restored. For a
+    /// writer the chunks of that segment are absent, and it stores them again.
     pub fn load(store: &Store, keys: &Keys, cache: Option<&Path>) -> Result<Self> {
         let mut index = Self::default();
         let mut numbers = HashMap::new();
         for object in store.list(INDEX)? {
-            let plain = read_segment(store, keys, cache, &object.key, object.size)?;
-            index.add(&object.key, &plain, &mut numbers)?;
+            let added = read_segment(store, keys, cache, &object.key, object.size)
+                .and_then(|plain| index.add(&object.key, &plain, &mut numbers));
+            match added {
+                Err(error) if error.is_about_an_object() => {
+                    tracing::warn!(%error, "a segment of the index is left out");
+                    index.unreadable.push(error.to_string());
+                }
+                other => other?,
+            }
         }
         index.entries.sort_unstable_by(|a, b| a.id.cmp(&b.id));
         index.entries.dedup_by(|a, b| a.id == b.id);
@@ -90,6 +102,12 @@ impl Index {
         numbers: &mut HashMap<[u8; 16], u32>,
     ) -> Result<()> {
         let segment = Segment::parse(object, plain)?;
+        let known = segment.packs.len();
+        let entries = segment.entries.chunks_exact(ENTRY);
+        // All of it or nothing.
+        if entries.clone().any(|entry| number(entry, 16) as usize >= known) {
+            return Err(RepoError::damaged(object, "an entry names a pack that is not listed"));
+        }
         let mut local = Vec::with_capacity(segment.packs.len());
         for pack in segment.packs {
             let number = *numbers.entry(pack.id).or_insert_with(|| {
@@ -99,19 +117,20 @@ impl Index {
             local.push(number);
         }
         self.entries.reserve(segment.entries.len() / ENTRY);
-        for entry in segment.entries.chunks_exact(ENTRY) {
-            let field = |at: usize| {
-                u32::from_le_bytes([entry[at], entry[at + 1], entry[at + 2], entry[at + 3]])
-            };
+        for entry in entries {
             let mut id = [0; 16];
             id.copy_from_slice(&entry[..16]);
-            let pack = *local.get(field(16) as usize).ok_or_else(|| {
-                RepoError::damaged(object, "an entry names a pack that is not listed")
-            })?;
-            let location = Location { pack, offset: field(20), length: field(24) };
+            let Some(pack) = local.get(number(entry, 16) as usize) else { continue };
+            let location =
+                Location { pack: *pack, offset: number(entry, 20), length: number(entry, 24) };
             self.entries.push(Entry { id, location });
         }
         Ok(())
+    }
+
+    /// Why segments of the store are left out, a sentence each.
+    pub fn unreadable(&self) -> &[String] {
+        &self.unreadable
     }
 
     pub fn find(&self, id: &ObjectId) -> Option<Location> {
@@ -132,6 +151,10 @@ impl Index {
     pub fn locations(&self) -> impl Iterator<Item = ([u8; 16], Location)> + '_ {
         self.entries.iter().map(|entry| (entry.id, entry.location))
     }
+}
+
+fn number(entry: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([entry[at], entry[at + 1], entry[at + 2], entry[at + 3]])
 }
 
 /// A segment about to be written.

@@ -6,6 +6,10 @@
 //! is HKDF of its bytes, without cost, since they are random. The wrapped root key is AES-256-GCM
 //! with everything else of the slot as additional data. The commitment says, without trying, which
 //! slot a key belongs to, and rules out that two keys open one slot.
+//!
+//! A slot names its repository: an `init` that died leaves one that opens nothing, and it must not
+//! count. The seal is a keyed hash under a key of the root, by which whoever has the repository open
+//! can tell that a slot of somebody else's key still opens it.
 
 use argon2::{Algorithm, Argon2, ParamsBuilder, Version};
 use backstay_store::Environment;
@@ -17,7 +21,7 @@ use zeroize::Zeroizing;
 
 use crate::crypto::{RootKey, derive, equal, open_once, seal_once};
 use crate::id::{hex, unhex};
-use crate::layout::KEYS;
+use crate::layout::{FORMAT, KEYS};
 use crate::{RepoError, RepoErrorKind, Result, Store};
 
 /// The least number of bytes that a key file must hold.
@@ -108,6 +112,8 @@ pub struct KeySlot {
 #[serde(rename_all = "kebab-case")]
 struct SlotObject {
     version: u32,
+    /// Its id.
+    repository: String,
     kind: SlotKind,
     label: String,
     created: Timestamp,
@@ -117,6 +123,8 @@ struct SlotObject {
     argon2id: Option<Argon2Parameters>,
     commitment: String,
     wrapped: String,
+    /// Keyed hash of all of the above.
+    seal: String,
 }
 
 #[derive(Serialize, Deserialize, Clone, Copy)]
@@ -129,11 +137,22 @@ struct Argon2Parameters {
 
 impl SlotObject {
     /// All that the wrapped key is bound to.
-    fn bound(&self, repository: &[u8; 16]) -> Vec<u8> {
-        let unwrapped = Self { wrapped: String::new(), ..self.clone() };
-        let mut bound = repository.to_vec();
-        bound.extend(serde_json::to_vec(&unwrapped).expect("a slot is plain JSON"));
-        bound
+    fn bound(&self) -> Vec<u8> {
+        let unwrapped = Self { wrapped: String::new(), seal: String::new(), ..self.clone() };
+        serde_json::to_vec(&unwrapped).expect("a slot is plain JSON")
+    }
+
+    /// The seal of the slot `id`.
+    fn sealed_with(&self, root: &RootKey, id: &str) -> String {
+        let unsealed = Self { seal: String::new(), ..self.clone() };
+        let mut body = id.as_bytes().to_vec();
+        body.extend(serde_json::to_vec(&unsealed).expect("a slot is plain JSON"));
+        blake3::keyed_hash(&root.derive("key slot"), &body).to_hex().to_string()
+    }
+
+    /// Whether it wraps this very root key of this very repository, and was not altered.
+    fn is_of(&self, repository: &[u8; 16], root: &RootKey, id: &str) -> bool {
+        self.repository == hex(repository) && self.seal == self.sealed_with(root, id)
     }
 
     fn wrapping_key(&self, secret: &Secret) -> Result<Option<Zeroizing<[u8; 64]>>> {
@@ -186,6 +205,7 @@ pub(crate) fn add(
     });
     let mut slot = SlotObject {
         version: 1,
+        repository: hex(repository),
         kind: secret.kind(),
         label: label.to_owned(),
         created: timestamp(env),
@@ -194,12 +214,13 @@ pub(crate) fn add(
         argon2id,
         commitment: String::new(),
         wrapped: String::new(),
+        seal: String::new(),
     };
     let keys = slot.wrapping_key(secret)?.expect("the slot was made for this kind of secret");
     slot.commitment = hex(&keys[32..]);
-    let bound = slot.bound(repository);
-    slot.wrapped = hex(&seal_once(first_half(&keys), &bound, root.bytes()));
+    slot.wrapped = hex(&seal_once(first_half(&keys), &slot.bound(), root.bytes()));
     let id = hex(&env.random::<8>());
+    slot.seal = slot.sealed_with(root, &id);
     let body = serde_json::to_vec_pretty(&slot).expect("a slot is plain JSON");
     store.create(&format!("{KEYS}{id}"), Bytes::from(body))?;
     Ok(KeySlot { id, kind: slot.kind, label: slot.label, created: slot.created, current: false })
@@ -212,7 +233,15 @@ pub(crate) fn open(
     secret: &Secret,
 ) -> Result<(RootKey, u32, String)> {
     let mut damaged = None;
-    for (id, slot) in slots(store)? {
+    let slots = slots(store)?;
+    let ours = hex(repository);
+    let foreign = |(_, slot): &(String, Result<SlotObject>)| {
+        slot.as_ref().is_ok_and(|slot| slot.repository != ours)
+    };
+    if !slots.is_empty() && slots.iter().all(foreign) {
+        return Err(RepoError::damaged(FORMAT, "all key slots are those of another repository"));
+    }
+    for (id, slot) in slots {
         let slot = match slot {
             Ok(slot) => slot,
             Err(error) => {
@@ -220,7 +249,7 @@ pub(crate) fn open(
                 continue;
             }
         };
-        if slot.kind != secret.kind() {
+        if slot.kind != secret.kind() || slot.repository != ours {
             continue;
         }
         let Some(keys) = slot.wrapping_key(secret)? else { continue };
@@ -229,7 +258,7 @@ pub(crate) fn open(
             continue;
         }
         let root = unhex::<48>(&slot.wrapped)
-            .and_then(|wrapped| open_once(first_half(&keys), &slot.bound(repository), &wrapped))
+            .and_then(|wrapped| open_once(first_half(&keys), &slot.bound(), &wrapped))
             .and_then(|root| <[u8; 32]>::try_from(root).ok());
         match root {
             Some(root) => return Ok((RootKey::from_bytes(root), slot.epoch, id)),
@@ -252,9 +281,11 @@ pub(crate) fn open(
     }))
 }
 
-pub(crate) fn list(store: &Store, current: &str) -> Result<Vec<KeySlot>> {
+pub(crate) fn list(store: &Store, repository: &[u8; 16], current: &str) -> Result<Vec<KeySlot>> {
+    let ours = hex(repository);
     slots(store)?
         .into_iter()
+        .filter(|(_, slot)| slot.as_ref().map_or(true, |slot| slot.repository == ours))
         .map(|(id, slot)| {
             let slot = slot?;
             Ok(KeySlot {
@@ -268,14 +299,17 @@ pub(crate) fn list(store: &Store, current: &str) -> Result<Vec<KeySlot>> {
         .collect()
 }
 
-/// Removes a slot, never the last one.
-pub(crate) fn remove(store: &Store, id: &str) -> Result<()> {
+/// Removes a slot, never the last one that opens this repository.
+pub(crate) fn remove(store: &Store, repository: &[u8; 16], root: &RootKey, id: &str) -> Result<()> {
     let slots = slots(store)?;
     if !slots.iter().any(|(known, _)| known == id) {
         return Err(RepoError::new(RepoErrorKind::NotFound, format!("there is no key slot {id}"))
             .with_hint("`backstay key list` shows them"));
     }
-    if !slots.iter().any(|(known, slot)| known != id && slot.is_ok()) {
+    let opens = |id: &str, slot: &Result<SlotObject>| {
+        slot.as_ref().is_ok_and(|slot| slot.is_of(repository, root, id))
+    };
+    if !slots.iter().any(|(known, slot)| known != id && opens(known, slot)) {
         return Err(RepoError::new(
             RepoErrorKind::Usage,
             format!("{id} is the last key slot; without it nothing could be restored"),
@@ -283,6 +317,37 @@ pub(crate) fn remove(store: &Store, id: &str) -> Result<()> {
         .with_hint("add another key first: `backstay key add`"));
     }
     Ok(store.delete(&format!("{KEYS}{id}"))?)
+}
+
+/// Tells `damaged` of every slot that is not as it was written.
+pub(crate) fn check(
+    store: &Store,
+    repository: &[u8; 16],
+    root: &RootKey,
+    mut damaged: impl FnMut(&str, RepoError),
+) -> Result<u64> {
+    let mut count = 0;
+    for (id, slot) in slots(store)? {
+        count += 1;
+        let key = format!("{KEYS}{id}");
+        let slot = match slot {
+            Ok(slot) => slot,
+            Err(error) => {
+                damaged(&key, error);
+                continue;
+            }
+        };
+        let body = store.read(&key)?;
+        let as_ours = SlotObject { repository: hex(repository), ..slot.clone() };
+        let whole = serde_json::to_vec_pretty(&slot).is_ok_and(|written| written == *body);
+        // A slot of another repository is what an init that died has left.
+        let foreign =
+            slot.repository != as_ours.repository && !as_ours.is_of(repository, root, &id);
+        if !foreign && !(whole && slot.is_of(repository, root, &id)) {
+            damaged(&key, RepoError::damaged(&key, "it was altered"));
+        }
+    }
+    Ok(count)
 }
 
 type Slots = Vec<(String, Result<SlotObject>)>;

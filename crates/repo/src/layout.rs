@@ -47,8 +47,7 @@ impl Work {
 }
 
 /// The inverse of [`Work::pack_key`].
-#[cfg(test)]
-fn parse_pack_key(key: &str) -> Option<(Work, [u8; 16])> {
+pub(crate) fn parse_pack_key(key: &str) -> Option<(Work, [u8; 16])> {
     let mut parts = key.strip_prefix(PACKS)?.split('/');
     let work = Work { writer: unhex(parts.next()?)?, session: unhex(parts.next()?)? };
     let id = unhex(parts.next()?)?;

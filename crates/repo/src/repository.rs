@@ -121,15 +121,27 @@ impl Repository {
         secret: &Secret,
         options: InitOptions,
     ) -> Result<Self> {
+        let exists = || {
+            RepoError::new(
+                RepoErrorKind::Exists,
+                format!("{} holds a repository already", store.url()),
+            )
+        };
         match store.head(FORMAT) {
-            Ok(_) => {
-                return Err(RepoError::new(
-                    RepoErrorKind::Exists,
-                    format!("{} holds a repository already", store.url()),
-                ));
-            }
+            Ok(_) => return Err(exists()),
             Err(error) if error.is_not_found() => {}
             Err(error) => return Err(error.into()),
+        }
+        // A new `format` would make sure that the old one is never put back.
+        if let Some(snapshot) = store.list(SNAPSHOTS)?.first() {
+            return Err(RepoError::damaged(
+                FORMAT,
+                format!("it is missing, and the store holds {}", snapshot.key),
+            )
+            .with_hint(
+                "put the object `format` back from a copy of the store, or use an empty folder or \
+                 prefix for a new repository",
+            ));
         }
         let root = RootKey::generate(&env);
         let keys = Keys::derive(&root, 0);
@@ -149,13 +161,20 @@ impl Repository {
             seal: String::new(),
         };
         format.seal = format.sealed_with(&keys);
-        let body = serde_json::to_vec_pretty(&format).expect("plain JSON");
-        if let Err(error) = store.create(FORMAT, Bytes::from(body)) {
-            // Somebody else was first, or the store is full: our slot opens nothing.
-            if let Err(error) = store.delete(&format!("{KEYS}{}", slot.id)) {
-                tracing::warn!(%error, "a key slot without a repository stays behind");
+        let body = Bytes::from(serde_json::to_vec_pretty(&format).expect("plain JSON"));
+        if let Err(error) = store.create(FORMAT, body.clone()) {
+            // An error does not say that nothing was created. Our slot may go only when somebody
+            // else's `format` is there for good; left behind, it is harmless.
+            match store.read(FORMAT) {
+                Ok(found) if found == body => {}
+                Ok(_) => {
+                    if let Err(error) = store.delete(&format!("{KEYS}{}", slot.id)) {
+                        tracing::warn!(%error, "a key slot without a repository stays behind");
+                    }
+                    return Err(exists());
+                }
+                Err(_) => return Err(error.into()),
             }
-            return Err(error.into());
         }
         Ok(Self::assemble(store, env, root, keys, id, slot.id, format.features, options.cache))
     }
@@ -285,7 +304,7 @@ impl Repository {
 
     /// The slots that open this repository.
     pub fn key_slots(&self) -> Result<Vec<KeySlot>> {
-        keys::list(&self.inner.store, &self.inner.slot)
+        keys::list(&self.inner.store, &self.inner.id, &self.inner.slot)
     }
 
     /// Adds a slot, so that `secret` opens this repository too.
@@ -298,10 +317,31 @@ impl Repository {
     /// Removes a slot, never the last one.
     pub fn remove_key(&self, id: &str) -> Result<()> {
         self.allow_write()?;
-        keys::remove(&self.inner.store, id)
+        keys::remove(&self.inner.store, &self.inner.id, &self.inner.root, id)
     }
 
-    /// Every committed snapshot, oldest first. One whose object is damaged is left out with a
+    /// Tells `damaged` of what is not right in `format` and the key slots; counts the objects.
+    pub(crate) fn check_keys(&self, mut damaged: impl FnMut(&str, RepoError)) -> Result<u64> {
+        let it = &self.inner;
+        match it.store.read(FORMAT) {
+            Ok(body) => {
+                // Whole: not even a blank may differ from what was written.
+                let right = serde_json::from_slice::<Format>(&body).is_ok_and(|format| {
+                    format.id == hex(&it.id)
+                        && format.seal == format.sealed_with(&it.keys)
+                        && serde_json::to_vec_pretty(&format).is_ok_and(|whole| whole == *body)
+                });
+                if !right {
+                    damaged(FORMAT, RepoError::damaged(FORMAT, "it was altered"));
+                }
+            }
+            Err(error) if error.is_not_found() => damaged(FORMAT, error.into()),
+            Err(error) => return Err(error.into()),
+        }
+        Ok(1 + keys::check(&it.store, &it.id, &it.root, damaged)?)
+    }
+
+    /// Every committed snapshot, oldest first. One whose object cannot be used is left out with a
     /// warning: `verify` reports it, and all others stay usable.
     pub fn snapshots(&self) -> Result<Vec<Snapshot>> {
         let mut snapshots = Vec::new();
@@ -309,7 +349,7 @@ impl Repository {
             let Some(work) = Work::from_snapshot_key(&object.key) else { continue };
             match self.read_snapshot(work, object.size) {
                 Ok(snapshot) => snapshots.push(snapshot),
-                Err(error) if error.kind() == RepoErrorKind::Damaged => {
+                Err(error) if error.is_about_an_object() => {
                     tracing::warn!(%error, "a snapshot is left out");
                 }
                 Err(error) => return Err(error),
@@ -461,7 +501,7 @@ impl Repository {
         }
         let (location, pack) = location
             .and_then(|location| Some((location, index.pack(location.pack)?)))
-            .ok_or_else(|| missing_chunk(kind, id))?;
+            .ok_or_else(|| missing_chunk(kind, id, &index))?;
         let key = self.pack_key(pack)?;
         let mut record = self.read_record(pack, location, kind)?.to_vec();
         let mut content = Vec::new();
@@ -543,7 +583,7 @@ impl std::fmt::Debug for Repository {
     }
 }
 
-pub(crate) fn missing_chunk(kind: Kind, id: &ObjectId) -> RepoError {
+pub(crate) fn missing_chunk(kind: Kind, id: &ObjectId, index: &Index) -> RepoError {
     let what = match kind {
         Kind::Data => "content",
         Kind::Tree => "a node of a tree",
@@ -552,7 +592,12 @@ pub(crate) fn missing_chunk(kind: Kind, id: &ObjectId) -> RepoError {
     };
     RepoError::damaged(
         &format!("chunk {:.16}", id.to_string()),
-        format!("{what} is in no pack of the index"),
+        match index.unreadable() {
+            [] => format!("{what} is in no pack of the index"),
+            unreadable => {
+                format!("{what} is in no pack of the index ({})", unreadable.join("; "))
+            }
+        },
     )
 }
 

@@ -25,6 +25,8 @@ const LEAF: u8 = 0;
 const INNER: u8 = 1;
 /// One path in this many is a boundary.
 const BOUNDARY: u8 = 32;
+/// Paths share their beginnings: what a node unfolds to is bounded all the same. Bytes.
+const MAX_PATHS: usize = 256 << 20;
 /// No tree of ours is deeper: 2^64 entries would fit.
 const MAX_HEIGHT: usize = 16;
 
@@ -223,6 +225,7 @@ fn parse_inner(object: &str, mut body: &[u8]) -> Result<Children> {
 
 fn parse_leaf(object: &str, mut body: &[u8]) -> Result<Vec<Entry>> {
     let mut entries: Vec<Entry> = Vec::new();
+    let mut length = 0;
     while !body.is_empty() {
         type Wire<'a> = (u32, &'a [u8], Metadata, EntryKind);
         let ((shared, rest_of_path, meta, kind), rest): (Wire<'_>, _) =
@@ -232,6 +235,10 @@ fn parse_leaf(object: &str, mut body: &[u8]) -> Result<Vec<Entry>> {
         let shared = before
             .get(..shared as usize)
             .ok_or_else(|| RepoError::damaged(object, "a path shares more than there is"))?;
+        length += shared.len() + rest_of_path.len();
+        if length > MAX_PATHS {
+            return Err(RepoError::damaged(object, "the paths of a node are longer than any are"));
+        }
         let path = [shared, rest_of_path].concat();
         check_path(&path)?;
         if let Some(before) = entries.last()

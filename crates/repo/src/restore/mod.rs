@@ -185,7 +185,11 @@ pub(crate) fn restore(
                     let number = files.len() as u32;
                     for extent in &extents {
                         let location = index.find(&extent.chunk).ok_or_else(|| {
-                            crate::repository::missing_chunk(crate::Kind::Data, &extent.chunk)
+                            crate::repository::missing_chunk(
+                                crate::Kind::Data,
+                                &extent.chunk,
+                                &index,
+                            )
                         })?;
                         wanted.push(Wanted { location, file: number, extent: *extent });
                     }

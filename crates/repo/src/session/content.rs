@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender};
 
-use super::sink::{Shared, Sink};
+use super::sink::{FailOnPanic, Shared, Sink};
 use crate::chunker::MAX;
 use crate::entry::{Body, Entry, EntryKind, Extent, FileContent, INLINE_LIMIT, LeafRef};
 use crate::tree::{ChunkSink, ExtentLeaf, PageHashes, encode_leaf};
@@ -199,6 +199,8 @@ impl Worker {
     }
 
     fn run(mut self, jobs: &Receiver<Job>) {
+        let shared = self.sink.shared.clone();
+        let _guard = FailOnPanic(&shared);
         for job in jobs {
             // After a failure the queue is emptied, so that nobody waits for ever.
             if self.sink.shared.check().is_err() {
@@ -458,7 +460,9 @@ impl Worker {
                 }
             };
             let plain = reader.data_ranges().first() == Some(&(0..u64::MAX));
-            if reader.size() > GROUPED || !plain {
+            // Files that grew since they were listed must not make the group too long for a chunk.
+            let room = GROUP + GROUPED - (group.len() as u64).min(GROUP + GROUPED);
+            if reader.size() > GROUPED || reader.size() >= room || !plain {
                 let stored = self.whole(reader.as_ref(), chunking, &mut entry)?;
                 self.deliver(ticket, entry, &results, stored)?;
                 continue;

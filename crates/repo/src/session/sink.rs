@@ -46,6 +46,17 @@ impl Hasher for IdHasher {
     }
 }
 
+/// Ends the session when the thread that holds it panics, so that nobody waits for it for ever.
+pub(crate) struct FailOnPanic<'s>(pub &'s Shared);
+
+impl Drop for FailOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail(RepoError::new(RepoErrorKind::Io, "a thread of the backup panicked"));
+        }
+    }
+}
+
 type FreshIds = HashSet<u128, BuildHasherDefault<IdHasher>>;
 
 struct OpenPack {
@@ -241,6 +252,7 @@ impl Shared {
     }
 
     fn upload_all(&self, packs: &Receiver<FullPack>) {
+        let _guard = FailOnPanic(self);
         let mut checker = PackChecker::new(&self.repository);
         // After a failure packs are still taken, so that nobody waits for ever.
         for pack in packs {
@@ -391,7 +403,8 @@ pub(crate) struct Sink {
 impl Sink {
     pub fn new(shared: Arc<Shared>) -> Self {
         let codec = Codec::new(shared.compression);
-        let cells = CellHasher::new(shared.repository.keys().data_id);
+        let keys = shared.repository.keys();
+        let cells = CellHasher::new(keys.data_id, keys.pages);
         let coin = u64::from_le_bytes(shared.repository.environment().random()) | 1;
         Self { shared, codec, cells, record: Vec::new(), coin }
     }
@@ -419,6 +432,16 @@ impl Sink {
     fn store_as(&mut self, kind: Kind, id: ObjectId, content: &[u8]) -> Result<ObjectId> {
         let shared = self.shared.clone();
         shared.check()?;
+        if content.len() > MAX_CHUNK {
+            return Err(RepoError::new(
+                RepoErrorKind::Unsupported,
+                format!(
+                    "one piece of metadata has {} bytes, {MAX_CHUNK} is the most",
+                    content.len()
+                ),
+            )
+            .with_hint("a file of many terabytes or with huge attributes is to be excluded"));
+        }
         if shared.knows(&id) {
             return Ok(id);
         }

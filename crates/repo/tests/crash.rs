@@ -1,0 +1,291 @@
+//! A process that dies at any step: what was committed stays, what was not does not count, and the
+//! same work done again succeeds.
+//!
+//! The binary of this test starts itself again as the process that dies: [`dies_here`] is its work.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use backstay_repo::*;
+use backstay_store::{Local, failpoint};
+use support::*;
+
+const SYSTEM: u64 = 7_000_000_000_000_000_002;
+const SEGMENT: &str = "000000010000000000000003";
+const DO: &str = "BACKSTAY_TEST_DO";
+const IN: &str = "BACKSTAY_TEST_IN";
+
+/// Failpoints of the crates above, which nothing here passes.
+fn is_above(name: &str) -> bool {
+    name.starts_with("postgres-") || name.starts_with("wal-")
+}
+
+fn store(folder: &Path) -> Store {
+    Store::new(Local::new(folder.join("store")).unwrap())
+}
+
+fn first_files() -> Files {
+    use Chunking::{ContentDefined as C, Grid as G};
+    files(&[
+        ("a/inline", C, noise(100, 1)),
+        ("a/grouped", C, noise(30_000, 2)),
+        ("b/chunked", C, noise(700_000, 3)),
+        ("b/grid", G, noise((1 << 20) + 8192, 4)),
+    ])
+}
+
+/// Some of it shared with the first.
+fn second_files() -> Files {
+    use Chunking::{ContentDefined as C, Grid as G};
+    let mut all = first_files();
+    all.extend(files(&[
+        ("a/inline", C, noise(101, 11)),
+        ("b/chunked", C, noise(900_000, 12)),
+        ("c/grid", G, noise((2 << 20) + 5, 13)),
+    ]));
+    all
+}
+
+fn segment() -> Vec<u8> {
+    noise((2 << 20) + 77, 21)
+}
+
+/// The work of the process that dies. Does nothing when it is run as a test.
+#[test]
+fn dies_here() {
+    let (Ok(work), Ok(folder)) = (std::env::var(DO), std::env::var(IN)) else { return };
+    let folder = Path::new(&folder);
+    let store = store(folder);
+    match work.as_str() {
+        "init" => {
+            let env = Environment::system();
+            match Repository::init(store, env, &key(), InitOptions::default()) {
+                Ok(_) => {}
+                Err(error) => assert_eq!(error.kind(), RepoErrorKind::Exists),
+            }
+        }
+        "backup" => {
+            backup(&open(&store), &second_files()).unwrap();
+        }
+        "push" => {
+            open(&store).archive(SYSTEM).push(SEGMENT, &segment()).unwrap();
+        }
+        "restore" => {
+            let repo = open(&store);
+            let snapshot = repo.snapshots().unwrap().remove(0);
+            let options =
+                RestoreOptions { delta: true, ..RestoreOptions::new(folder.join("restored")) };
+            repo.restore(&snapshot, options, &Progress::default()).unwrap();
+        }
+        other => panic!("what is {other}?"),
+    }
+}
+
+fn child(work: &str, folder: &Path) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["dies_here", "--exact", "--test-threads=1"])
+        .env(DO, work)
+        .env(IN, folder)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command
+}
+
+fn killed(status: ExitStatus) -> bool {
+    assert!(status.success() || status.signal() == Some(9), "{status}");
+    status.signal() == Some(9)
+}
+
+/// A store with one snapshot, as it was before anything died.
+fn prepare(folder: &Path, work: &str) -> Option<Snapshot> {
+    if work == "init" {
+        return None;
+    }
+    Some(backup(&repository(&store(folder)), &first_files()).unwrap())
+}
+
+/// What must be true after a death, whatever it was.
+fn examine(folder: &Path, work: &str, first: Option<&Snapshot>, context: &str) {
+    let store = store(folder);
+    if work == "init" {
+        let env = Environment::system();
+        match Repository::init(store.clone(), env, &key(), InitOptions::default()) {
+            Ok(_) => {}
+            Err(error) => assert_eq!(error.kind(), RepoErrorKind::Exists, "{context}: {error}"),
+        }
+        let repo = open(&store);
+        assert_eq!(verify(&repo, Level::Thorough).damages, [], "{context}");
+        assert_eq!(repo.key_slots().unwrap().len(), 1, "{context}");
+        // A slot that the dead left opens nothing, and must not count as a way in.
+        let slot = repo.key_slots().unwrap().remove(0);
+        assert_eq!(
+            repo.remove_key(&slot.id).unwrap_err().kind(),
+            RepoErrorKind::Usage,
+            "{context}"
+        );
+        let snapshot = backup(&repo, &first_files()).unwrap();
+        check(&repo, &snapshot, &first_files());
+        return;
+    }
+    let repo = open(&store);
+    assert_eq!(verify(&repo, Level::Thorough).damages, [], "{context}");
+    check(&repo, first.unwrap(), &first_files());
+    let snapshots = repo.snapshots().unwrap();
+    for snapshot in snapshots.iter().filter(|s| s.id != first.unwrap().id) {
+        // Visible, so complete.
+        assert_eq!(work, "backup", "{context}");
+        check(&repo, snapshot, &second_files());
+    }
+    match work {
+        "backup" => {
+            let again = backup(&repo, &second_files()).unwrap();
+            check(&open(&store), &again, &second_files());
+        }
+        "push" => {
+            let archive = repo.archive(SYSTEM);
+            let found = archive.fetch(SEGMENT).unwrap();
+            assert!(found.is_none_or(|found| found == segment()), "{context}");
+            archive.push(SEGMENT, &segment()).unwrap();
+            assert!(archive.fetch(SEGMENT).unwrap().unwrap() == segment(), "{context}");
+        }
+        _ => {
+            let options =
+                RestoreOptions { delta: true, ..RestoreOptions::new(folder.join("restored")) };
+            repo.restore(first.unwrap(), options, &Progress::default()).unwrap();
+            assert_restored(&first_files(), &folder.join("restored"));
+        }
+    }
+    assert_eq!(verify(&repo, Level::Thorough).damages, [], "{context}");
+    let left = std::fs::read_dir(folder.join("store/.tmp")).map_or(0, Iterator::count);
+    assert!(work == "restore" || left == 0, "{context}: {left} temporaries stay behind");
+}
+
+fn check(repo: &Repository, snapshot: &Snapshot, files: &Files) {
+    let to = tempfile::tempdir().unwrap();
+    let options = RestoreOptions { sync: false, ..RestoreOptions::new(to.path()) };
+    repo.restore(snapshot, options, &Progress::default()).unwrap();
+    assert_restored(files, to.path());
+}
+
+/// Dies at each failpoint, the first time and later times, until it is passed no more; returns the
+/// failpoints that were met.
+fn dies_everywhere(work: &str, most: u64) -> BTreeSet<&'static str> {
+    let mut met = BTreeSet::new();
+    for name in failpoint::ALL.iter().copied().filter(|name| !is_above(name)) {
+        for count in 1..=most {
+            let folder = tempfile::tempdir().unwrap();
+            let first = prepare(folder.path(), work);
+            let mut command = child(work, folder.path());
+            command.env("BACKSTAY_FAILPOINT", format!("{name}:{count}"));
+            if !killed(command.status().unwrap()) {
+                break;
+            }
+            met.insert(name);
+            examine(folder.path(), work, first.as_ref(), &format!("{work} at {name}:{count}"));
+        }
+    }
+    met
+}
+
+const LOCAL: [&str; 4] = [
+    "local-create-temporary",
+    "local-create-written",
+    "local-create-synced",
+    "local-create-linked",
+];
+
+fn expect(met: &BTreeSet<&str>, more: &[&str]) {
+    let expected: BTreeSet<&str> = LOCAL.iter().chain(more).copied().collect();
+    let expected: BTreeSet<&str> =
+        if more.contains(&"restore-planned") { more.iter().copied().collect() } else { expected };
+    let missed: Vec<_> = expected.difference(met).collect();
+    assert!(missed.is_empty(), "never met: {missed:?}");
+}
+
+#[test]
+fn init_dies_at_every_step() {
+    expect(&dies_everywhere("init", 3), &["init-keys-created"]);
+}
+
+#[test]
+fn a_backup_dies_at_every_step() {
+    let met = dies_everywhere("backup", 6);
+    let steps =
+        ["session-created", "pack-sealed", "pack-created", "index-created", "snapshot-created"];
+    expect(&met, &steps);
+}
+
+#[test]
+fn a_push_dies_at_every_step() {
+    expect(&dies_everywhere("push", 2), &["archive-sealed", "archive-created"]);
+}
+
+#[test]
+fn a_restore_dies_at_every_step() {
+    let met = dies_everywhere("restore", 3);
+    expect(&met, &["restore-planned", "restore-chunk-written", "restore-synced"]);
+}
+
+#[test]
+fn every_failpoint_of_this_floor_is_met_by_some_test() {
+    let known: BTreeSet<&str> = LOCAL
+        .into_iter()
+        .chain([
+            "init-keys-created",
+            "session-created",
+            "pack-sealed",
+            "pack-created",
+            "index-created",
+            "snapshot-created",
+            "archive-sealed",
+            "archive-created",
+            "restore-planned",
+            "restore-chunk-written",
+            "restore-synced",
+        ])
+        .collect();
+    let all: BTreeSet<&str> =
+        failpoint::ALL.iter().copied().filter(|name| !is_above(name)).collect();
+    assert_eq!(all, known, "a new failpoint wants its place in the tests above");
+}
+
+/// Killed from outside at moments that nobody chose.
+#[test]
+fn killed_at_any_moment() {
+    let seed = u64::from_le_bytes(Environment::system().random());
+    println!("seed {seed}");
+    let lots = Environment::seeded(seed);
+    for work in ["backup", "push", "restore", "init"] {
+        // How long it takes when nobody kills it.
+        let folder = tempfile::tempdir().unwrap();
+        prepare(folder.path(), work);
+        let started = Instant::now();
+        assert!(child(work, folder.path()).status().unwrap().success());
+        let whole = started.elapsed();
+        // One store takes all the deaths.
+        let folder = tempfile::tempdir().unwrap();
+        let first = prepare(folder.path(), work);
+        let mut deaths = 0;
+        for round in 0..8 {
+            let lot = f64::from(u32::from_le_bytes(lots.random())) / f64::from(u32::MAX);
+            let mut running = child(work, folder.path()).spawn().unwrap();
+            // The moment is what is being tried out.
+            std::thread::sleep(whole.mul_f64(lot).min(Duration::from_secs(2)));
+            running.kill().unwrap();
+            let died = killed(running.wait().unwrap());
+            deaths += u32::from(died);
+            if round % 4 == 3 {
+                let context = format!("{work}, seed {seed}, round {round}");
+                examine(folder.path(), work, first.as_ref(), &context);
+            }
+        }
+        println!("{work}: {deaths} deaths");
+    }
+}
