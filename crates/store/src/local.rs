@@ -3,7 +3,7 @@
 //! An object is a file, read-only, at its key below the root. It is written under a temporary
 //! name in `.tmp`, synced, and linked to its own name, which fails when there is one already:
 //! nobody ever sees a part of an object, and nothing is ever replaced. Then the directory is
-//! synced, and with it every directory above that this handle has not synced before.
+//! synced, and with it every directory above whose name is not known to be durable.
 //!
 //! A temporary carries the lock of the process that writes it. One without a lock is what a dead
 //! process left, and the next writer removes it.
@@ -11,7 +11,6 @@
 //! What does not live here: retries, and the check that a key is well formed, except that this
 //! back end refuses to follow anything else, whoever calls it.
 
-use std::collections::HashMap;
 use std::fs::{File, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::num::NonZeroU64;
@@ -19,7 +18,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, Once, OnceLock};
+use std::sync::{Once, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -31,6 +30,12 @@ use crate::key::{check_key, check_prefix, is_valid_component};
 use crate::{Backend, ErrorKind, ObjectMeta, Result, StoreError};
 
 const TEMPORARIES: &str = ".tmp";
+
+/// The mark of a directory whose own name may not be durable: the sticky bit, which means nothing
+/// among the files of one owner. Whoever creates an object below syncs the parent and then takes
+/// the mark away; so nobody relies on a directory that another process has made and not yet
+/// synced, and the usual creation syncs one directory, not all those above it.
+const UNSETTLED: Mode = Mode::SVTX;
 
 /// How much is written before the kernel is asked to begin writing it back: the disk then works
 /// while the rest is still being copied, and the sync at the end waits for less.
@@ -44,8 +49,6 @@ pub struct Local {
     path: PathBuf,
     /// Held open from the first use: whatever is mounted over the path later does not count.
     root: OnceLock<OwnedFd>,
-    /// The directories whose names are known to be durable, by inode.
-    durable: Mutex<HashMap<String, (u64, u64)>>,
     cleaned: Once,
 }
 
@@ -62,12 +65,7 @@ impl Local {
             )
             .with_detail("the path of a store must be absolute"));
         }
-        Ok(Self {
-            path,
-            root: OnceLock::new(),
-            durable: Mutex::new(HashMap::new()),
-            cleaned: Once::new(),
-        })
+        Ok(Self { path, root: OnceLock::new(), cleaned: Once::new() })
     }
 
     pub fn path(&self) -> &Path {
@@ -193,27 +191,31 @@ impl Local {
         // The temporary goes last: while it is there, a later writer knows what to make durable.
     }
 
-    /// Makes the entry of `key` durable.
+    /// Makes the entry of `key` durable, and the names of the directories above it where nobody
+    /// has come to that yet.
     fn sync_directory_of(&self, root: BorrowedFd<'_>, key: &str) -> io::Result<()> {
-        let mut path = key;
-        loop {
-            path = path.rsplit_once('/').map_or("", |(parents, _)| parents);
-            let directory = if path.is_empty() {
-                root.try_clone_to_owned()?
-            } else {
-                open_directory(root, path)?
-            };
-            let stat = rustix::fs::fstat(&directory)?;
-            rustix::fs::fsync(&directory)?;
-            let inode = (stat.st_dev, stat.st_ino);
-            let mut durable = self.durable.lock().unwrap_or_else(|e| e.into_inner());
-            // The names above were made durable before, unless somebody made the directory anew.
-            if path.is_empty() || durable.get(path) == Some(&inode) {
-                return Ok(());
+        let mut path = parent_of(key);
+        let mut directory = open_directory(root, path)?;
+        rustix::fs::fsync(&directory)?;
+        while !path.is_empty() {
+            let mode = Mode::from_raw_mode(rustix::fs::fstat(&directory)?.st_mode);
+            if !mode.contains(UNSETTLED) {
+                break;
             }
-            durable.insert(path.to_owned(), inode);
+            path = parent_of(path);
+            let parent = open_directory(root, path)?;
+            rustix::fs::fsync(&parent)?;
+            // Another user's directory keeps the mark, and costs another sync each time.
+            let _ = rustix::fs::fchmod(&directory, mode.difference(UNSETTLED));
+            directory = parent;
         }
+        Ok(())
     }
+}
+
+/// The path without its last component.
+fn parent_of(path: &str) -> &str {
+    path.rsplit_once('/').map_or("", |(parent, _)| parent)
 }
 
 /// Walks one directory, adding what begins with `prefix`.
@@ -274,6 +276,7 @@ fn meta(key: String, stat: &Stat) -> ObjectMeta {
 
 fn open_directory(at: BorrowedFd<'_>, path: &str) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let path = if path.is_empty() { "." } else { path };
     Ok(rustix::fs::openat(at, path, flags, Mode::empty())?)
 }
 
@@ -300,11 +303,11 @@ fn make_directories(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes `path` below `root`. It becomes durable with the first object in it.
+/// Makes `path` below `root`, marked as [`UNSETTLED`] where it was missing.
 fn make_directories_at(root: BorrowedFd<'_>, path: &str) -> io::Result<()> {
     let ends = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
     for end in ends {
-        match rustix::fs::mkdirat(root, &path[..end], Mode::from_raw_mode(0o777)) {
+        match rustix::fs::mkdirat(root, &path[..end], Mode::from_raw_mode(0o777).union(UNSETTLED)) {
             Ok(()) | Err(Errno::EXIST) => {}
             // Removed again by somebody's deletion: the caller starts over.
             Err(Errno::NOENT) => return Ok(()),
@@ -340,8 +343,10 @@ impl<'a> Temporary<'a> {
                 Ok(file) => File::from(file),
                 Err(Errno::EXIST) => continue,
                 Err(Errno::NOENT) => {
-                    make_directories_at(root, TEMPORARIES)?;
-                    continue;
+                    match rustix::fs::mkdirat(root, TEMPORARIES, Mode::from_raw_mode(0o777)) {
+                        Ok(()) | Err(Errno::EXIST) => continue,
+                        Err(error) => return Err(error.into()),
+                    }
                 }
                 Err(error) => return Err(error.into()),
             };
@@ -458,9 +463,7 @@ impl Backend for Local {
         check_prefix("list", prefix)?;
         let mut found = Vec::new();
         let parents = prefix.rsplit_once('/').map_or("", |(parents, _)| parents);
-        let directory = self
-            .root()
-            .and_then(|root| open_directory(root, if parents.is_empty() { "." } else { parents }));
+        let directory = self.root().and_then(|root| open_directory(root, parents));
         match directory.and_then(|directory| walk(directory, parents, prefix, &mut found)) {
             Ok(()) => {}
             Err(error)
@@ -550,18 +553,21 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_made_anew_is_made_durable_again() {
+    fn directories_that_a_dead_process_made_are_made_durable_once() {
         let directory = tempfile::tempdir().unwrap();
         let local = Local::new(directory.path()).unwrap();
-        let known = |path: &str| local.durable.lock().unwrap().get(path).copied();
+        let root = local.root().unwrap();
+        let unsettled = |path: &str| {
+            let stat = rustix::fs::statat(root, path, AtFlags::empty()).unwrap();
+            Mode::from_raw_mode(stat.st_mode).contains(UNSETTLED)
+        };
+        make_directories_at(root, "a/b/c").unwrap();
+        assert!(["a", "a/b", "a/b/c"].iter().all(|path| unsettled(path)));
         local.create("a/b/one", Bytes::new()).unwrap();
-        let (first, above) = (known("a/b").unwrap(), known("a").unwrap());
-        local.create("a/b/two", Bytes::new()).unwrap();
-        assert_eq!(known("a/b"), Some(first));
-        local.create("a/keep", Bytes::new()).unwrap();
-        std::fs::rename(directory.path().join("a/b"), directory.path().join("a/old")).unwrap();
-        local.create("a/b/one", Bytes::new()).unwrap();
-        assert_ne!(known("a/b"), Some(first));
-        assert_eq!(known("a"), Some(above));
+        assert!(!unsettled("a") && !unsettled("a/b") && unsettled("a/b/c"));
+        // What is there already counts as durable too, when somebody is told so.
+        std::fs::write(directory.path().join("a/b/c/two"), "").unwrap();
+        assert!(local.create("a/b/c/two", Bytes::new()).unwrap_err().is_already_exists());
+        assert!(!unsettled("a/b/c"));
     }
 }
