@@ -1,0 +1,1 @@
+"""Backstay beside its peers: the parts of bench/compare."""
