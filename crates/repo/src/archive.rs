@@ -228,6 +228,31 @@ impl Archive {
         Ok(object)
     }
 
+    /// An object whose parts say whatever they are told to, for tests of what reads them.
+    pub(crate) fn forge(
+        &self,
+        key: &str,
+        summary: &[u8],
+        table: &[u8],
+        blocks: &[&[u8]],
+    ) -> Vec<u8> {
+        let keys = self.repository.keys();
+        let env = self.repository.environment();
+        let (object_key, header) = keys.new_session(env).object(env.random(), Class::Archived);
+        let (summary_key, _) = keys.index_object(object_key.id(), Class::Archived);
+        let mut object = header.to_vec();
+        let parts = std::iter::once((SUMMARY_KIND, summary))
+            .chain([(TABLE_KIND, table)])
+            .chain(blocks.iter().map(|block| (BLOCK_KIND, *block)));
+        for (kind, plain) in parts {
+            let start = object.len();
+            object.extend_from_slice(plain);
+            let sealer = if kind == SUMMARY_KIND { &summary_key } else { &object_key };
+            seal_tail(sealer, kind, key, &mut object, start);
+        }
+        object
+    }
+
     fn summary(&self, key: &str) -> Result<Summary> {
         let store = self.repository.store();
         let head = store.read_range(key, 0..(HEADER + SUMMARY) as u64)?;

@@ -163,6 +163,10 @@ impl Keys {
         }
     }
 
+    pub fn public(&self) -> [u8; 32] {
+        self.public
+    }
+
     /// A new session key with its sealed form.
     pub fn new_session(&self, env: &Environment) -> SessionKey {
         let key: [u8; 32] = env.random();
@@ -316,7 +320,7 @@ pub struct PackKey {
 }
 
 impl PackKey {
-    fn new(secret: &[u8; 32], id: [u8; 16], class: Class) -> Self {
+    pub(crate) fn new(secret: &[u8; 32], id: [u8; 16], class: Class) -> Self {
         let mut keys: [u8; 64] = derive(secret, &id, &[b"backstay v1 object ", &[class as u8]]);
         let mut commitment = [0; 32];
         commitment.copy_from_slice(&keys[32..]);
@@ -326,6 +330,10 @@ impl PackKey {
         keys.zeroize();
         key.zeroize();
         it
+    }
+
+    pub(crate) fn commitment(&self) -> [u8; 32] {
+        self.commitment
     }
 
     pub fn id(&self) -> [u8; 16] {

@@ -133,6 +133,13 @@ impl Index {
         &self.unreadable
     }
 
+    /// An index of one segment.
+    pub fn of_segment(object: &str, plain: &[u8]) -> Result<Self> {
+        let mut index = Self::default();
+        index.add(object, plain, &mut HashMap::new())?;
+        Ok(index)
+    }
+
     pub fn find(&self, id: &ObjectId) -> Option<Location> {
         let prefix = &id.0[..16];
         let at = self.entries.binary_search_by(|entry| entry.id[..].cmp(prefix)).ok()?;

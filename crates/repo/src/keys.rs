@@ -350,6 +350,11 @@ pub(crate) fn check(
     Ok(count)
 }
 
+/// For [`internals`](crate::internals).
+pub(crate) fn parses(json: &[u8]) -> bool {
+    serde_json::from_slice::<SlotObject>(json).is_ok()
+}
+
 type Slots = Vec<(String, Result<SlotObject>)>;
 
 fn slots(store: &Store) -> Result<Slots> {

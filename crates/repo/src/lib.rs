@@ -15,6 +15,8 @@ mod entry;
 mod error;
 mod id;
 mod index;
+#[doc(hidden)]
+pub mod internals;
 mod keys;
 mod layout;
 mod pack;
@@ -47,12 +49,3 @@ pub use tree::{Tree, TreeIter};
 
 /// The result of everything that touches a repository.
 pub type Result<T, E = RepoError> = std::result::Result<T, E>;
-
-/// Internals that benchmarks and fuzz targets measure; no part of the API.
-#[doc(hidden)]
-pub mod internals {
-    pub use crate::chunker::Chunker;
-    pub use crate::codec::Codec;
-    pub use crate::crypto::{PackKey, SessionKey};
-    pub use crate::id::CellHasher;
-}

@@ -76,6 +76,18 @@ pub(crate) fn finish(
     Bytes::from(body)
 }
 
+/// A pack whose footer and trailer say whatever they are told to, for tests of what reads them.
+pub(crate) fn forge(records: usize, footer: &[u8], trailer: [u8; 16], key: &PackKey) -> Vec<u8> {
+    let mut body = vec![0; HEADER + records];
+    for (kind, plain) in [(FOOTER, footer), (TRAILER_KIND, &trailer)] {
+        let start = body.len();
+        body.extend_from_slice(plain);
+        let tag = key.seal(kind, start as u64, b"", &mut body[start..]);
+        body.extend_from_slice(&tag);
+    }
+    body
+}
+
 /// The records that the footer of a whole pack lists; every one lies within the pack.
 pub(crate) fn read_footer(object: &str, pack: &[u8], key: &PackKey) -> Result<Vec<Record>> {
     let damaged = |what: &str| RepoError::damaged(object, what);

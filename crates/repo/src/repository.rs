@@ -84,6 +84,11 @@ struct Features {
     delete: Vec<String>,
 }
 
+/// For [`internals`](crate::internals).
+pub(crate) fn parses_format(json: &[u8]) -> bool {
+    serde_json::from_slice::<Format>(json).is_ok()
+}
+
 impl Format {
     fn sealed_with(&self, keys: &Keys) -> String {
         let unsealed = Self { seal: String::new(), ..self.clone() };

@@ -257,6 +257,27 @@ enum ParsedNode {
     Inner(Children),
 }
 
+fn parse(object: &str, body: &[u8]) -> Result<ParsedNode> {
+    match body.split_first() {
+        Some((&LEAF, body)) => Ok(ParsedNode::Leaf(parse_leaf(object, body)?)),
+        Some((&INNER, body)) => Ok(ParsedNode::Inner(parse_inner(object, body)?)),
+        _ => Err(RepoError::damaged(object, "a node of its tree is of an unknown kind")),
+    }
+}
+
+/// For [`internals`](crate::internals).
+pub(crate) fn parse_node(object: &str, body: &[u8]) -> Option<Vec<Entry>> {
+    match parse(object, body).ok()? {
+        ParsedNode::Leaf(entries) => Some(entries),
+        ParsedNode::Inner(_) => Some(Vec::new()),
+    }
+}
+
+pub(crate) fn parse_extents(object: &str, body: &[u8]) -> Result<ExtentLeaf> {
+    postcard::from_bytes(body)
+        .map_err(|error| RepoError::damaged(object, format!("a leaf: {error}")))
+}
+
 /// The tree of a snapshot, for reading.
 #[derive(Clone)]
 pub struct Tree {
@@ -272,12 +293,7 @@ impl Tree {
     }
 
     fn node(&self, id: &ObjectId) -> Result<ParsedNode> {
-        let body = self.repository.read_chunk(Kind::Tree, id)?;
-        match body.split_first() {
-            Some((&LEAF, body)) => Ok(ParsedNode::Leaf(parse_leaf(&self.name, body)?)),
-            Some((&INNER, body)) => Ok(ParsedNode::Inner(parse_inner(&self.name, body)?)),
-            _ => Err(RepoError::damaged(&self.name, "a node of its tree is of an unknown kind")),
-        }
+        parse(&self.name, &self.repository.read_chunk(Kind::Tree, id)?)
     }
 
     /// All entries, in the order of [`compare_paths`].
@@ -352,9 +368,7 @@ impl Tree {
     }
 
     pub(crate) fn leaf(&self, id: &ObjectId) -> Result<ExtentLeaf> {
-        let body = self.repository.read_chunk(Kind::Leaf, id)?;
-        postcard::from_bytes(&body)
-            .map_err(|error| RepoError::damaged(&self.name, format!("a leaf: {error}")))
+        parse_extents(&self.name, &self.repository.read_chunk(Kind::Leaf, id)?)
     }
 
     /// Writes the content of a file; returns its size. Bytes.

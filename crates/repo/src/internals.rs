@@ -1,0 +1,139 @@
+//! What benchmarks, fuzz targets and tests of the format reach; no part of the API.
+//!
+//! Parsers are given what lies *inside* the seals, so that they are tried with bytes that no
+//! attacker without the keys could hand them: a seal must never be all that stands between bytes
+//! and a panic.
+
+use std::sync::LazyLock;
+
+pub use crate::chunker::Chunker;
+pub use crate::codec::Codec;
+pub use crate::crypto::{PackKey, SessionKey};
+pub use crate::id::CellHasher;
+
+use crate::crypto::{Class, Keys, RootKey, derive};
+use crate::pack::read_footer;
+use crate::session::content_id;
+use crate::{
+    Archive, Compression, Entry, Environment, InitOptions, Kind, ObjectId, Repository, Secret,
+    Snapshot, Store,
+};
+
+/// The entries of a leaf, or nothing for an inner node; `None` when it is refused.
+pub fn tree_node(body: &[u8]) -> Option<Vec<Entry>> {
+    crate::tree::parse_node("a node", body)
+}
+
+pub fn extent_leaf(body: &[u8]) -> bool {
+    crate::tree::parse_extents("a leaf", body).is_ok()
+}
+
+/// The number of chunks that a segment lists.
+pub fn segment(plain: &[u8]) -> Option<usize> {
+    crate::index::Index::of_segment("a segment", plain).ok().map(|index| index.locations().count())
+}
+
+pub fn snapshot(plain: &[u8]) -> Option<Snapshot> {
+    serde_json::from_slice(plain).ok()
+}
+
+pub fn record(plain: &[u8]) -> Option<Vec<u8>> {
+    let mut content = Vec::new();
+    Codec::new(Compression::None).decode(plain, &mut content).map(|()| content)
+}
+
+/// The number of records that the footer of a pack lists, the pack being sealed under a fixed key
+/// around whatever its `footer` and `trailer` say; `records` bytes lie before them.
+pub fn forged_pack(records: usize, footer: &[u8], trailer: [u8; 16]) -> Option<usize> {
+    let key = SessionKey::for_benchmarks();
+    let body = crate::pack::forge(records, footer, trailer, &key);
+    read_footer("a pack", &body, &key).ok().map(|records| records.len())
+}
+
+/// As [`forged_pack`], of bytes that nobody sealed.
+pub fn pack(body: &[u8]) -> Option<usize> {
+    read_footer("a pack", body, &SessionKey::for_benchmarks()).ok().map(|records| records.len())
+}
+
+pub fn key_slot(json: &[u8]) -> bool {
+    crate::keys::parses(json)
+}
+
+pub fn format(json: &[u8]) -> bool {
+    crate::repository::parses_format(json)
+}
+
+/// Whether the header of an object of any class opens.
+pub fn header(bytes: &[u8]) -> bool {
+    static KEYS: LazyLock<Keys> = LazyLock::new(|| Keys::derive(&RootKey::from_bytes([3; 32]), 0));
+    use Class::{Archived, DataPack, Index, MetadataPack, Session};
+    [DataPack, MetadataPack, Class::Snapshot, Archived, Index, Session]
+        .into_iter()
+        .any(|class| KEYS.open("an object", class, bytes).is_ok())
+}
+
+static ARCHIVE: LazyLock<Archive> = LazyLock::new(|| {
+    let secret = Secret::key_file([7; 32]).expect("32 bytes");
+    let env = Environment::seeded(1);
+    let repository = Repository::init(Store::memory(), env, &secret, InitOptions::default());
+    repository.expect("memory keeps a repository").archive(1)
+});
+
+/// The content of an archived file whose parts are sealed as they are given.
+pub fn forged_archived(summary: &[u8], table: &[u8], blocks: &[&[u8]]) -> Option<Vec<u8>> {
+    let object = ARCHIVE.forge("a file", summary, table, blocks);
+    ARCHIVE.open("a file", &object).ok()
+}
+
+/// The content of an archived file that nobody sealed.
+pub fn archived(object: &[u8]) -> Option<Vec<u8>> {
+    ARCHIVE.open("a file", object).ok()
+}
+
+/// Every key that is derived from a root key, by the name of its purpose.
+pub fn derived_keys(root: [u8; 32]) -> Vec<(&'static str, [u8; 32])> {
+    let root = RootKey::from_bytes(root);
+    [
+        "chunk id: data",
+        "chunk id: metadata",
+        "chunker",
+        "index",
+        "format",
+        "key slot",
+        "read",
+        "commitment",
+    ]
+    .map(|purpose| (purpose, root.derive(purpose)))
+    .into()
+}
+
+/// The public key to which session keys are sealed.
+pub fn public_key(root: [u8; 32]) -> [u8; 32] {
+    Keys::derive(&RootKey::from_bytes(root), 0).public()
+}
+
+pub fn chunk_id(root: [u8; 32], kind: Kind, content: &[u8]) -> ObjectId {
+    let keys = Keys::derive(&RootKey::from_bytes(root), 0);
+    content_id(if kind.is_metadata() { &keys.metadata_id } else { &keys.data_id }, kind, content)
+}
+
+/// What wraps the root key for a key file: the key, and the commitment to it.
+pub fn slot_key(key_file: &[u8], salt: [u8; 32]) -> [u8; 64] {
+    derive(key_file, &salt, &[b"backstay v1 key slot"])
+}
+
+/// A record of a data pack as it lies in the object, with its tag, and the commitment of the header.
+pub fn sealed_record(
+    session_key: [u8; 32],
+    pack: [u8; 16],
+    kind: Kind,
+    offset: u64,
+    name: &[u8],
+    record: &[u8],
+) -> (Vec<u8>, [u8; 32]) {
+    let key = PackKey::new(&session_key, pack, Class::DataPack);
+    let mut sealed = record.to_vec();
+    let tag = key.seal(kind as u8, offset, name, &mut sealed);
+    sealed.extend_from_slice(&tag);
+    (sealed, key.commitment())
+}
