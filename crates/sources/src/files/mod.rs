@@ -22,15 +22,16 @@ pub(crate) use content::read_at;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::CString;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use backstay_repo::{
     Body, Chunking, Entry, EntryKind, FileContent as StoredContent, Order, RepoError, Repository,
-    Result, Session, Snapshot, SourceKind, TreeWriter,
+    Result, Session, Snapshot, SnapshotStats, SourceKind, TreeWriter,
 };
-use rustix::fs::OFlags;
+use rustix::fs::{AtFlags, OFlags};
+use rustix::io::Errno;
 use serde_json::json;
 
 use crate::{BackupOptions, CheckItem, Source};
@@ -188,8 +189,10 @@ struct Pass<'a> {
     links: HashMap<FileId, Linked>,
     /// Of files all of whose names have been met, those that are still being read.
     settled: Vec<(FileId, Arc<FirstName>)>,
-    above: Option<(Vec<u8>, std::os::fd::OwnedFd)>,
+    above: Option<(Vec<u8>, OwnedFd)>,
     sockets: u64,
+    /// What the parent had: the best guess at how much there is.
+    expected: Option<SnapshotStats>,
 }
 
 impl<'a> Pass<'a> {
@@ -225,11 +228,15 @@ impl<'a> Pass<'a> {
             settled: Vec::new(),
             above: None,
             sockets: 0,
+            expected: parent.map(|parent| parent.stats),
         })
     }
 
     fn run(mut self) -> Result<Done> {
         self.options.progress.set_phase("files");
+        if let Some(stats) = self.expected {
+            self.options.progress.add_total(stats.bytes, stats.files + stats.directories);
+        }
         // The writer borrows the session while the rest of `self` goes on being used.
         let session = self.session;
         let mut writer = session.tree(Order::Sorted);
@@ -301,7 +308,7 @@ struct State<'p> {
     links: &'p mut HashMap<FileId, Linked>,
     settled: &'p mut Vec<(FileId, Arc<FirstName>)>,
     /// The directory that was asked for attributes last.
-    above: &'p mut Option<(Vec<u8>, std::os::fd::OwnedFd)>,
+    above: &'p mut Option<(Vec<u8>, OwnedFd)>,
 }
 
 impl State<'_> {
@@ -421,9 +428,9 @@ impl State<'_> {
         self.links.get(&(stat.device, stat.inode)).map(|linked| linked.first.clone())
     }
 
-    /// The path of something through its open directory: neither too long, nor led astray by a
-    /// link that was put in the way.
-    fn through_directory(&mut self, path: &[u8]) -> io::Result<CString> {
+    /// The open directory in which something lies, and its name there: neither is the path too
+    /// long, nor does a link that was put in the way lead astray.
+    fn located<'n>(&mut self, path: &'n [u8]) -> io::Result<(BorrowedFd<'_>, &'n [u8])> {
         let cut = path.iter().rposition(|byte| *byte == b'/');
         let (above, name) = match cut {
             Some(at) => {
@@ -435,30 +442,52 @@ impl State<'_> {
             Some((open, fd)) if open == above => fd,
             _ => self.context.root.open_below(above, OFlags::PATH | OFlags::DIRECTORY)?,
         };
-        let mut through = format!("/proc/self/fd/{}/", fd.as_raw_fd()).into_bytes();
-        through.extend_from_slice(name);
-        *self.above = Some((above.to_vec(), fd));
-        Ok(CString::new(through)?)
+        let (_, fd) = &*self.above.insert((above.to_vec(), fd));
+        Ok((fd.as_fd(), name))
     }
 
     /// Where a link points to; none if it is a link no more.
     fn target(&mut self, path: &[u8]) -> io::Result<Option<Vec<u8>>> {
-        let through = self.through_directory(path)?;
-        match rustix::fs::readlink(through.as_c_str(), Vec::new()) {
-            Ok(target) => Ok(Some(target.into_bytes())),
-            Err(rustix::io::Errno::NOENT | rustix::io::Errno::INVAL) => Ok(None),
-            Err(error) => Err(error.into()),
+        let target = self.located(path).and_then(|(above, name)| {
+            Ok(rustix::fs::readlinkat(above, name, Vec::new())?.into_bytes())
+        });
+        match target {
+            Ok(target) => Ok(Some(target)),
+            Err(error) if has_vanished(&error) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 
     fn xattrs(&mut self, path: &[u8]) -> Xattrs {
-        let found = self.through_directory(path).and_then(|through| xattrs_at(&through));
+        let found = self.located(path).and_then(|(above, name)| {
+            // No system call takes a directory and a name for this.
+            let mut through = format!("/proc/thread-self/fd/{}/", above.as_raw_fd()).into_bytes();
+            through.extend_from_slice(name);
+            match xattrs_at(&CString::new(through)?) {
+                Err(error)
+                    if error.kind() == io::ErrorKind::NotFound
+                        && rustix::fs::statat(above, name, AtFlags::SYMLINK_NOFOLLOW).is_ok() =>
+                {
+                    // It is there, so that it is /proc that is not.
+                    xattrs_at(&CString::new([b"/", path].concat())?)
+                }
+                other => other,
+            }
+        });
         found.unwrap_or_else(|error| {
-            if error.kind() != io::ErrorKind::NotFound {
+            if !has_vanished(&error) {
                 let what = format!("its extended attributes could not be read: {error}");
                 self.session.problem(&display(path), what);
             }
             Vec::new()
         })
     }
+}
+
+/// Something else is there now, or nothing.
+fn has_vanished(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::INVAL)
+    )
 }

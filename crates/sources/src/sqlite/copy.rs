@@ -182,7 +182,9 @@ impl Original {
                 }
             }) {
                 Ok(original) => return Ok(original),
-                Err(error) if is_locked(&error) && Instant::now() < deadline => {}
+                Err(error) if is_locked(&error) && Instant::now() < deadline => {
+                    std::thread::sleep(PAUSE);
+                }
                 Err(error) => return Err(explain("open", path, error)),
             }
         }
@@ -253,7 +255,10 @@ pub(super) fn copy(
         if !held && (with_log || restarts >= RESTARTS) {
             match original.hold() {
                 Ok(()) => held = true,
-                Err(error) if is_locked(&error) && Instant::now() < deadline => continue,
+                Err(error) if is_locked(&error) && Instant::now() < deadline => {
+                    std::thread::sleep(PAUSE);
+                    continue;
+                }
                 Err(error) => return Err(failed(error)),
             }
         }
@@ -263,6 +268,7 @@ pub(super) fn copy(
                 if Instant::now() >= deadline {
                     return Err(locked(from));
                 }
+                std::thread::sleep(PAUSE);
             }
             _ => {
                 let remaining = backup.progress().remaining;
