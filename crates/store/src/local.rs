@@ -39,7 +39,7 @@ const UNSETTLED: Mode = Mode::SVTX;
 
 /// How much is written before the kernel is asked to begin writing it back: the disk then works
 /// while the rest is still being copied, and the sync at the end waits for less.
-const WRITE_BACK: usize = 4 << 20;
+const WRITE_BACK: usize = 8 << 20;
 
 /// How often a creation starts again because a directory or a temporary was taken from under it.
 const ATTEMPTS: usize = 64;
@@ -365,7 +365,7 @@ impl<'a> Temporary<'a> {
     }
 
     fn write(&mut self, body: &[u8]) -> io::Result<()> {
-        if body.len() <= WRITE_BACK {
+        if body.len() <= 2 * WRITE_BACK {
             return self.file.write_all(body);
         }
         let mut offset = 0;
