@@ -1,1 +1,102 @@
-fn main() {}
+//! The binary: arguments in, words and exit codes out.
+//!
+//! What lives here: what a person types and sees. What does not: anything that would be of use to
+//! a server as well; that is in `ops`. Each command is one file in `commands`.
+
+mod app;
+mod cli;
+mod commands;
+mod demo;
+mod interrupt;
+mod output;
+mod table;
+mod work;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::app::App;
+use crate::cli::Cli;
+use crate::output::Output;
+
+fn main() -> ExitCode {
+    let follows = Contract::of_process();
+    match Cli::try_parse() {
+        Ok(cli) => {
+            // Whatever happens in `wal fetch`, nothing but the archive's own word may look like
+            // "there is no such file": recovery would end early and start a new timeline.
+            let result = std::panic::catch_unwind(|| run(cli, follows));
+            result.unwrap_or_else(|_| ExitCode::from(follows.failed(101)))
+        }
+        Err(error) => refuse(&error, follows),
+    }
+}
+
+fn run(cli: Cli, follows: Contract) -> ExitCode {
+    let app = App::new(cli.global);
+    app.output.start_log();
+    let result = commands::run(cli.command, &app);
+    app.show_warnings();
+    match result {
+        Ok(outcome) => outcome.into(),
+        Err(error) => {
+            app.output.error(&error);
+            ExitCode::from(follows.failed(error.kind().exit_code()))
+        }
+    }
+}
+
+/// Ends with what clap has to say: help and versions are answers, everything else wrong usage.
+fn refuse(error: &clap::Error, follows: Contract) -> ExitCode {
+    if !error.use_stderr() {
+        // Nothing can be done about a terminal that is gone.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    if std::env::args_os().any(|argument| argument == "--json") {
+        Output::json_error(&cli::usage_error(error));
+    } else {
+        let _ = error.print();
+    }
+    ExitCode::from(follows.failed(2))
+}
+
+/// What the caller reads out of exit codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Contract {
+    Ours,
+    /// `archive_command`: 1 to 125; above, PostgreSQL takes the archiver for crashed.
+    ArchiveCommand,
+    /// `restore_command`: 1 to 125 is "no such file"; above, recovery stops.
+    RestoreCommand,
+}
+
+impl Contract {
+    /// From the bare arguments, because arguments that clap refuses end the process as well.
+    fn of_process() -> Self {
+        let words: Vec<String> =
+            std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+        let wal = words.iter().position(|word| word == "wal");
+        match wal.and_then(|wal| words.get(wal + 1)).map(String::as_str) {
+            Some("push") => Self::ArchiveCommand,
+            Some("fetch") => Self::RestoreCommand,
+            _ => Self::Ours,
+        }
+    }
+
+    /// The exit code of a failure that elsewhere ends with `code`.
+    fn failed(self, code: u8) -> u8 {
+        match self {
+            Self::Ours => code,
+            Self::ArchiveCommand => {
+                if (1..=125).contains(&code) {
+                    code
+                } else {
+                    1
+                }
+            }
+            Self::RestoreCommand => 255,
+        }
+    }
+}

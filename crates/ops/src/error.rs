@@ -184,20 +184,41 @@ impl std::error::Error for Error {
     }
 }
 
-impl From<backstay_repo::RepoError> for Error {
-    fn from(error: backstay_repo::RepoError) -> Self {
-        use backstay_repo::RepoErrorKind as Repo;
+fn of_repo(kind: backstay_repo::RepoErrorKind) -> ErrorKind {
+    use backstay_repo::RepoErrorKind as Repo;
+    match kind {
+        Repo::NoRepository => ErrorKind::NoRepository,
+        Repo::WrongKey => ErrorKind::WrongKey,
+        Repo::Busy => ErrorKind::Busy,
+        Repo::Damaged => ErrorKind::Damaged,
+        Repo::NotFound | Repo::Ambiguous => ErrorKind::NotFound,
+        Repo::Aborted => ErrorKind::Interrupted,
+        Repo::Usage => ErrorKind::Usage,
+        _ => ErrorKind::Failed,
+    }
+}
+
+impl From<backstay_postgres::PostgresError> for Error {
+    fn from(error: backstay_postgres::PostgresError) -> Self {
+        use backstay_postgres::PostgresErrorKind as Postgres;
         let kind = match error.kind() {
-            Repo::NoRepository => ErrorKind::NoRepository,
-            Repo::WrongKey => ErrorKind::WrongKey,
-            Repo::Busy => ErrorKind::Busy,
-            Repo::Damaged => ErrorKind::Damaged,
-            Repo::NotFound | Repo::Ambiguous => ErrorKind::NotFound,
-            Repo::Aborted => ErrorKind::Interrupted,
-            Repo::Usage => ErrorKind::Usage,
+            Postgres::Usage => ErrorKind::Usage,
+            Postgres::Damaged => ErrorKind::Damaged,
+            Postgres::Busy => ErrorKind::Busy,
+            Postgres::Repo => error.repo_kind().map_or(ErrorKind::Failed, of_repo),
             _ => ErrorKind::Failed,
         };
         let mut it = Self::new(kind, error.to_string());
+        if let Some(hint) = error.hint() {
+            it = it.with_hint(hint);
+        }
+        it.with_source(error)
+    }
+}
+
+impl From<backstay_repo::RepoError> for Error {
+    fn from(error: backstay_repo::RepoError) -> Self {
+        let mut it = Self::new(of_repo(error.kind()), error.to_string());
         if let Some(hint) = error.hint() {
             it = it.with_hint(hint);
         }

@@ -3,12 +3,18 @@
 //! What lives here: everything the command line and the server share. What does not: words on a
 //! screen (crate `cli`) and anything that opens a repository object (crate `repo`).
 
+pub mod check;
 pub mod config;
 mod context;
+pub mod discover;
 mod error;
+pub mod jobs;
 pub mod moment;
+pub mod recover;
 pub mod secret;
+pub mod status;
 pub mod units;
+pub mod verify;
 
 pub use context::{Context, Found};
 pub use error::{Error, ErrorKind};

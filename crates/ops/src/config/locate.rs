@@ -73,6 +73,11 @@ impl Search {
             .map(|folder| folder.join("backstay"))
     }
 
+    /// The file that would be read; nothing where there is none.
+    pub fn find(&self) -> Result<Option<PathBuf>> {
+        Ok(self.locate()?.file)
+    }
+
     pub(crate) fn locate(&self) -> Result<Located> {
         if let Some(flag) = &self.flag {
             return self.named(flag, "--config");

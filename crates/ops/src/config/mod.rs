@@ -60,6 +60,8 @@ pub struct Warning {
 #[derive(Debug, Clone, PartialEq)]
 pub struct RepositoryConfig {
     pub name: String,
+    /// Whether the file or a variable speaks of it; flags alone can name one, too.
+    pub configured: bool,
     pub keys: RepositoryKeys,
 }
 
@@ -194,7 +196,7 @@ impl Config {
         while self.repositories.iter().any(|r| r.name == name) {
             name.push('\'');
         }
-        self.repositories.push(RepositoryConfig { name: name.clone(), keys });
+        self.repositories.push(RepositoryConfig { name: name.clone(), configured: false, keys });
         Ok(name)
     }
 

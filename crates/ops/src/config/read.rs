@@ -174,7 +174,7 @@ fn read_repository(
         reading.problem(&node.origin, &message, "keep the one that is meant");
         return None;
     }
-    Some(RepositoryConfig { name: name.to_owned(), keys })
+    Some(RepositoryConfig { name: name.to_owned(), configured: true, keys })
 }
 
 fn refuse_keeping_nothing(keys: &PolicyKeys, node: &Node, path: &str, reading: &mut Reading) {

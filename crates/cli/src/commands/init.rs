@@ -1,0 +1,459 @@
+//! `backstay init`: a starter configuration for what is found here, a repository, and its key.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, chown};
+use std::path::{Path, PathBuf};
+
+use backstay_ops::config::{Config, RepositoryConfig, RepositoryFlags, Search, StoreUrl, absolute};
+use backstay_ops::discover::{self, Cluster};
+use backstay_ops::{Context, Error, ErrorKind, secret};
+use backstay_repo::Environment;
+use clap::Args;
+use serde_json::json;
+
+use crate::app::{App, Outcome, Result};
+use crate::output::Style;
+
+/// Write a starter configuration for what is found here, and create repository and key
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Where there is a configuration already, it is left as it is: only repositories and key files
+that it names and that are missing are created. Without BACKSTAY_PASSPHRASE a key file of 32 random
+bytes opens the repository.
+
+Examples:
+  backstay init
+  backstay init -r s3://bucket/backstay -k /etc/backstay/main.key
+  backstay init --config ./backstay.toml -r ./repository -k ./main.key"
+)]
+pub struct InitArgs {
+    /// Do not look for clusters and folders to protect
+    #[arg(long)]
+    bare: bool,
+}
+
+/// What `init` did, for both kinds of readers.
+#[derive(Default)]
+struct Done {
+    config: Option<PathBuf>,
+    config_written: bool,
+    sources: Vec<Found>,
+    repositories: Vec<Repository>,
+}
+
+struct Found {
+    name: String,
+    kind: &'static str,
+    about: String,
+}
+
+struct Repository {
+    name: String,
+    url: String,
+    created: bool,
+    id: String,
+    key_file: Option<PathBuf>,
+    key_created: bool,
+}
+
+pub fn run(args: &InitArgs, app: &App) -> Result<Outcome> {
+    let mut search = app.search();
+    let mut done = Done::default();
+    let env = Environment::system();
+    let path = match wanted_path(&search)? {
+        Where::There(path) => path,
+        Where::Missing(path) => {
+            let clusters = if args.bare { Vec::new() } else { discover::clusters(Path::new("/")) };
+            write_config(app, &search, &path, &clusters, args.bare, &mut done)?;
+            done.config_written = true;
+            path
+        }
+    };
+    search.flag = Some(path.clone());
+    search.variables.remove("BACKSTAY_CONFIG");
+    done.config = Some(path);
+    let mut config = Config::load(&search)?;
+    let flags = RepositoryFlags {
+        repository: app.global.repository.clone(),
+        key_file: app.global.key_file.clone(),
+    };
+    config.apply(&flags, &search)?;
+    let owner = owner_of_clusters(&config);
+    let context = Context::new(config, search, env);
+    for config in context.config.repositories()? {
+        done.repositories.push(create(&context, config, owner)?);
+    }
+    for warning in context.take_warnings() {
+        app.output.warn(&warning.message, Some(&warning.hint));
+    }
+    document(&done, app)?;
+    present(&done, app)?;
+    Ok(Outcome::Done)
+}
+
+enum Where {
+    There(PathBuf),
+    Missing(PathBuf),
+}
+
+/// The configuration that is there, or where a new one goes: where it was asked for, else here.
+fn wanted_path(search: &Search) -> Result<Where> {
+    let named = search.flag.clone().or_else(|| {
+        search.variables.get("BACKSTAY_CONFIG").filter(|v| !v.is_empty()).map(PathBuf::from)
+    });
+    if let Some(named) = named {
+        let path = search.current.join(named);
+        return match path.try_exists() {
+            Ok(true) => Ok(Where::There(path)),
+            Ok(false) => Ok(Where::Missing(path)),
+            Err(error) => Err(Error::io("look for the configuration at", &path, error)),
+        };
+    }
+    Ok(match search.find()? {
+        Some(path) => Where::There(path),
+        None => Where::Missing(search.current.join("backstay.toml")),
+    })
+}
+
+/// Where a repository and its key go when nobody says: the system's folders for root, else the
+/// user's.
+struct Defaults {
+    repository: PathBuf,
+    key: PathBuf,
+}
+
+impl Defaults {
+    fn new(search: &Search) -> Result<Self> {
+        let variable = |name: &str| {
+            search.variables.get(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+        };
+        if is_root() {
+            return Ok(Self {
+                repository: PathBuf::from("/var/backups/backstay"),
+                key: PathBuf::from("/etc/backstay/main.key"),
+            });
+        }
+        let no_home = || {
+            Error::usage(
+                "there is no HOME to put a repository and its key into",
+                "say where they go: backstay init --repository PATH --key-file PATH",
+            )
+        };
+        let data = variable("XDG_DATA_HOME")
+            .or_else(|| Some(search.home()?.join(".local/share")))
+            .ok_or_else(no_home)?;
+        let keys = search.user_folder().ok_or_else(no_home)?;
+        Ok(Self { repository: data.join("backstay"), key: keys.join("main.key"), root: false })
+    }
+}
+
+fn is_root() -> bool {
+    // The owner of a process's own directory in /proc is its effective user.
+    fs::metadata("/proc/self").is_ok_and(|meta| meta.uid() == 0)
+}
+
+fn write_config(
+    app: &App,
+    search: &Search,
+    path: &Path,
+    clusters: &[Cluster],
+    bare: bool,
+    done: &mut Done,
+) -> Result<()> {
+    let home = search.home();
+    let full = |text: &str| absolute(text, &search.current, home.as_deref());
+    let defaults = match (&app.global.repository, &app.global.key_file) {
+        // Where both are said, nothing has to be guessed.
+        (Some(_), Some(_)) => None,
+        _ => Some(Defaults::new(search)?),
+    };
+    let address = match (&app.global.repository, &defaults) {
+        (Some(text), _) if text.contains("://") => text.clone(),
+        (Some(text), _) => full(text).display().to_string(),
+        (None, Some(defaults)) => defaults.repository.display().to_string(),
+        (None, None) => {
+            return Err(Error::usage("no repository is named", "say --repository PATH"));
+        }
+    };
+    let url = StoreUrl::parse(&address).map_err(|why| {
+        Error::usage(
+            format!("`--repository {address}` cannot be used: {why}"),
+            "write a path, file:///folder, s3://bucket/prefix, gs://… or az://…",
+        )
+    })?;
+    let passphrase = search.variables.contains_key(secret::PASSPHRASE_VARIABLE);
+    let key = match (&app.global.key_file, &defaults) {
+        (Some(path), _) => Some(search.current.join(path)),
+        (None, _) if passphrase => None,
+        (None, Some(defaults)) => Some(defaults.key.clone()),
+        (None, None) => None,
+    };
+    let root = is_root();
+    let etc = !bare && root && Path::new("/etc").is_dir();
+    for cluster in clusters {
+        done.sources.push(Found {
+            name: cluster.name.clone(),
+            kind: "postgres",
+            about: about(cluster),
+        });
+    }
+    if etc {
+        done.sources.push(Found {
+            name: "etc".into(),
+            kind: "files",
+            about: "the configuration of this machine, in /etc".into(),
+        });
+    }
+    let text = starter(&url, key.as_deref(), clusters, etc);
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
+    }
+    // Never over a file that came in between.
+    let mut file = fs::File::create_new(path).map_err(|e| Error::io("create", path, e))?;
+    file.write_all(text.as_bytes())
+        .and_then(|()| file.sync_all())
+        .map_err(|e| Error::io("write", path, e))
+}
+
+fn about(cluster: &Cluster) -> String {
+    let mut text = match (&cluster.version, &cluster.data_directory) {
+        (Some(version), Some(path)) => format!("PostgreSQL {version} in {}", path.display()),
+        (None, Some(path)) => format!("PostgreSQL in {}", path.display()),
+        _ => "PostgreSQL".to_owned(),
+    };
+    match &cluster.socket {
+        Some(socket) => text.push_str(&format!(", running on port {}", socket.port)),
+        None => text.push_str(", not running"),
+    }
+    text
+}
+
+/// The text of the configuration. Everything that could be wanted next is in it as a comment.
+fn starter(url: &StoreUrl, key: Option<&Path>, clusters: &[Cluster], etc: bool) -> String {
+    let mut out = String::from("# Every key is described in docs/configuration.md.\n\n");
+    out.push_str("[repositories.main]\n");
+    out.push_str(&format!("url = {}\n", quoted(&url.0)));
+    match key {
+        Some(path) => {
+            out.push_str(&format!("key-file = {}\n", quoted(&path.display().to_string())))
+        }
+        None => out.push_str("# Opened by the passphrase in BACKSTAY_PASSPHRASE.\n"),
+    }
+    for cluster in clusters {
+        out.push_str(&format!("\n[sources.{}]\nkind = \"postgres\"\n", toml_key(&cluster.name)));
+        out.push_str(&format!("connection = {}\n", quoted(&cluster.connection())));
+        if let Some(path) = &cluster.data_directory {
+            out.push_str(&format!("data-directory = {}\n", quoted(&path.display().to_string())));
+        }
+        out.push_str("tier = \"critical\"\npolicy = \"standard\"\n");
+    }
+    if etc {
+        out.push_str(
+            "\n[sources.etc]\nkind = \"files\"\npaths = [\"/etc\"]\npolicy = \"standard\"\n",
+        );
+    } else {
+        out.push_str(
+            "\n# [sources.documents]\n# kind = \"files\"\n# paths = [\"~/Documents\"]\n\
+             # policy = \"standard\"\n",
+        );
+    }
+    out.push_str(
+        "\n# What may be lost at most (rpo), and how long a recovery may take (rto).\n\
+         [tiers.critical]\nrto = \"1h\"\nrpo = \"5m\"\n\
+         \n[policies.standard]\nfull = \"0 2 * * 0\"\nincremental = \"0 2 * * 1-6\"\n\
+         verify = { level = \"standard\", schedule = \"0 6 * * *\" }\n\
+         retention = { last = 4, daily = 7, weekly = 5, monthly = 12, archive = \"7d\" }\n",
+    );
+    out
+}
+
+fn quoted(text: &str) -> String {
+    let mut out = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            c if c.is_control() => out.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
+
+/// A dot in a name would part it.
+fn toml_key(name: &str) -> String {
+    if name.contains('.') { quoted(name) } else { name.to_owned() }
+}
+
+/// The user whose servers will write into the repository: the owner of the data directories, when
+/// root configures.
+fn owner_of_clusters(config: &Config) -> Option<(u32, u32)> {
+    if !is_root() {
+        return None;
+    }
+    let mut owners = config.sources.iter().filter_map(|source| match &source.settings {
+        backstay_ops::config::SourceSettings::Postgres(keys) => {
+            let meta = fs::metadata(keys.data_directory.as_ref()?).ok()?;
+            Some((meta.uid(), meta.gid()))
+        }
+        _ => None,
+    });
+    let first = owners.next()?;
+    // Several owners: nobody is right for all, and root's own are safest.
+    (first.0 != 0 && owners.all(|other| other == first)).then_some(first)
+}
+
+fn create(
+    context: &Context,
+    config: &RepositoryConfig,
+    owner: Option<(u32, u32)>,
+) -> Result<Repository> {
+    let mut key_created = false;
+    if let Some(path) = &config.keys.key_file {
+        key_created = secret::create_key_file(path, &context.env)?;
+        if key_created && let Some((user, group)) = owner {
+            chown(path, Some(user), Some(group)).map_err(|e| Error::io("give away", path, e))?;
+        }
+    }
+    let folder = config.keys.url.0.strip_prefix("file://").map(PathBuf::from);
+    let (repository, created) = match context.open(config) {
+        Ok(repository) => (repository, false),
+        Err(error) if error.kind() == ErrorKind::NoRepository => {
+            let label = format!("{} ({})", config.name, hostname());
+            let repository = context.create(config, &label)?;
+            if let (Some(folder), Some(owner)) = (&folder, owner) {
+                give_away(folder, owner)?;
+            }
+            (repository, true)
+        }
+        Err(error) => {
+            if key_created && let Some(path) = &config.keys.key_file {
+                // A new key opens nothing that is there already; it would only mislead.
+                let _ = fs::remove_file(path);
+            }
+            return Err(error);
+        }
+    };
+    Ok(Repository {
+        name: config.name.clone(),
+        url: repository.store().url(),
+        created,
+        id: repository.id().to_string(),
+        key_file: config.keys.key_file.clone(),
+        key_created,
+    })
+}
+
+/// Makes a new repository belong to the user whose servers archive into it. Root may use it anyway.
+fn give_away(path: &Path, (user, group): (u32, u32)) -> Result<()> {
+    let failed = |error| Error::io("give away", path, error);
+    std::os::unix::fs::lchown(path, Some(user), Some(group)).map_err(failed)?;
+    if fs::symlink_metadata(path).map_err(failed)?.is_dir() {
+        for entry in fs::read_dir(path).map_err(failed)? {
+            give_away(&entry.map_err(failed)?.path(), (user, group))?;
+        }
+    }
+    Ok(())
+}
+
+fn hostname() -> String {
+    fs::read_to_string("/proc/sys/kernel/hostname")
+        .map(|name| name.trim().to_owned())
+        .unwrap_or_default()
+}
+
+fn document(done: &Done, app: &App) -> Result<()> {
+    app.output.document(&json!({
+        "config": done.config,
+        "config_written": done.config_written,
+        "sources": done.sources.iter().map(|source| json!({
+            "name": source.name,
+            "kind": source.kind,
+        })).collect::<Vec<_>>(),
+        "repositories": done.repositories.iter().map(|repository| json!({
+            "name": repository.name,
+            "url": repository.url,
+            "id": repository.id,
+            "created": repository.created,
+            "key_file": repository.key_file,
+            "key_created": repository.key_created,
+        })).collect::<Vec<_>>(),
+    }))
+}
+
+fn present(done: &Done, app: &App) -> Result<()> {
+    let paint = app.output.paint;
+    let bold = |text: &str| paint.paint(Style::Bold, text);
+    let say = |text: String| app.output.say(text);
+    let path = done.config.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+    if done.config_written {
+        say(format!("Wrote {}", bold(&path)))?;
+        let width = done.sources.iter().map(|source| source.name.len()).max().unwrap_or(0);
+        for source in &done.sources {
+            say(format!("  {:<width$}  {}", source.name, source.about))?;
+        }
+        if done.sources.is_empty() {
+            say("  with no sources yet: add a [sources.NAME] for what is to be protected".into())?;
+        }
+    } else {
+        say(format!("Read {}; it was left as it is", bold(&path)))?;
+    }
+    for repository in &done.repositories {
+        let verb = if repository.created { "Created" } else { "Found" };
+        say(format!("{verb} repository {} at {}", bold(&repository.name), repository.url))?;
+        if let Some(key) = &repository.key_file {
+            let verb = if repository.key_created { "Created" } else { "Opened it with" };
+            say(format!("{verb} key file {}", bold(&key.display().to_string())))?;
+        }
+    }
+    if done.repositories.iter().any(|repository| repository.key_created) {
+        say(String::new())?;
+        say(paint.paint(
+            Style::Yellow,
+            "Copy the key file to a safe place now, away from this machine.",
+        ))?;
+        say("Whoever has it can read every backup. Without it nobody can, you included.".into())?;
+    }
+    say("\nNext:".into())?;
+    let postgres = done.sources.iter().find(|source| source.kind == "postgres");
+    let mut steps: Vec<(String, &str)> = Vec::new();
+    if let Some(source) = postgres {
+        steps.push((
+            format!("backstay postgres setup {}", source.name),
+            "what the server has to be set to",
+        ));
+    }
+    steps.push(("backstay check".into(), "can all of it be backed up and restored?"));
+    steps.push(("backstay backup --all".into(), "make the first snapshots"));
+    let width = steps.iter().map(|(command, _)| command.len()).max().unwrap_or(0);
+    for (command, what) in steps {
+        say(format!("  {command:<width$}  {}", paint.paint(Style::Dim, what)))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_starter_is_a_configuration() {
+        let cluster = Cluster {
+            name: "postgres-9.6-main".into(),
+            version: Some("9.6".into()),
+            data_directory: Some(PathBuf::from("/var/lib/postgresql/9.6/ma\"in")),
+            socket: None,
+        };
+        let url = StoreUrl::parse("/b").unwrap();
+        for etc in [true, false] {
+            let text = starter(&url, Some(Path::new("/k")), std::slice::from_ref(&cluster), etc);
+            let config = Config::read(&text, None, &Search::default()).unwrap();
+            let source = config.source("postgres-9.6-main").unwrap();
+            assert!(config.tier_of(source).is_some() && config.policy_of(source).is_some());
+        }
+        let text = starter(&url, None, &[], false);
+        assert!(Config::read(&text, None, &Search::default()).unwrap().sources.is_empty());
+    }
+}

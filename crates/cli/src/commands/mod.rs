@@ -1,0 +1,76 @@
+//! One file for each command: its flags, and what it does.
+
+pub mod backup;
+pub mod check;
+pub mod completions;
+pub mod diff;
+pub mod dump;
+pub mod find;
+pub mod init;
+pub mod key;
+pub mod list;
+pub mod man;
+pub mod postgres;
+pub mod restore;
+pub mod show;
+pub mod status;
+pub mod verify;
+pub mod wal;
+
+mod present;
+
+use clap::Subcommand;
+
+use crate::app::{App, Outcome, Result};
+use crate::demo;
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Init(init::InitArgs),
+    Check(check::CheckArgs),
+    Backup(backup::BackupArgs),
+    List(list::ListArgs),
+    Show(show::ShowArgs),
+    Diff(diff::DiffArgs),
+    Find(find::FindArgs),
+    Restore(restore::RestoreArgs),
+    Dump(dump::DumpArgs),
+    Verify(verify::VerifyArgs),
+    Status(status::StatusArgs),
+    #[command(subcommand)]
+    Wal(wal::WalCommand),
+    #[command(subcommand)]
+    Postgres(postgres::PostgresCommand),
+    #[command(subcommand)]
+    Key(key::KeyCommand),
+    Demo(demo::DemoArgs),
+    Completions(completions::CompletionsArgs),
+    #[command(hide = true)]
+    Man(man::ManArgs),
+}
+
+pub fn run(command: Command, app: &App) -> Result<Outcome> {
+    // PostgreSQL reads meaning into how these two end; they keep the default for signals.
+    if !matches!(command, Command::Wal(wal::WalCommand::Push(_) | wal::WalCommand::Fetch(_))) {
+        app.interrupt.handle();
+    }
+    match command {
+        Command::Init(args) => init::run(&args, app),
+        Command::Check(args) => check::run(&args, app),
+        Command::Backup(args) => backup::run(&args, app),
+        Command::List(args) => list::run(&args, app),
+        Command::Show(args) => show::run(&args, app),
+        Command::Diff(args) => diff::run(&args, app),
+        Command::Find(args) => find::run(&args, app),
+        Command::Restore(args) => restore::run(&args, app),
+        Command::Dump(args) => dump::run(&args, app),
+        Command::Verify(args) => verify::run(&args, app),
+        Command::Status(args) => status::run(&args, app),
+        Command::Wal(command) => wal::run(&command, app),
+        Command::Postgres(command) => postgres::run(&command, app),
+        Command::Key(command) => key::run(&command, app),
+        Command::Demo(args) => demo::run(&args, app),
+        Command::Completions(args) => completions::run(&args, app),
+        Command::Man(args) => man::run(&args, app),
+    }
+}

@@ -1,0 +1,441 @@
+//! `backstay restore`: from a snapshot to a folder, or to a cluster at any moment.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use backstay_ops::units::{count, format_duration, format_size};
+use backstay_ops::{Error, ErrorKind, Found, moment, recover};
+use backstay_postgres::wal::{Lsn, RecoveryTarget, TargetTimeline};
+use backstay_postgres::{Restored, StartOptions, TargetAction};
+use backstay_repo::{RestoreOptions, RestoreReport, Snapshot, SourceKind};
+use clap::{Args, ValueEnum};
+use serde_json::json;
+
+use super::present::{moment_and_age, printable, snapshot_document, tree_path};
+use crate::app::{App, Outcome, Result};
+use crate::output::Style;
+use crate::work;
+
+/// Restore a snapshot, some of its files, or a cluster to any moment
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  backstay restore etc --to /tmp/etc
+  backstay restore 3f2a9c1b /etc/nginx --to /tmp/etc
+  backstay restore orders --to /var/lib/postgresql/15/restored --at \"10 minutes ago\"")]
+pub struct RestoreArgs {
+    /// A source (its newest snapshot, or the one that the target asks for), a snapshot's id or the
+    /// beginning of it, or `latest`
+    #[arg(value_name = "SOURCE|SNAPSHOT")]
+    what: String,
+
+    /// Only these files and folders
+    #[arg(value_name = "PATH")]
+    paths: Vec<OsString>,
+
+    /// Where to. Absent or empty, unless --delta
+    #[arg(long, value_name = "DIR")]
+    to: PathBuf,
+
+    /// Keep what is right already, and change only what is not
+    #[arg(long)]
+    delta: bool,
+
+    /// With --delta: remove what the snapshot does not have. Always so for clusters
+    #[arg(long, requires = "delta")]
+    prune: bool,
+
+    /// Leave everything to the user who runs this
+    #[arg(long)]
+    no_owner: bool,
+
+    #[command(flatten)]
+    target: TargetArgs,
+
+    #[command(flatten)]
+    cluster: ClusterArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "How far")]
+#[group(multiple = false)]
+struct TargetArgs {
+    /// To this moment: "2026-11-21 10:00:00" in local time, with an offset, or "10 minutes ago"
+    #[arg(long, value_name = "TIME")]
+    at: Option<String>,
+
+    /// PostgreSQL: to this transaction
+    #[arg(long, value_name = "N")]
+    xid: Option<u64>,
+
+    /// PostgreSQL: to this position of the log
+    #[arg(long, value_name = "LSN")]
+    lsn: Option<Lsn>,
+
+    /// PostgreSQL: to this restore point
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+
+    /// PostgreSQL: no further than the snapshot itself
+    #[arg(long)]
+    immediate: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "PostgreSQL")]
+struct ClusterArgs {
+    /// Stop just before the target instead of just after it
+    #[arg(long)]
+    exclusive: bool,
+
+    /// Along which timeline: `latest`, `current` (the snapshot's own) or a number
+    #[arg(long, value_name = "TIMELINE", value_parser = parse_timeline)]
+    timeline: Option<TargetTimeline>,
+
+    /// What to do when the target is reached
+    #[arg(long, value_name = "ACTION", default_value = "promote")]
+    target_action: Action,
+
+    /// Where a tablespace goes
+    #[arg(long = "tablespace", value_name = "NAME=DIR", value_parser = parse_tablespace)]
+    tablespaces: Vec<(String, PathBuf)>,
+
+    /// Go on replaying for ever, as a standby
+    #[arg(long, conflicts_with_all = ["at", "xid", "lsn", "name", "immediate"])]
+    standby: bool,
+
+    /// Start the server, and wait until it is where it should be
+    #[arg(long)]
+    start: bool,
+
+    /// The port of the started server
+    #[arg(long, value_name = "PORT", requires = "start")]
+    port: Option<u16>,
+
+    /// Where the socket of the started server is
+    #[arg(long, value_name = "DIR", requires = "start")]
+    socket_directory: Option<PathBuf>,
+
+    /// Where `postgres` is
+    #[arg(long, value_name = "DIR", requires = "start")]
+    bin_directory: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Action {
+    Promote,
+    Pause,
+    Shutdown,
+}
+
+fn parse_timeline(text: &str) -> Result<TargetTimeline, String> {
+    match text {
+        "latest" => Ok(TargetTimeline::Latest),
+        "current" => Ok(TargetTimeline::Current),
+        _ => text
+            .parse()
+            .map(TargetTimeline::Number)
+            .map_err(|_| "say `latest`, `current` or a number".to_owned()),
+    }
+}
+
+fn parse_tablespace(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, folder)) if !name.is_empty() && folder.starts_with('/') => {
+            Ok((name.to_owned(), PathBuf::from(folder)))
+        }
+        _ => Err("write it as NAME=DIR, with an absolute DIR".to_owned()),
+    }
+}
+
+impl TargetArgs {
+    fn at(&self, app: &App) -> Result<Option<jiff::Timestamp>> {
+        let Some(text) = &self.at else { return Ok(None) };
+        let at = moment::parse(text, app.now(), &app.zone())?;
+        if at > app.now() {
+            return Err(Error::usage(
+                format!("{text:?} lies ahead: {at}"),
+                "name a moment that has been",
+            ));
+        }
+        Ok(Some(at))
+    }
+
+    fn target(&self, app: &App) -> Result<RecoveryTarget> {
+        Ok(match (self.at(app)?, self.xid, self.lsn, &self.name) {
+            (Some(time), ..) => RecoveryTarget::Time(time),
+            (_, Some(xid), ..) => RecoveryTarget::Xid(xid),
+            (_, _, Some(lsn), _) => RecoveryTarget::Lsn(lsn),
+            (_, _, _, Some(name)) => RecoveryTarget::Name(name.clone()),
+            _ if self.immediate => RecoveryTarget::Immediate,
+            _ => RecoveryTarget::Latest,
+        })
+    }
+}
+
+pub fn run(args: &RestoreArgs, app: &App) -> Result<Outcome> {
+    let context = app.context()?;
+    // Times are understood before anything is opened.
+    let at = args.target.at(app)?;
+    let mut found = context.find(&args.what)?;
+    app.show_warnings();
+    let of_source = found.snapshot.source == args.what;
+    let candidates: Vec<Snapshot> = if of_source {
+        let mut all = found.repository.snapshots()?;
+        all.retain(|snapshot| snapshot.source == args.what && snapshot.kind == found.snapshot.kind);
+        all
+    } else {
+        vec![found.snapshot.clone()]
+    };
+    if found.snapshot.kind == SourceKind::Postgres && args.paths.is_empty() {
+        let target = args.target.target(app)?;
+        found.snapshot = recover::for_target(
+            &found.repository,
+            &candidates,
+            &target,
+            !args.cluster.exclusive,
+            args.cluster.timeline,
+        )?;
+        return cluster(args, app, &found, target);
+    }
+    refuse_cluster_flags(args, &found)?;
+    found.snapshot = recover::as_of(&candidates, at)?;
+    files(args, app, &found)
+}
+
+fn refuse_cluster_flags(args: &RestoreArgs, found: &Found) -> Result<()> {
+    let (target, cluster) = (&args.target, &args.cluster);
+    let flags = [
+        ("--xid", target.xid.is_some()),
+        ("--lsn", target.lsn.is_some()),
+        ("--name", target.name.is_some()),
+        ("--immediate", target.immediate),
+        ("--exclusive", cluster.exclusive),
+        ("--timeline", cluster.timeline.is_some()),
+        ("--tablespace", !cluster.tablespaces.is_empty()),
+        ("--standby", cluster.standby),
+        ("--start", cluster.start),
+    ];
+    match flags.iter().find(|(_, given)| *given) {
+        None => Ok(()),
+        Some((flag, _)) if found.snapshot.kind == SourceKind::Postgres => Err(Error::usage(
+            format!("{flag} is for whole clusters, and paths were named"),
+            "leave out the paths, or the flag",
+        )),
+        Some((flag, _)) => Err(Error::usage(
+            format!(
+                "{flag} is for PostgreSQL, and {} is of kind {}",
+                found.snapshot.source, found.snapshot.kind
+            ),
+            "leave it out; --at TIME chooses the snapshot",
+        )),
+    }
+}
+
+fn files(args: &RestoreArgs, app: &App, found: &Found) -> Result<Outcome> {
+    let context = app.context()?;
+    let mut options = RestoreOptions::new(absolute(&args.to)?);
+    options.paths = args.paths.iter().map(|path| tree_path(path)).collect();
+    options.delta = args.delta;
+    options.prune = args.prune;
+    options.workers = context.workers();
+    options.owner = options.owner && !args.no_owner;
+    let start = Instant::now();
+    let target = options.target.clone();
+    let report = work::run(app, &found.snapshot.source, |progress| {
+        found.repository.restore(&found.snapshot, options, progress)
+    })?;
+    let took = start.elapsed();
+    app.output.document(&json!({
+        "snapshot": snapshot_document(&found.snapshot, &found.name),
+        "target": target,
+        "seconds": took.as_secs_f64(),
+        "report": report,
+    }))?;
+    head(app, found)?;
+    app.output.say(format!("          {}", summary(&report, &target, took)))?;
+    Ok(problems(app, &report))
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(|error| Error::io("use the folder", path, error))
+}
+
+fn head(app: &App, found: &Found) -> Result<()> {
+    let paint = app.output.paint;
+    app.output.say(format!(
+        "{}  snapshot of {} from {}",
+        paint.paint(Style::Cyan, found.snapshot.short_id()),
+        paint.paint(Style::Bold, &found.snapshot.source),
+        moment_and_age(found.snapshot.time, app.now(), &app.zone()),
+    ))
+}
+
+fn summary(report: &RestoreReport, target: &Path, took: std::time::Duration) -> String {
+    let speed = report.bytes as f64 / took.as_secs_f64().max(0.001);
+    let mut text = format!(
+        "restored {}, {} to {} in {} at {}/s",
+        count(report.files, "file", "files"),
+        format_size(report.bytes),
+        target.display(),
+        format_duration(took),
+        format_size(speed as u64),
+    );
+    if report.bytes_written < report.bytes {
+        text.push_str(&format!(
+            "; {} were right already",
+            format_size(report.bytes - report.bytes_written)
+        ));
+    }
+    if report.removed > 0 {
+        text.push_str(&format!("; {} removed", count(report.removed, "entry", "entries")));
+    }
+    text
+}
+
+fn problems(app: &App, report: &RestoreReport) -> Outcome {
+    if report.problems.is_empty() {
+        return Outcome::Done;
+    }
+    let number = report.problems.len() as u64;
+    app.output
+        .warn(&format!("{} could not be restored as it was", count(number, "item", "items")), None);
+    if !app.output.json {
+        for problem in &report.problems {
+            let path = printable(&problem.path);
+            crate::output::write_err(&format!("  {path}: {}\n", problem.what));
+        }
+    }
+    Outcome::Partial
+}
+
+fn cluster(
+    args: &RestoreArgs,
+    app: &App,
+    found: &Found,
+    target: RecoveryTarget,
+) -> Result<Outcome> {
+    let context = app.context()?;
+    let detail = backstay_postgres::BackupDetail::of(&found.snapshot)?;
+    let command = super::wal::restore_command(app, &found.name, detail.system_identifier)?;
+    let mut options = backstay_postgres::RestoreOptions::new(absolute(&args.to)?, command);
+    options.delta = args.delta;
+    options.tablespaces = args.cluster.tablespaces.clone();
+    options.target = target.clone();
+    options.inclusive = !args.cluster.exclusive;
+    options.timeline = args.cluster.timeline;
+    options.action = match args.cluster.target_action {
+        Action::Promote => TargetAction::Promote,
+        Action::Pause => TargetAction::Pause,
+        Action::Shutdown => TargetAction::Shutdown,
+    };
+    options.standby = args.cluster.standby;
+    options.workers = context.workers();
+    options.owner = options.owner && !args.no_owner;
+    let configured =
+        context.config.sources.iter().find(|source| source.name == found.snapshot.source);
+    let keys = configured.and_then(|source| match &source.settings {
+        backstay_ops::config::SourceSettings::Postgres(keys) => Some(keys),
+        _ => None,
+    });
+    if args.cluster.start {
+        options.start = Some(StartOptions {
+            bin_dir: args
+                .cluster
+                .bin_directory
+                .clone()
+                .or_else(|| keys.and_then(|keys| keys.bin_directory.clone())),
+            socket_directory: args.cluster.socket_directory.clone(),
+            port: args.cluster.port,
+            connection: keys.map(|keys| keys.connection.clone()),
+            ..StartOptions::default()
+        });
+    }
+    let to = options.to.clone();
+    let restored = work::run(app, &found.snapshot.source, |progress| {
+        options.progress = progress.clone();
+        backstay_postgres::restore(&found.repository, &found.snapshot, &options)
+    })?;
+    present_cluster(args, app, found, &target, &to, &restored)
+}
+
+fn present_cluster(
+    args: &RestoreArgs,
+    app: &App,
+    found: &Found,
+    target: &RecoveryTarget,
+    to: &Path,
+    restored: &Restored,
+) -> Result<Outcome> {
+    let reached = restored.reached();
+    app.output.document(&json!({
+        "snapshot": snapshot_document(&found.snapshot, &found.name),
+        "target": to,
+        "recovery_target": target.to_string(),
+        "seconds": restored.copied.as_secs_f64(),
+        "recovery_seconds": restored.recovered.map(|took| took.as_secs_f64()),
+        "started": args.cluster.start,
+        "reached": reached,
+        "connection": restored.running.as_ref().map(|running| running.connection()),
+        "notes": restored.notes,
+        "report": restored.report,
+    }))?;
+    head(app, found)?;
+    app.output.say(format!("          {}", summary(&restored.report, to, restored.copied)))?;
+    for note in &restored.notes {
+        app.output.warn(note, None);
+    }
+    match (reached, &restored.recovered) {
+        (Some(reached), Some(took)) => {
+            let mut parts = Vec::new();
+            if let Some(time) = reached.time {
+                parts.push(format!("last transaction {}", moment::local(time, &app.zone())));
+            }
+            if let Some(lsn) = reached.lsn {
+                parts.push(format!("position {lsn}"));
+            }
+            parts.push(format!("timeline {}", reached.timeline));
+            app.output.say(format!(
+                "          recovered to {target} in {}: {}",
+                format_duration(*took),
+                parts.join(", ")
+            ))?;
+            if let Some(running) = &restored.running {
+                app.output.say(format!(
+                    "          the server runs: psql \"{} dbname=postgres\"",
+                    running.connection()
+                ))?;
+            }
+        }
+        (None, Some(took)) => app.output.say(format!(
+            "          recovered to {target} in {} and shut down",
+            format_duration(*took)
+        ))?,
+        _ => {
+            let then = match (args.cluster.standby, args.cluster.target_action) {
+                (true, _) => "follows as a standby".to_owned(),
+                (false, Action::Promote) => format!("recovers to {target}, then takes writes"),
+                (false, Action::Pause) => format!("recovers to {target}, then waits"),
+                (false, Action::Shutdown) => format!("recovers to {target}, then shuts down"),
+            };
+            app.output.say(format!(
+                "\nWhen it is started, the cluster {then}:\n  {} -D {} start",
+                pg_ctl(restored.detail.version),
+                to.display()
+            ))?;
+        }
+    }
+    Ok(problems(app, &restored.report))
+}
+
+/// `pg_ctl`, with the folder where Debian puts it when it is there.
+fn pg_ctl(version: u32) -> String {
+    let debian = format!("/usr/lib/postgresql/{version}/bin/pg_ctl");
+    if Path::new(&debian).exists() { debian } else { "pg_ctl".into() }
+}
+
+/// An error for a source that is not of the kind that a command is for.
+pub fn wrong_kind(name: &str, kind: SourceKind) -> Error {
+    Error::new(ErrorKind::Usage, format!("`{name}` is of kind {kind}, and this is for postgres"))
+        .with_hint("name a source of kind postgres")
+}

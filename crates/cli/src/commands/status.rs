@@ -1,0 +1,163 @@
+//! `backstay status`: where things stand.
+
+use backstay_ops::status::{self, RepositoryStatus, SourceStatus};
+use backstay_ops::units::{count, format_age, format_setting, format_size};
+use clap::Args;
+use serde_json::json;
+
+use super::present::{age_text, snapshot_document};
+use crate::app::{App, Outcome, Result};
+use crate::output::Style;
+use crate::table::{Cell, Table};
+
+/// Show where every source stands: its newest snapshot, and what would be lost now
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Only this source
+    source: Option<String>,
+}
+
+pub fn run(args: &StatusArgs, app: &App) -> Result<Outcome> {
+    let context = app.context()?;
+    if let Some(name) = &args.source {
+        context.config.source(name)?;
+    }
+    let now = app.now();
+    let mut sources = Vec::new();
+    let mut repositories = Vec::new();
+    for config in context.config.repositories()? {
+        let repository = context.open(config)?;
+        app.show_warnings();
+        let found = status::sources(&context.config, &config.name, &repository, now)?;
+        repositories.push(RepositoryStatus {
+            name: config.name.clone(),
+            url: repository.store().url(),
+            usage: repository.usage()?,
+            snapshots: found.iter().map(|status| status.snapshots).sum(),
+        });
+        sources.extend(
+            found
+                .into_iter()
+                .filter(|status| args.source.as_ref().is_none_or(|name| name == &status.source)),
+        );
+    }
+    let documents: Vec<_> = sources
+        .iter()
+        .map(|status| {
+            json!({
+                "source": status.source,
+                "kind": status.kind,
+                "configured": status.configured,
+                "repository": status.repository,
+                "snapshots": status.snapshots,
+                "newest": status.newest.as_ref().map(|s| snapshot_document(s, &status.repository)),
+                "exposure_seconds": status.exposure.map(|d| d.as_secs()),
+                "tier": status.tier,
+                "rpo_seconds": status.rpo.map(|d| d.as_secs()),
+                "within_rpo": status.within_rpo,
+                "archive": status.archive.as_ref().map(|archive| json!({
+                    "system_identifier": archive.system_identifier.to_string(),
+                    "segments": archive.segments,
+                    "stored": archive.stored,
+                    "newest": archive.newest,
+                    "arrived": archive.arrived,
+                })),
+            })
+        })
+        .collect();
+    app.output.document(&json!({
+        "sources": documents,
+        "repositories": repositories.iter().map(|repository| json!({
+            "name": repository.name,
+            "url": repository.url,
+            "snapshots": repository.snapshots,
+            "usage": repository.usage,
+        })).collect::<Vec<_>>(),
+    }))?;
+    if app.output.json {
+        return Ok(Outcome::Done);
+    }
+    present_sources(app, &sources, repositories.len() > 1)?;
+    app.output.answer("")?;
+    for repository in &repositories {
+        let usage = &repository.usage;
+        let total: u64 = [
+            usage.packs.bytes,
+            usage.index.bytes,
+            usage.snapshots.bytes,
+            usage.archive.bytes,
+            usage.other.bytes,
+        ]
+        .iter()
+        .sum();
+        let mut line = format!(
+            "{}  {}: {}, {}",
+            app.output.paint.paint(Style::Bold, &repository.name),
+            repository.url,
+            count(repository.snapshots as u64, "snapshot", "snapshots"),
+            format_size(total),
+        );
+        if usage.archive.objects > 0 {
+            line.push_str(&format!(
+                " ({} of it archive, {})",
+                format_size(usage.archive.bytes),
+                count(usage.archive.objects, "file", "files")
+            ));
+        }
+        app.output.answer(line)?;
+    }
+    Ok(Outcome::Done)
+}
+
+fn present_sources(app: &App, sources: &[SourceStatus], several: bool) -> Result<()> {
+    if sources.is_empty() {
+        return app.output.answer("No sources yet: add one to the configuration.");
+    }
+    let now = app.now();
+    let mut heads = vec!["SOURCE", "KIND", "NEWEST", "ID", ">SNAPSHOTS", "EXPOSED", "RPO"];
+    if several {
+        heads.push("REPOSITORY");
+    }
+    heads.push("");
+    let mut table = Table::new(&heads);
+    for status in sources {
+        let (newest, id) = match &status.newest {
+            Some(snapshot) => (age_text(snapshot.time, now).into(), snapshot.short_id().to_owned()),
+            None => (Cell::new("never", Style::Yellow), String::new()),
+        };
+        let style = match status.within_rpo {
+            Some(true) => Style::Green,
+            Some(false) => Style::Red,
+            None => Style::Plain,
+        };
+        let exposed = match status.exposure {
+            Some(exposure) => format_age(exposure).trim_end_matches(" ago").to_owned(),
+            None => "all of it".to_owned(),
+        };
+        let rpo = match (status.rpo, status.within_rpo) {
+            (Some(rpo), Some(true)) => format!("{} kept", format_setting(rpo)),
+            (Some(rpo), _) => format!("{} MISSED", format_setting(rpo)),
+            (None, _) => String::new(),
+        };
+        let problems = status.newest.as_ref().map_or(0, |snapshot| snapshot.problems.len() as u64);
+        let mut row: Vec<Cell> = vec![
+            Cell::new(status.source.clone(), Style::Bold),
+            status.kind.to_string().into(),
+            newest,
+            Cell::new(id, Style::Cyan),
+            status.snapshots.to_string().into(),
+            Cell::new(exposed, style),
+            Cell::new(rpo, style),
+        ];
+        if several {
+            row.push(status.repository.clone().into());
+        }
+        row.push(match (problems, status.configured) {
+            (0, true) => "".into(),
+            (0, false) => Cell::new("not configured", Style::Dim),
+            (some, _) => Cell::new(count(some, "problem", "problems"), Style::Yellow),
+        });
+        table.row(row);
+    }
+    app.output.answer(table.render(app.output.paint))
+}

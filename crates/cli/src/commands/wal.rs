@@ -1,0 +1,389 @@
+//! `backstay wal`: the archive of a PostgreSQL cluster.
+//!
+//! `push` and `fetch` are run by PostgreSQL for every segment, so they start lean and keep its
+//! contract: see their help.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use backstay_ops::config::SourceSettings;
+use backstay_ops::units::{count, format_age, format_size, parse_duration};
+use backstay_ops::{Context, Error, moment};
+use backstay_postgres::BackupDetail;
+use backstay_postgres::control::ControlFile;
+use backstay_postgres::wal::{
+    self, ArchiveHealth, FetchOptions, FetchOutcome, PushOptions, RecoveryBase, window,
+};
+use backstay_repo::{Pushed, Repository, SourceKind};
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::postgres::choose;
+use crate::app::{App, Outcome, Result};
+use crate::output::Style;
+
+/// Work with the archive of a PostgreSQL cluster
+#[derive(Debug, Subcommand)]
+pub enum WalCommand {
+    Push(PushArgs),
+    Fetch(FetchArgs),
+    Status(StatusArgs),
+}
+
+/// Put a finished file of the log into the archive; PostgreSQL's `archive_command` runs this
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Ends with 0 only when the file is durable in every repository of the source, and with 1 to
+125 otherwise. `backstay postgres setup` shows the archive_command to set."
+)]
+pub struct PushArgs {
+    /// The file, as PostgreSQL passes it for %p
+    path: PathBuf,
+
+    /// The source whose log this is [default: the only one of kind postgres]
+    #[arg(long, value_name = "SOURCE")]
+    source: Option<String>,
+
+    /// The cluster that the file must be of [default: that of the data directory]
+    #[arg(long, value_name = "ID")]
+    system_id: Option<u64>,
+
+    /// How many of the next files are pushed in the same call [default: 4 to a bucket, else 0]
+    #[arg(long, value_name = "COUNT")]
+    ahead: Option<usize>,
+}
+
+/// Get a file of the log out of the archive; PostgreSQL's `restore_command` runs this
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Ends with 0 when the file is complete, with 1 only when every repository said that it has no
+such file, and with 255 for everything else, so that recovery stops instead of ending early."
+)]
+pub struct FetchArgs {
+    /// The file's name, as PostgreSQL passes it for %f
+    name: String,
+
+    /// Where it goes, as PostgreSQL passes it for %p
+    destination: PathBuf,
+
+    /// The cluster whose archive is read [default: that of the data directory around DESTINATION]
+    #[arg(long, value_name = "ID")]
+    system_id: Option<u64>,
+
+    /// The source whose log it is; says which repositories are asked
+    #[arg(long, value_name = "SOURCE")]
+    source: Option<String>,
+
+    /// How many of the next files are fetched in the same call [default: 4 from a bucket, else 0]
+    #[arg(long, value_name = "COUNT")]
+    prefetch: Option<usize>,
+
+    /// How long a repository that does not answer is asked again
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
+    retry_for: Duration,
+}
+
+/// Show what can be recovered: unbroken ranges, and gaps
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// A source of kind postgres [default: the only one]
+    source: Option<String>,
+}
+
+pub fn run(command: &WalCommand, app: &App) -> Result<Outcome> {
+    match command {
+        WalCommand::Push(args) => push(args, app),
+        WalCommand::Fetch(args) => fetch(args, app),
+        WalCommand::Status(args) => status(args, app),
+    }
+}
+
+/// The repositories that hold the log of a source.
+fn repositories(source: Option<&str>, context: &Context) -> Result<Vec<Repository>> {
+    let config = &context.config;
+    let configs = match (source, choose(None, context)) {
+        (Some(name), _) => config.repositories_of(choose(Some(name), context)?)?,
+        (None, Ok(only)) => config.repositories_of(only)?,
+        (None, Err(_)) => vec![config.default_repository()?],
+    };
+    configs.into_iter().map(|config| context.open(config)).collect()
+}
+
+/// How many files more are moved in one call: the time to a bucket is worth sharing.
+fn more(asked: Option<usize>, repositories: &[Repository]) -> usize {
+    let remote = repositories.iter().any(|repository| repository.store().is_remote());
+    asked.unwrap_or(if remote { 4 } else { 0 })
+}
+
+fn push(args: &PushArgs, app: &App) -> Result<Outcome> {
+    let context = app.context()?;
+    let source = match &args.source {
+        Some(name) => Some(choose(Some(name), context)?),
+        None => choose(None, context).ok(),
+    };
+    let repositories = repositories(args.source.as_deref(), context)?;
+    let data = source.and_then(|source| match &source.settings {
+        SourceSettings::Postgres(keys) => keys.data_directory.clone(),
+        _ => None,
+    });
+    // A clone of the cluster archives too, into the archive of another; so the source decides.
+    let of_source = || Some(ControlFile::read(&data?).ok()?.system_identifier);
+    let compression = source
+        .and_then(|source| context.config.repositories_of(source).ok())
+        .and_then(|configs| configs.first().map(|config| config.keys.compression));
+    let options = PushOptions {
+        system_identifier: args.system_id.or_else(of_source),
+        ahead: more(args.ahead, &repositories),
+        compression,
+    };
+    let report = wal::push(&repositories, &args.path, &options)?;
+    app.output.document(&json!({
+        "name": report.name,
+        "new": report.repositories.iter().any(|pushed| matches!(pushed, Pushed::New { .. })),
+        "ahead": report.ahead,
+    }))?;
+    Ok(Outcome::Done)
+}
+
+fn fetch(args: &FetchArgs, app: &App) -> Result<Outcome> {
+    let context = app.context()?;
+    let system_identifier = match args.system_id {
+        Some(id) => id,
+        None => around(&args.destination)?,
+    };
+    let repositories = repositories(args.source.as_deref(), context)?;
+    let options = FetchOptions {
+        system_identifier,
+        prefetch: more(args.prefetch, &repositories),
+        spool: context.cache().map(|folder| folder.join("spool")),
+        retry_for: args.retry_for,
+    };
+    match wal::fetch(&repositories, &args.name, &args.destination, &options) {
+        FetchOutcome::Complete => Ok(Outcome::Done),
+        FetchOutcome::Absent => {
+            tracing::info!(file = %args.name, "the archive has no such file");
+            Ok(Outcome::Absent)
+        }
+        FetchOutcome::Failed(error) => Err(error.into()),
+    }
+}
+
+/// The cluster of the data directory that `destination` lies in, or that this runs in.
+fn around(destination: &Path) -> Result<u64> {
+    let parents = destination.ancestors().skip(1).take(3).map(Path::to_path_buf);
+    for folder in parents.chain([PathBuf::from(".")]) {
+        let folder = if folder.as_os_str().is_empty() { PathBuf::from(".") } else { folder };
+        if folder.join("global/pg_control").is_file() {
+            return Ok(ControlFile::read(&folder)?.system_identifier);
+        }
+    }
+    Err(Error::usage(
+        format!("no data directory is around {}", destination.display()),
+        "say which cluster's archive is meant with --system-id; `backstay wal status` shows it",
+    ))
+}
+
+/// What the server runs for each segment, `%p` being its path.
+pub fn archive_command(app: &App, source: &str) -> Result<String> {
+    let mut words = program()?;
+    words.extend(where_flags(app, None)?);
+    words.extend(["wal", "push", "--source"].map(str::to_owned));
+    words.push(source.to_owned());
+    Ok(format!("{} \"%p\"", shell(&words)))
+}
+
+/// What a recovering server runs to get a segment, `%f` being its name and `%p` its path.
+pub fn restore_command(app: &App, repository: &str, system_identifier: u64) -> Result<String> {
+    let mut words = program()?;
+    words.extend(where_flags(app, Some(repository))?);
+    words.extend(["wal", "fetch", "--system-id"].map(str::to_owned));
+    words.push(system_identifier.to_string());
+    Ok(format!("{} \"%f\" \"%p\"", shell(&words)))
+}
+
+fn program() -> Result<Vec<String>> {
+    let path = std::env::current_exe()
+        .map_err(|error| Error::io("find the path of", "this program", error))?;
+    Ok(vec![text(&path)?])
+}
+
+/// The flags that lead another process to the same repository, wherever it is started.
+fn where_flags(app: &App, repository: Option<&str>) -> Result<Vec<String>> {
+    let context = app.context()?;
+    let mut words = Vec::new();
+    if let Some(file) = &context.config.file {
+        words.extend(["--config".to_owned(), text(file)?]);
+    }
+    let chosen = match (repository, context.config.selected()) {
+        (Some(name), _) => Some(name),
+        (None, selected) => selected,
+    };
+    let Some(name) = chosen else { return Ok(words) };
+    let config = context.config.repository(name)?;
+    let from_file = context.config.file.is_some() && config.configured;
+    let only = context.config.repositories.len() == 1;
+    if !from_file {
+        words.extend(["--repository".to_owned(), config.keys.url.0.clone()]);
+    } else if !only {
+        words.extend(["--repository".to_owned(), name.to_owned()]);
+    }
+    let key = config.keys.key_file.as_ref();
+    if let Some(path) = key.filter(|_| !from_file || app.global.key_file.is_some()) {
+        words.extend(["--key-file".to_owned(), text(path)?]);
+    }
+    Ok(words)
+}
+
+fn text(path: &Path) -> Result<String> {
+    path.to_str().map(str::to_owned).ok_or_else(|| {
+        Error::usage(
+            format!("the path {} is no UTF-8", path.display()),
+            "PostgreSQL's settings are text: use another path",
+        )
+    })
+}
+
+/// Words for a shell, and for PostgreSQL, which replaces what follows a percent sign.
+fn shell(words: &[String]) -> String {
+    let quoted: Vec<String> = words
+        .iter()
+        .map(|word| {
+            let word = word.replace('%', "%%");
+            let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@,+%".contains(c);
+            if !word.is_empty() && word.chars().all(plain) {
+                word
+            } else {
+                format!("'{}'", word.replace('\'', "'\\''"))
+            }
+        })
+        .collect();
+    quoted.join(" ")
+}
+
+fn status(args: &StatusArgs, app: &App) -> Result<Outcome> {
+    let context = app.context()?;
+    let source = choose(args.source.as_deref(), context)?;
+    let mut documents = Vec::new();
+    let mut good = true;
+    for config in context.config.repositories_of(source)? {
+        let repository = context.open(config)?;
+        app.show_warnings();
+        let mut snapshots = repository.snapshots()?;
+        snapshots.retain(|s| s.source == source.name && s.kind == SourceKind::Postgres);
+        let mut details = Vec::new();
+        for snapshot in &snapshots {
+            details.push((snapshot.id.clone(), BackupDetail::of(snapshot)?));
+        }
+        let Some((_, newest)) = details.last() else {
+            app.output.answer(format!(
+                "There is no snapshot of {} in {} yet, so nothing can be recovered.",
+                source.name, config.name
+            ))?;
+            app.output.say(format!("Make one with `backstay backup {}`.", source.name))?;
+            documents.push(json!({ "repository": config.name, "system_identifier": null }));
+            good = false;
+            continue;
+        };
+        let (identifier, size) = (newest.system_identifier, newest.segment_size);
+        let backups: Vec<(String, RecoveryBase)> = details
+            .iter()
+            .filter(|(_, detail)| detail.system_identifier == identifier)
+            .map(|(id, detail)| (id.clone(), detail.into()))
+            .collect();
+        let health = window(&repository.archive(identifier), size, &backups)?;
+        let rpo = health.rpo(context.env.now());
+        good &= health.unusable.is_empty() && !health.windows.is_empty();
+        documents.push(json!({
+            "repository": config.name,
+            "system_identifier": identifier.to_string(),
+            "exposure_seconds": rpo.map(|age| age.as_secs()),
+            "windows": health.windows.iter().map(|window| json!({
+                "from": window.from_time,
+                "from_lsn": window.from.to_string(),
+                "to_lsn": window.to.to_string(),
+                "timeline": window.timeline,
+                "last_segment": window.last.to_string(),
+                "archived": window.archived.and_then(|t| jiff::Timestamp::try_from(t).ok()),
+                "broken_by": window.broken_by.map(|name| name.to_string()),
+                "snapshots": window.backups,
+            })).collect::<Vec<_>>(),
+            "unusable": health.unusable.iter().map(|one| json!({
+                "snapshot": one.backup,
+                "missing": one.missing.to_string(),
+            })).collect::<Vec<_>>(),
+            "timelines": health.timelines.iter().map(|timeline| json!({
+                "timeline": timeline.timeline,
+                "history": timeline.history,
+                "segments": timeline.ranges.iter().map(|range| range.count).sum::<u64>(),
+                "gaps": timeline.gaps.iter().map(|gap| json!({
+                    "first": gap.first.to_string(),
+                    "last": gap.last.to_string(),
+                    "count": gap.count,
+                })).collect::<Vec<_>>(),
+            })).collect::<Vec<_>>(),
+        }));
+        present(app, &config.name, identifier, &health)?;
+    }
+    app.output.document(&json!({ "source": source.name, "archives": documents }))?;
+    Ok(if good { Outcome::Done } else { Outcome::Failed })
+}
+
+fn present(app: &App, repository: &str, identifier: u64, health: &ArchiveHealth) -> Result<()> {
+    let paint = app.output.paint;
+    app.output.answer(format!(
+        "{}  archive of system {identifier}",
+        paint.paint(Style::Bold, repository)
+    ))?;
+    for window in &health.windows {
+        let archived = window.archived.and_then(|time| jiff::Timestamp::try_from(time).ok());
+        let to = match archived {
+            Some(time) => format!("{} ({})", moment::local(time, &app.zone()), window.to),
+            None => window.to.to_string(),
+        };
+        app.output.answer(format!(
+            "  {} any moment from {} ({}) to {to}, timeline {}, {}",
+            paint.paint(Style::Green, "window"),
+            moment::local(window.from_time, &app.zone()),
+            window.from,
+            window.timeline,
+            count(window.backups.len() as u64, "snapshot", "snapshots"),
+        ))?;
+        if let Some(missing) = window.broken_by {
+            app.output.answer(format!(
+                "  {} it ends there because {missing} is missing",
+                paint.paint(Style::Yellow, "broken")
+            ))?;
+        }
+    }
+    for one in &health.unusable {
+        app.output.answer(format!(
+            "  {} snapshot {} cannot be recovered: {} is missing",
+            paint.paint(Style::Red, "unusable"),
+            one.backup.get(..8).unwrap_or(&one.backup),
+            one.missing
+        ))?;
+    }
+    for timeline in &health.timelines {
+        let segments: u64 = timeline.ranges.iter().map(|range| range.count).sum();
+        let bytes = segments.saturating_mul(health.segment_size.bytes());
+        app.output.answer(format!(
+            "  timeline {}: {} ({})",
+            timeline.timeline,
+            count(segments, "segment", "segments"),
+            format_size(bytes)
+        ))?;
+        for gap in &timeline.gaps {
+            app.output.answer(format!(
+                "    {} {} from {} to {}",
+                paint.paint(Style::Yellow, "gap"),
+                count(gap.count, "segment", "segments"),
+                gap.first,
+                gap.last
+            ))?;
+        }
+    }
+    if let Some(age) = health.rpo(app.context()?.env.now()) {
+        app.output.say(format!("  the newest moment is from {}", format_age(age)))?;
+    }
+    Ok(())
+}

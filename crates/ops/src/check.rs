@@ -1,0 +1,111 @@
+//! Can a source be backed up and restored? Questions that are answered before the day they matter.
+
+use std::time::Duration;
+
+use backstay_repo::Repository;
+use serde::Serialize;
+
+use crate::config::{RepositoryConfig, SourceConfig, SourceSettings};
+use crate::jobs::{Protected, protected};
+use crate::{Context, Error, Result};
+
+/// How long the log of a cluster may take to arrive in the archive.
+const ARCHIVE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// One thing that was looked at, and what was found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CheckItem {
+    pub name: String,
+    pub ok: bool,
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl CheckItem {
+    fn good(name: &str, message: impl Into<String>) -> Self {
+        Self { name: name.to_owned(), ok: true, message: message.into(), hint: None }
+    }
+
+    fn failed(name: &str, error: &Error) -> Self {
+        Self {
+            name: name.to_owned(),
+            ok: false,
+            message: error.to_string(),
+            hint: error.hint().map(str::to_owned),
+        }
+    }
+}
+
+/// Looks at a repository: does its store answer, and does its key open it?
+pub fn check_repository(
+    context: &Context,
+    config: &RepositoryConfig,
+) -> (Vec<CheckItem>, Option<Repository>) {
+    let mut items = Vec::new();
+    let store = match context.store(config) {
+        Ok(store) => store,
+        Err(error) => return (vec![CheckItem::failed("store", &error)], None),
+    };
+    let repository = match context.open(config) {
+        Ok(repository) => repository,
+        Err(error) => return (vec![CheckItem::failed("key", &error)], None),
+    };
+    items.push(CheckItem::good("key", format!("opens {}", store.url())));
+    items.push(match store.probe() {
+        Ok(()) => CheckItem::good("store", "objects are created once and never overwritten"),
+        Err(error) => CheckItem::failed("store", &error.into()),
+    });
+    items.push(match repository.snapshots() {
+        Ok(snapshots) => CheckItem::good(
+            "snapshots",
+            match snapshots.len() {
+                0 => "there are none yet".to_owned(),
+                1 => "1 can be read".to_owned(),
+                many => format!("{many} can be read"),
+            },
+        ),
+        Err(error) => CheckItem::failed("snapshots", &error.into()),
+    });
+    (items, Some(repository))
+}
+
+/// Looks at a source, and at its way into a repository. `archive_command` is what a PostgreSQL
+/// server should run for each segment of its log.
+///
+/// # Errors
+/// What makes the question itself impossible. What is wrong with the source is an item.
+pub fn check_source(
+    source: &SourceConfig,
+    repository: &Repository,
+    archive_command: Option<&str>,
+) -> Result<Vec<CheckItem>> {
+    match protected(source)? {
+        Protected::Other(other) => Ok(other
+            .check()
+            .into_iter()
+            .map(|item| CheckItem {
+                name: item.name,
+                ok: item.ok,
+                message: item.message,
+                hint: item.hint,
+            })
+            .collect()),
+        Protected::Postgres(cluster) => {
+            let timeout = match &source.settings {
+                SourceSettings::Postgres(keys) => keys.archive_timeout,
+                _ => ARCHIVE_TIMEOUT,
+            };
+            let items = backstay_postgres::check(repository, &cluster, archive_command, timeout)?;
+            Ok(items
+                .into_iter()
+                .map(|item| CheckItem {
+                    name: item.name,
+                    ok: item.ok,
+                    message: item.message,
+                    hint: item.hint,
+                })
+                .collect())
+        }
+    }
+}

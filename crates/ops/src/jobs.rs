@@ -1,0 +1,226 @@
+//! Backups: from a source's configuration to a snapshot.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use backstay_repo::{Progress, Repository, Snapshot, SnapshotType, SourceKind};
+use backstay_sources::{FilesSource, Source, SqliteSource};
+
+use crate::config::{FilesKeys, RepositoryConfig, SourceConfig, SourceKeys, SourceSettings};
+use crate::error::{Error, ErrorKind};
+use crate::{Context, Result};
+
+/// What is asked of a backup.
+#[derive(Debug, Clone, Default)]
+pub struct BackupRequest {
+    /// Absent: incremental where there is something to compare with and the kind knows how, else
+    /// full.
+    pub type_: Option<SnapshotType>,
+    /// Added to those of the source; these win.
+    pub tags: BTreeMap<String, String>,
+}
+
+/// A backup that was made.
+#[derive(Debug)]
+pub struct BackupDone {
+    pub snapshot: Snapshot,
+    /// Things to know that are no failure.
+    pub warnings: Vec<String>,
+    pub took: Duration,
+}
+
+/// A source as the crates below know it.
+pub enum Protected {
+    Postgres(backstay_postgres::Source),
+    Other(Box<dyn Source>),
+}
+
+/// Turns a source's configuration into what can be backed up.
+///
+/// # Errors
+/// Configuration, when the kind cannot be backed up by this program or a file it names cannot be
+/// read.
+pub fn protected(source: &SourceConfig) -> Result<Protected> {
+    let name = source.name.clone();
+    Ok(match &source.settings {
+        SourceSettings::Postgres(keys) => Protected::Postgres(backstay_postgres::Source {
+            name,
+            connection: keys.connection.clone(),
+            data_directory: keys.data_directory.clone(),
+        }),
+        SourceSettings::Files(keys) => Protected::Other(Box::new(FilesSource {
+            name,
+            paths: keys.paths.clone(),
+            exclude: excludes(keys)?,
+            one_file_system: keys.one_file_system,
+            skip_caches: keys.exclude_caches,
+        })),
+        SourceSettings::Sqlite(keys) => {
+            Protected::Other(Box::new(SqliteSource::new(name, &keys.path)))
+        }
+        _ => {
+            return Err(Error::new(
+                ErrorKind::Configuration,
+                format!("`{name}` is of kind {}, which this program cannot back up", source.kind()),
+            )
+            .with_hint(
+                "a newer version may know how; postgres, files and sqlite can be backed up",
+            ));
+        }
+    })
+}
+
+/// All patterns of a source, those in files included.
+fn excludes(keys: &FilesKeys) -> Result<Vec<String>> {
+    let mut patterns = keys.exclude.clone();
+    for path in &keys.exclude_from {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            let error = Error::io("read the patterns in", path, error);
+            Error::new(ErrorKind::Configuration, error.to_string())
+                .with_hint("correct `exclude-from`, or create the file")
+        })?;
+        let lines = text.lines().map(str::trim_end);
+        patterns.extend(
+            lines.filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned),
+        );
+    }
+    Ok(patterns)
+}
+
+/// A source that nobody configured: one path, named after itself.
+pub fn ad_hoc(path: &Path, current: &Path) -> SourceConfig {
+    let absolute = current.join(path);
+    let shown = absolute.to_string_lossy();
+    let words: Vec<String> = shown
+        .split('/')
+        .filter(|part| !part.is_empty() && *part != ".")
+        .map(|part| {
+            part.chars()
+                .map(|c| {
+                    if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '_' }
+                })
+                .collect::<String>()
+        })
+        .collect();
+    let name = words.join("-");
+    // Names begin with a letter or digit.
+    let name = name.trim_start_matches(['.', '-', '_']).to_owned();
+    SourceConfig {
+        name: if name.is_empty() { "root".into() } else { name },
+        common: SourceKeys {
+            kind: SourceKind::Files,
+            repositories: Vec::new(),
+            tier: None,
+            policy: None,
+            tags: BTreeMap::new(),
+        },
+        settings: SourceSettings::Files(FilesKeys {
+            paths: vec![PathBuf::from(shown.into_owned())],
+            exclude: Vec::new(),
+            exclude_from: Vec::new(),
+            exclude_caches: true,
+            one_file_system: false,
+        }),
+    }
+}
+
+/// Backs a source up to one repository.
+///
+/// What could not be read is in the snapshot's problems; an error means that there is no snapshot.
+pub fn backup(
+    context: &Context,
+    source: &SourceConfig,
+    target: &RepositoryConfig,
+    request: &BackupRequest,
+    progress: &Arc<Progress>,
+) -> Result<BackupDone> {
+    let start = Instant::now();
+    let protected = protected(source)?;
+    let repository = context.open(target)?;
+    let mut tags = source.common.tags.clone();
+    tags.extend(request.tags.clone());
+    let mut warnings = Vec::new();
+    let snapshot = match &protected {
+        Protected::Postgres(cluster) => {
+            let SourceSettings::Postgres(keys) = &source.settings else {
+                return Err(Error::new(ErrorKind::Failed, "the source changed its kind"));
+            };
+            if !matches!(request.type_, None | Some(SnapshotType::Full)) {
+                warnings.push(
+                    "all of the cluster was read: sources of kind postgres are backed up in full, \
+                     and only what is new is stored"
+                        .to_owned(),
+                );
+            }
+            let options = backstay_postgres::BackupOptions {
+                workers: context.workers(),
+                compression: target.keys.compression,
+                tags,
+                fast: keys.fast_checkpoint,
+                archive_timeout: keys.archive_timeout,
+                progress: progress.clone(),
+            };
+            let made = backstay_postgres::backup(&repository, cluster, &options)?;
+            warnings.extend(made.warnings);
+            made.snapshot
+        }
+        Protected::Other(other) => {
+            let (type_, parent) = choose(&repository, source, request.type_, &mut warnings)?;
+            let options = backstay_sources::BackupOptions {
+                type_,
+                workers: context.workers(),
+                compression: target.keys.compression,
+                tags,
+                progress: progress.clone(),
+                parent,
+            };
+            other.backup(&repository, &options)?
+        }
+    };
+    Ok(BackupDone { snapshot, warnings, took: start.elapsed() })
+}
+
+/// The type of a backup and what it is compared with.
+fn choose(
+    repository: &Repository,
+    source: &SourceConfig,
+    asked: Option<SnapshotType>,
+    warnings: &mut Vec<String>,
+) -> Result<(SnapshotType, Option<Snapshot>)> {
+    if asked == Some(SnapshotType::Full) {
+        return Ok((SnapshotType::Full, None));
+    }
+    let wanted = asked.unwrap_or(SnapshotType::Incremental);
+    let parent = repository.snapshots()?.into_iter().rfind(|snapshot| {
+        snapshot.source == source.name
+            && snapshot.kind == source.kind()
+            && (wanted == SnapshotType::Incremental || snapshot.type_ == SnapshotType::Full)
+    });
+    if parent.is_none() {
+        if asked.is_some() {
+            warnings.push(format!(
+                "there is no snapshot of {} to compare with: this one is full",
+                source.name
+            ));
+        }
+        return Ok((SnapshotType::Full, None));
+    }
+    Ok((wanted, parent))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ad_hoc_source_is_named_after_its_path() {
+        let name = |path: &str| ad_hoc(Path::new(path), Path::new("/work")).name;
+        assert_eq!(name("/etc"), "etc");
+        assert_eq!(name("/srv/app/config/"), "srv-app-config");
+        assert_eq!(name("./x y"), "work-x_y");
+        assert_eq!(name("/"), "root");
+        assert_eq!(name("/.config"), "config");
+    }
+}
