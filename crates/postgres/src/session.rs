@@ -87,7 +87,7 @@ impl Session {
         // functions that a user of the database made from being called in place of the system's.
         let mut settings = "SET search_path = pg_catalog; SET statement_timeout = 0; \
              SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0; \
-             SET TimeZone = 'UTC'; SET DateStyle = 'ISO'"
+             SET standard_conforming_strings = on; SET TimeZone = 'UTC'; SET DateStyle = 'ISO'"
             .to_owned();
         if session.major() >= 14 {
             settings.push_str("; SET idle_session_timeout = 0");

@@ -1,0 +1,466 @@
+//! A full backup, made on the database host: one session held from start to stop, the files read
+//! by the repository's workers in between.
+//!
+//! The order is what makes the copy recoverable:
+//!
+//! 1. the server starts a backup: a checkpoint, from which a recovery of the copy will start;
+//! 2. all files are listed, then read and stored, in any order;
+//! 3. the control file is read after all of them, so that it is as new as the newest of them;
+//! 4. the server ends the backup and says up to where WAL has to be replayed;
+//! 5. every segment of WAL from start to end is in the archive of the repository;
+//! 6. only then the snapshot is committed. What fails before leaves no snapshot behind.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use backstay_repo::{
+    Archive, Chunking, Compression, Entry, EntryKind, FileContent, INLINE_LIMIT, Metadata, Order,
+    Problem, Progress, Repository, SessionOptions, Snapshot, SnapshotType, SourceKind, TreeWriter,
+};
+use backstay_store::failpoint;
+use jiff::Timestamp;
+
+use crate::control::{self, ControlFile};
+use crate::copy::{self, Item, Listing, What};
+use crate::detail::BackupDetail;
+use crate::inspect::{self, Cluster, Tablespace, inspect_session};
+use crate::reader::{Bytes, DataFile, PageChecks};
+use crate::session::{Session, Source, Stopped};
+use crate::wal::{Lsn, SegmentName, SegmentSize};
+use crate::{PostgresError, PostgresErrorKind, Result};
+
+/// How often the session is asked whether it is still there while files are read.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// From how many segments on one listing is cheaper than asking for each.
+const LIST_FROM: usize = 32;
+
+/// How to back up.
+#[derive(Debug, Clone)]
+pub struct BackupOptions {
+    /// Threads that read, compress and seal; 0 = as many as there are cores.
+    pub workers: usize,
+    pub compression: Compression,
+    pub tags: BTreeMap<String, String>,
+    /// Have the checkpoint at once instead of spread over minutes.
+    pub fast: bool,
+    /// How long to wait after the end until the last WAL is in the archive.
+    pub archive_timeout: Duration,
+    pub progress: Arc<Progress>,
+}
+
+impl Default for BackupOptions {
+    fn default() -> Self {
+        Self {
+            workers: 0,
+            compression: Compression::default(),
+            tags: BTreeMap::new(),
+            fast: true,
+            archive_timeout: Duration::from_secs(60),
+            progress: Arc::default(),
+        }
+    }
+}
+
+/// A backup that was made. What could not be read is in the snapshot's problems.
+#[derive(Debug)]
+pub struct Backup {
+    pub snapshot: Snapshot,
+    pub detail: BackupDetail,
+    /// Things to know that are no failure.
+    pub warnings: Vec<String>,
+}
+
+/// Backs up a running cluster whose files are on this machine.
+pub fn backup(repo: &Repository, source: &Source, options: &BackupOptions) -> Result<Backup> {
+    let progress = &options.progress;
+    progress.set_phase("connect");
+    let mut session = Session::open(source)?;
+    let cluster = inspect_session(&mut session, source)?;
+    let archive = repo.archive(cluster.system_identifier);
+    may_start(&cluster, &archive, source)?;
+    let segment_size = SegmentSize::new(u64::from(cluster.segment_size)).ok_or_else(|| {
+        PostgresError::new(
+            PostgresErrorKind::Unsupported,
+            format!("WAL segments of {} bytes cannot be", cluster.segment_size),
+        )
+    })?;
+
+    progress.set_phase("checkpoint");
+    let time_start = server_time(&mut session)?;
+    let label: String = source.name.chars().filter(|letter| !letter.is_control()).collect();
+    let start_lsn = session.start_backup(&format!("backstay {label}"), options.fast)?;
+    failpoint::hit("postgres-backup-started");
+
+    progress.set_phase("copy");
+    let writing = repo.begin(SessionOptions {
+        source: source.name.clone(),
+        kind: SourceKind::Postgres,
+        type_: SnapshotType::Full,
+        parent: None,
+        workers: options.workers,
+        compression: options.compression,
+        tags: options.tags.clone(),
+        progress: progress.clone(),
+    })?;
+    let listing = copy::list(&cluster.data_directory, cluster.version, cluster.catalog_version)?;
+    progress.add_total(listing.bytes, listing.items.len() as u64);
+    let checks = cluster.checksums.then(|| PageChecks::new(cluster.block_size, start_lsn));
+    let mut tree = writing.tree(Order::Any);
+    copy_files(&mut tree, &listing, &cluster, checks.as_ref(), &mut session)?;
+    tree.wait()?;
+    copy_control(&mut tree, &listing, &cluster)?;
+    tree.wait()?;
+    failpoint::hit("postgres-files-copied");
+
+    progress.set_phase("stop");
+    let stopped = session.stop_backup()?;
+    let time_stop = server_time(&mut session)?;
+    failpoint::hit("postgres-backup-stopped");
+    add_text(&mut tree, &listing, "data/backup_label", &stopped.backup_label)?;
+    if !stopped.tablespace_map.is_empty() {
+        add_text(&mut tree, &listing, "data/tablespace_map", &stopped.tablespace_map)?;
+    }
+    let tablespaces = tablespaces_of(&listing, &cluster, &mut session)?;
+    let timeline = timeline_of(&stopped)?;
+    if timeline != cluster.timeline {
+        return Err(PostgresError::new(
+            PostgresErrorKind::Mismatch,
+            format!(
+                "the server moved from timeline {} to {timeline} during the backup",
+                cluster.timeline
+            ),
+        )
+        .with_hint("run the same command again"));
+    }
+    let segments = segments(timeline, start_lsn, stopped.lsn, segment_size)?;
+    progress.set_phase("archive");
+    wait_for_archive(&archive, &segments, &mut session, options)?;
+    failpoint::hit("postgres-archive-complete");
+
+    for Problem { path, what } in &listing.problems {
+        writing.problem(path, what.clone());
+    }
+    if let Some(checks) = checks {
+        for Problem { path, what } in checks.problems(stopped.lsn) {
+            writing.problem(&path, what);
+        }
+    }
+    let name = |name: Option<&SegmentName>| name.map(ToString::to_string).unwrap_or_default();
+    let detail = BackupDetail {
+        system_identifier: cluster.system_identifier,
+        version: cluster.version,
+        catalog_version: cluster.catalog_version,
+        timeline,
+        start_lsn,
+        stop_lsn: stopped.lsn,
+        start_segment: name(segments.first()),
+        stop_segment: name(segments.last()),
+        segment_size,
+        block_size: cluster.block_size,
+        checksums: cluster.checksums,
+        tablespaces,
+        time_start,
+        time_stop,
+    };
+    let json = serde_json::to_value(&detail).map_err(|error| {
+        PostgresError::usage(format!("what is known of the cluster cannot be written: {error}"))
+    })?;
+    progress.set_phase("commit");
+    let root = tree.finish()?;
+    let snapshot = writing.commit(root, json)?;
+    Ok(Backup { snapshot, detail, warnings: listing.warnings })
+}
+
+/// The tablespaces that are in the copy. One may have come or gone since the cluster was asked.
+fn tablespaces_of(
+    listing: &Listing,
+    cluster: &Cluster,
+    session: &mut Session,
+) -> Result<Vec<Tablespace>> {
+    let mut known = cluster.tablespaces.clone();
+    known.extend(inspect::tablespaces(session)?);
+    let mut found: Vec<Tablespace> = Vec::new();
+    for item in &listing.items {
+        let Some(oid) = item
+            .path
+            .strip_prefix(b"tablespaces/")
+            .and_then(|oid| std::str::from_utf8(oid).ok()?.parse::<u32>().ok())
+        else {
+            continue;
+        };
+        found.push(known.iter().find(|space| space.oid == oid).cloned().unwrap_or_else(|| {
+            let behind = std::fs::read_link(&item.source).unwrap_or_default();
+            Tablespace { oid, name: oid.to_string(), path: behind.to_string_lossy().into_owned() }
+        }));
+    }
+    Ok(found)
+}
+
+/// Refuses what cannot end well before the server is asked for a checkpoint.
+fn may_start(cluster: &Cluster, archive: &Archive, source: &Source) -> Result<()> {
+    if cluster.in_recovery {
+        return Err(PostgresError::new(
+            PostgresErrorKind::Unsupported,
+            format!("{} is a standby; backups are made on the primary", source.name),
+        )
+        .with_hint("let `connection` and `data-directory` of the source name the primary"));
+    }
+    let settings = &cluster.settings;
+    if settings.wal_level == "minimal" {
+        return Err(PostgresError::new(
+            PostgresErrorKind::Unsupported,
+            "the server runs with wal_level = minimal, from which nothing can be recovered",
+        )
+        .with_hint("run `backstay postgres setup`, then restart the server"));
+    }
+    let off = settings.archive_mode == "off"
+        || (!settings.archive_mode.is_empty()
+            && matches!(settings.archive_command.as_str(), "" | "(disabled)")
+            && settings.archive_library.is_empty());
+    // WAL may also arrive by another way than the server's archiver.
+    if off && archive.list(Some(cluster.timeline))?.is_empty() {
+        return Err(PostgresError::new(
+            PostgresErrorKind::Archive,
+            format!("the server archives no WAL, and the archive of {} is empty", source.name),
+        )
+        .with_hint(
+            "run `backstay postgres setup`: without WAL a copy of the files cannot be recovered",
+        ));
+    }
+    Ok(())
+}
+
+fn copy_files(
+    tree: &mut TreeWriter<'_>,
+    listing: &Listing,
+    cluster: &Cluster,
+    checks: Option<&Arc<PageChecks>>,
+    session: &mut Session,
+) -> Result<()> {
+    let mut asked = Instant::now();
+    let spaces = Item {
+        path: b"tablespaces".to_vec(),
+        source: cluster.data_directory.join("pg_tblspc"),
+        meta: root_metadata(listing),
+        what: What::Directory,
+    };
+    let has_spaces = listing.items.iter().any(|item| item.path.starts_with(b"tablespaces/"));
+    for item in listing.items.iter().chain(has_spaces.then_some(&spaces)) {
+        let entry = |kind| Entry { path: item.path.clone(), meta: item.meta.clone(), kind };
+        let file = |relation_size, pages| {
+            Box::new(DataFile {
+                source: item.source.clone(),
+                path: String::from_utf8_lossy(&item.path).into_owned(),
+                relation_size,
+                pages,
+            })
+        };
+        let content = |size| EntryKind::File(FileContent { size, ..FileContent::empty() });
+        match &item.what {
+            What::Control => {}
+            What::Directory => tree.entry(entry(EntryKind::Directory))?,
+            What::Symlink { target } => {
+                tree.entry(entry(EntryKind::Symlink { target: target.clone() }))?;
+            }
+            What::File { size } => {
+                tree.file(entry(content(*size)), file(None, None), Chunking::ContentDefined)?;
+            }
+            What::Relation { size, segment } => {
+                let first = segment.wrapping_mul(cluster.relation_segment_blocks);
+                let pages = checks.map(|checks| (checks.clone(), first));
+                tree.file(entry(content(*size)), file(Some(*size), pages), Chunking::Grid)?;
+            }
+        }
+        if asked.elapsed() >= KEEP_ALIVE {
+            session.alive()?;
+            asked = Instant::now();
+        }
+    }
+    Ok(())
+}
+
+fn copy_control(tree: &mut TreeWriter<'_>, listing: &Listing, cluster: &Cluster) -> Result<()> {
+    let item = listing.items.iter().find(|item| item.what == What::Control).ok_or_else(|| {
+        PostgresError::new(
+            PostgresErrorKind::Mismatch,
+            format!("{} has no {}", cluster.data_directory.display(), control::PATH),
+        )
+    })?;
+    let (bytes, control): (Vec<u8>, ControlFile) = control::read_sound(&item.source)?;
+    if control.system_identifier != cluster.system_identifier {
+        return Err(PostgresError::new(
+            PostgresErrorKind::Mismatch,
+            format!("{} was replaced during the backup", item.source.display()),
+        ));
+    }
+    add_bytes(tree, item.path.clone(), item.meta.clone(), bytes)
+}
+
+fn add_text(tree: &mut TreeWriter<'_>, listing: &Listing, path: &str, text: &str) -> Result<()> {
+    let mut meta = root_metadata(listing);
+    // Files of a cluster that its group may read have 0640, all others 0600.
+    meta.mode = if meta.mode & 0o050 != 0 { 0o640 } else { 0o600 };
+    add_bytes(tree, path.as_bytes().to_vec(), meta, text.as_bytes().to_vec())
+}
+
+fn add_bytes(
+    tree: &mut TreeWriter<'_>,
+    path: Vec<u8>,
+    meta: Metadata,
+    bytes: Vec<u8>,
+) -> Result<()> {
+    if bytes.len() as u64 <= INLINE_LIMIT {
+        let kind = EntryKind::File(FileContent::inline(bytes));
+        tree.entry(Entry { path, meta, kind })?;
+    } else {
+        let size = bytes.len() as u64;
+        let kind = EntryKind::File(FileContent { size, ..FileContent::empty() });
+        tree.file(Entry { path, meta, kind }, Box::new(Bytes(bytes)), Chunking::ContentDefined)?;
+    }
+    Ok(())
+}
+
+fn root_metadata(listing: &Listing) -> Metadata {
+    listing.items.first().map(|item| item.meta.clone()).unwrap_or_default()
+}
+
+fn server_time(session: &mut Session) -> Result<Timestamp> {
+    let text: String = session.one(
+        "ask for the time",
+        "SELECT to_char(clock_timestamp(), 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')",
+        &[],
+    )?;
+    text.parse().map_err(|error| {
+        PostgresError::new(
+            PostgresErrorKind::Server,
+            format!("the server's time {text:?} is none: {error}"),
+        )
+    })
+}
+
+/// The timeline that the label names.
+fn timeline_of(stopped: &Stopped) -> Result<u32> {
+    stopped
+        .backup_label
+        .lines()
+        .find_map(|line| line.strip_prefix("START TIMELINE: "))
+        .and_then(|number| number.trim().parse().ok())
+        .ok_or_else(|| {
+            PostgresError::new(PostgresErrorKind::Server, "the backup label names no timeline")
+        })
+}
+
+/// The segments that recovery of the copy needs at least, in order.
+fn segments(timeline: u32, start: Lsn, stop: Lsn, size: SegmentSize) -> Result<Vec<SegmentName>> {
+    (start.segment(size)..=stop.last_segment(size))
+        .map(|number| SegmentName::new(timeline, number, size))
+        .collect::<Option<_>>()
+        .ok_or_else(|| {
+            PostgresError::new(
+                PostgresErrorKind::Server,
+                format!("no WAL segment can hold {start} to {stop} on timeline {timeline}"),
+            )
+        })
+}
+
+/// Waits until all of `segments` are in the archive. What is there once stays there, so each is
+/// waited for in turn, and the last is the last that the server writes.
+fn wait_for_archive(
+    archive: &Archive,
+    segments: &[SegmentName],
+    session: &mut Session,
+    options: &BackupOptions,
+) -> Result<()> {
+    let mut missing: Vec<&SegmentName> = segments.iter().collect();
+    if missing.len() >= LIST_FROM {
+        let timeline = segments.first().map(|name| name.timeline());
+        let there: BTreeSet<String> =
+            archive.list(timeline)?.into_iter().map(|file| file.name).collect();
+        missing.retain(|name| !there.contains(&name.to_string()));
+    }
+    let deadline = Instant::now() + options.archive_timeout;
+    let mut pause = Duration::from_millis(20);
+    for name in missing {
+        let text = name.to_string();
+        while !archive.contains(&text)? {
+            options.progress.check()?;
+            if Instant::now() >= deadline {
+                return Err(not_archived(&text, session, options));
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 3 / 2).min(Duration::from_secs(1));
+        }
+    }
+    Ok(())
+}
+
+fn not_archived(name: &str, session: &mut Session, options: &BackupOptions) -> PostgresError {
+    // The server's own word is the best hint there is; without it the message still stands.
+    let failure = session
+        .rows(
+            "ask the archiver",
+            "SELECT last_failed_wal, last_failed_time::text FROM pg_stat_archiver \
+             WHERE last_failed_time > coalesce(last_archived_time, '-infinity')",
+            &[],
+        )
+        .ok()
+        .and_then(|rows| {
+            let row = rows.first()?;
+            let wal: Option<String> = row.try_get(0).ok()?;
+            let time: Option<String> = row.try_get(1).ok()?;
+            Some(format!("; the server could not archive {} at {}", wal?, time?))
+        })
+        .unwrap_or_default();
+    PostgresError::new(
+        PostgresErrorKind::Archive,
+        format!(
+            "the WAL segment {name} did not reach the archive within {} s{failure}",
+            options.archive_timeout.as_secs()
+        ),
+    )
+    .with_hint(
+        "check that archive_command is `backstay wal push %p` for this repository; the server's log \
+         says why a command failed; no snapshot was made",
+    )
+    .transient()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_segments_of_a_backup_are_all_from_start_to_stop() {
+        let size = SegmentSize::new(1 << 20).unwrap();
+        let names = |start, stop| -> Vec<String> {
+            segments(2, Lsn(start), Lsn(stop), size)
+                .unwrap()
+                .iter()
+                .map(ToString::to_string)
+                .collect()
+        };
+        assert_eq!(names(0x10_0028, 0x10_0138), ["000000020000000000000001"]);
+        // A stop on a boundary needs nothing of the segment that starts there.
+        assert_eq!(names(0x10_0028, 0x20_0000), ["000000020000000000000001"]);
+        assert_eq!(
+            names(0x10_0028, 0x20_0001),
+            ["000000020000000000000001", "000000020000000000000002"]
+        );
+        assert_eq!(names(0xFFF0_0000, 0x1_0000_0001).last().unwrap(), "000000020000000100000000");
+    }
+
+    #[test]
+    fn the_label_names_the_timeline() {
+        let stopped = |label: &str| Stopped {
+            lsn: Lsn(1),
+            backup_label: label.to_owned(),
+            tablespace_map: String::new(),
+        };
+        let label =
+            "START WAL LOCATION: 0/2000028 (file 000000030000000000000002)\nSTART TIMELINE: 3\n";
+        assert_eq!(timeline_of(&stopped(label)).unwrap(), 3);
+        assert!(timeline_of(&stopped("LABEL: START TIMELINE: 3\n")).is_err());
+    }
+}
