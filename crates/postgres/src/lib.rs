@@ -1,1 +1,34 @@
-//! (see ARCHITECTURE.md)
+//! All that speaks PostgreSQL: backup, archive and restore of a running cluster, versions 13 to 18.
+//!
+//! What lives here: pages and their checksums, the control file, SQL sessions, what of a data
+//! directory is copied, the backup itself, the archive of WAL, and restoring to any moment. What
+//! does not: how content is stored (crate `repo`), and when any of it is done (crate `ops`).
+
+mod backup;
+mod check;
+mod connection;
+pub mod control;
+pub mod copy;
+mod detail;
+mod error;
+mod inspect;
+mod owner;
+pub mod page;
+mod reader;
+pub mod restore;
+pub mod session;
+mod settings;
+mod tls;
+pub mod wal;
+
+pub use backup::{Backup, BackupOptions, backup};
+pub use check::{CheckItem, check};
+pub use detail::BackupDetail;
+pub use error::{PostgresError, PostgresErrorKind};
+pub use inspect::{Cluster, ServerSettings, Tablespace, inspect};
+pub use restore::{RestoreOptions, Restored, StartOptions, TargetAction, restore};
+pub use session::Source;
+pub use settings::{Applied, Setting, apply_settings, settings};
+
+/// The result of everything that touches PostgreSQL.
+pub type Result<T, E = PostgresError> = std::result::Result<T, E>;
