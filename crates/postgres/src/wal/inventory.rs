@@ -218,7 +218,7 @@ mod tests {
 
     #[test]
     fn takes_the_younger_timelines_file_where_both_have_one() {
-        let inventory = inventory(&[
+        let found = inventory(&[
             "000000010000000000000001",
             "000000010000000000000002",
             "000000010000000000000003",
@@ -230,17 +230,17 @@ mod tests {
             "not-wal",
         ]);
         let history = History::parse(2, b"1\t0/380000\tx").unwrap();
-        let name = |number| inventory.locate(&history, number).map(|name| name.to_string());
+        let name = |number| found.locate(&history, number).map(|name| name.to_string());
         assert_eq!(name(2).as_deref(), Some("000000010000000000000002"));
         assert_eq!(name(3).as_deref(), Some("000000020000000000000003"));
         assert_eq!(name(4).as_deref(), Some("000000020000000000000004"));
         assert_eq!(name(5), None);
-        assert_eq!(inventory.unbroken_from(&history, 1), Some(4));
-        assert_eq!(inventory.unbroken_from(&history, 5), None);
-        assert_eq!(inventory.next_after(&history, 4), None);
-        assert_eq!(inventory.timelines(), [1, 2]);
+        assert_eq!(found.unbroken_from(&history, 1), Some(4));
+        assert_eq!(found.unbroken_from(&history, 5), None);
+        assert_eq!(found.next_after(&history, 4), None);
+        assert_eq!(found.timelines(), [1, 2]);
         // What the ancestor wrote after it was left is not on the way.
-        let only_old = super::tests::inventory(&["000000010000000000000004"]);
+        let only_old = inventory(&["000000010000000000000004"]);
         assert_eq!(only_old.locate(&history, 4), None);
     }
 

@@ -5,23 +5,30 @@
 //! whether a recovery target can be reached. What does not: how the archive is stored
 //! (`backstay_repo::Archive`), and any conversation with a server.
 
+mod deliver;
+mod fetch;
 mod history;
 pub mod inventory;
 mod lsn;
 mod name;
 pub mod page;
+mod push;
 pub mod reader;
 pub mod record;
+mod spool;
 mod target;
 mod window;
 
+pub use fetch::{FetchOptions, FetchOutcome, fetch, prefetch};
 pub use history::{History, HistoryError, Switch};
 pub use inventory::{Inventory, read_history};
 pub use lsn::{Lsn, LsnError, SegmentSize};
 pub use name::{NameError, SegmentName, WalName};
 pub use page::{SegmentHeader, check_segment};
+pub use push::{PushOptions, PushReport, push};
 pub use reader::Reader;
 pub use record::{Event, Record, TransactionEnd};
+pub use spool::LIMIT as SPOOL_LIMIT;
 pub use target::{
     CheckOptions, RecoveryBase, RecoveryTarget, Search, TargetCheck, TargetTimeline, check_target,
     check_target_with,

@@ -312,16 +312,16 @@ mod tests {
             "00000002.history",
         ]);
         let histories = [History::first(1), History::parse(2, b"1\t0/380000\tx").unwrap()];
-        let backups = backups(&[
+        let both = backups(&[
             ("one", base(1, 2 * MIB + 40, 2 * MIB + 400)),
             ("two", base(2, 4 * MIB + 40, 4 * MIB + 400)),
         ]);
-        let found = health(&inventory, &histories, &backups);
+        let found = health(&inventory, &histories, &both);
         assert_eq!(found.windows.len(), 1);
         assert_eq!(found.windows[0].backups, ["one", "two"]);
         assert_eq!(found.windows[0].timeline, 2);
         // A backup that ended after the fork is no ancestor of the new timeline.
-        let late = super::tests::backups(&[("late", base(1, 3 * MIB + 40, 4 * MIB - 8))]);
+        let late = backups(&[("late", base(1, 3 * MIB + 40, 4 * MIB - 8))]);
         let found = health(&inventory, &histories, &late);
         assert_eq!(found.windows[0].timeline, 1);
     }

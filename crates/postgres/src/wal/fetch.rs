@@ -1,0 +1,192 @@
+//! `wal fetch`: what recovery calls for each file it wants.
+//!
+//! Recovery takes "not there" for the end of the archive, opens the database and starts a new
+//! timeline. So [`FetchOutcome::Absent`] is said only when every repository said that the file is
+//! not there; whatever else keeps it from being delivered is [`FetchOutcome::Failed`], which stops
+//! recovery where it is.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use backstay_repo::{RepoErrorKind, Repository};
+
+use super::deliver::deliver;
+use super::spool::Spool;
+use super::{History, WalName, check_segment};
+use crate::{PostgresError, PostgresErrorKind, Result};
+
+/// The first pause before a file is asked for again; each further one is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// How files are fetched.
+#[derive(Debug, Clone)]
+pub struct FetchOptions {
+    /// The cluster whose archive is read; every segment must be of it.
+    pub system_identifier: u64,
+    /// How many of the segments that follow are fetched into the spool in the same call, when the
+    /// one asked for was not there yet. 0 for none; must be 0 for `pg_rewind`, which goes backwards.
+    pub prefetch: usize,
+    /// Where prefetched segments wait. None: no prefetching.
+    pub spool: Option<PathBuf>,
+    /// How long a store that does not answer is asked again.
+    pub retry_for: Duration,
+}
+
+/// What became of a fetch.
+#[derive(Debug)]
+pub enum FetchOutcome {
+    /// The file is whole and durable under its name. Exit status 0.
+    Complete,
+    /// Every repository said that it has no such file. Exit status 1.
+    Absent,
+    /// Not known, or not usable. Exit status 255.
+    Failed(PostgresError),
+}
+
+/// Fetches one file of the archive from the first repository that has it whole.
+pub fn fetch(
+    repositories: &[Repository],
+    name: &str,
+    destination: &Path,
+    options: &FetchOptions,
+) -> FetchOutcome {
+    match try_fetch(repositories, name, destination, options) {
+        Ok(true) => FetchOutcome::Complete,
+        Ok(false) => FetchOutcome::Absent,
+        Err(error) => FetchOutcome::Failed(error),
+    }
+}
+
+fn try_fetch(
+    repositories: &[Repository],
+    name: &str,
+    destination: &Path,
+    options: &FetchOptions,
+) -> Result<bool> {
+    let name: WalName = name.parse().map_err(|error: super::NameError| {
+        PostgresError::usage(error.to_string())
+            .with_hint("restore_command passes the name of the file as %f")
+    })?;
+    let spool = match name {
+        WalName::Segment(_) if options.prefetch > 0 => {
+            options.spool.as_deref().map(|path| Spool::new(path, options.system_identifier))
+        }
+        _ => None,
+    };
+    if let (Some(spool), WalName::Segment(segment)) = (&spool, name)
+        && let Some(content) = spool.take(repositories, segment)
+    {
+        deliver(&content, destination)?;
+        spool.remove(segment);
+        return Ok(true);
+    }
+    let Some(content) = get(repositories, name, options)? else { return Ok(false) };
+    deliver(&content, destination)?;
+    if let (Some(spool), WalName::Segment(segment)) = (&spool, name) {
+        // Delivered already: the memory is better used for those that follow.
+        let size = content.len() as u64;
+        drop(content);
+        spool.fill(repositories, segment, size, options.prefetch);
+    }
+    Ok(true)
+}
+
+/// Fills the spool with the segments that follow `name`, for a caller that does so beside recovery
+/// instead of within [`fetch`]. Answers how many are new there.
+///
+/// # Errors
+/// Only what the caller did wrong: that nothing could be fetched is no error.
+pub fn prefetch(repositories: &[Repository], name: &str, options: &FetchOptions) -> Result<usize> {
+    let name: super::SegmentName =
+        name.parse().map_err(|error: super::NameError| PostgresError::usage(error.to_string()))?;
+    let Some(path) = options.spool.as_deref() else {
+        return Err(PostgresError::usage("there is no spool to prefetch into"));
+    };
+    let spool = Spool::new(path, options.system_identifier);
+    // The size is not known here; the first segment fetched tells it.
+    Ok(spool.fill(repositories, name, 0, options.prefetch))
+}
+
+/// The file, asked for again within the budget for as long as nobody can say whether it is there.
+fn get(
+    repositories: &[Repository],
+    name: WalName,
+    options: &FetchOptions,
+) -> Result<Option<Vec<u8>>> {
+    let Some(environment) = repositories.first().map(Repository::environment) else {
+        return Err(PostgresError::usage("there is no repository to fetch from"));
+    };
+    let started = Instant::now();
+    let mut slept = Duration::ZERO;
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let error = match ask(repositories, name, options.system_identifier) {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        let spent = started.elapsed().max(slept);
+        if !may_pass(&error) || spent + pause > options.retry_for {
+            return Err(error);
+        }
+        tracing::warn!(file = %name, %error, "could not be fetched, trying again");
+        environment.clock.sleep(pause);
+        slept += pause;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Asks each repository in turn. One that fails does not keep another from answering, but then only
+/// the file itself is an answer: that the others do not have it is not.
+fn ask(
+    repositories: &[Repository],
+    name: WalName,
+    system_identifier: u64,
+) -> Result<Option<Vec<u8>>> {
+    let mut failure: Option<PostgresError> = None;
+    for repository in repositories {
+        match ask_one(repository, name, system_identifier) {
+            Ok(Some(content)) => return Ok(Some(content)),
+            Ok(None) => {}
+            Err(error) => {
+                let url = repository.store().url();
+                tracing::warn!(repository = url, file = %name, %error, "could not be fetched");
+                // What may pass is the better reason to give: it is asked again.
+                if failure.as_ref().is_none_or(|earlier| !may_pass(earlier)) {
+                    failure = Some(error);
+                }
+            }
+        }
+    }
+    failure.map_or(Ok(None), Err)
+}
+
+/// The file from one repository, checked to be what its name says.
+pub(super) fn ask_one(
+    repository: &Repository,
+    name: WalName,
+    system_identifier: u64,
+) -> Result<Option<Vec<u8>>> {
+    let Some(content) = repository.archive(system_identifier).fetch(&name.to_string())? else {
+        return Ok(None);
+    };
+    if let Some(segment) = name.content() {
+        check_segment(segment, &content, Some(system_identifier))?;
+    } else if let WalName::History(timeline) = name {
+        History::parse(timeline, &content).map_err(|error| {
+            PostgresError::new(PostgresErrorKind::Damaged, error.to_string()).with_source(error)
+        })?;
+    }
+    Ok(Some(content))
+}
+
+/// Whether asking again may help: it does not against damage, a wrong key or a newer format.
+fn may_pass(error: &PostgresError) -> bool {
+    match error.repo_kind() {
+        Some(kind) => matches!(
+            kind,
+            RepoErrorKind::Store | RepoErrorKind::Io | RepoErrorKind::Busy | RepoErrorKind::Aborted
+        ),
+        None => error.is_transient(),
+    }
+}

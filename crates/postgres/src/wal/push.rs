@@ -1,0 +1,306 @@
+//! `wal push`: what PostgreSQL's archiver calls for each finished file.
+//!
+//! It answers Ok only when the file is durable in every repository. A file that is empty, cut short,
+//! renamed or of another cluster is refused: what the archive holds is never overwritten, so what
+//! goes wrong here would stay.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use backstay_repo::{Archive, Compression, Pushed, Repository};
+use backstay_store::failpoint;
+
+use super::{History, WalName, check_segment};
+use crate::control::ControlFile;
+use crate::{PostgresError, PostgresErrorKind, Result};
+
+/// The largest segment there can be. Bytes.
+const MAX_SEGMENT: u64 = 1 << 30;
+/// Histories and backup labels are a few lines; a megabyte is none.
+const MAX_TEXT: u64 = 1 << 20;
+/// What the look-ahead may hold in memory at once. Bytes.
+const LOOK_AHEAD_MEMORY: u64 = 256 << 20;
+
+/// How files are pushed.
+#[derive(Debug, Clone, Default)]
+pub struct PushOptions {
+    /// The cluster that the file must be of; none: that of the data directory around it.
+    pub system_identifier: Option<u64>,
+    /// How many of the next files that PostgreSQL has ready are pushed in the same call; 0 for none.
+    pub ahead: usize,
+    /// None: the archive's own choice.
+    pub compression: Option<Compression>,
+}
+
+/// What a push did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PushReport {
+    pub name: String,
+    /// What each repository said, in their order.
+    pub repositories: Vec<Pushed>,
+    /// Files that were pushed ahead of PostgreSQL, durable in every repository.
+    pub ahead: Vec<String>,
+}
+
+/// Pushes one file to every repository; all must have it.
+///
+/// # Errors
+/// [`PostgresErrorKind::Usage`] for a name that is none of a WAL file,
+/// [`PostgresErrorKind::Damaged`] and [`PostgresErrorKind::Mismatch`] for a file that is not what
+/// its name says, [`PostgresErrorKind::Repo`] with [`backstay_repo::RepoErrorKind::Conflict`] when
+/// other content has its name. The caller must exit with 1 to 125: above that, PostgreSQL takes the
+/// archiver for crashed.
+pub fn push(repositories: &[Repository], path: &Path, options: &PushOptions) -> Result<PushReport> {
+    if repositories.is_empty() {
+        return Err(PostgresError::usage("there is no repository to push to"));
+    }
+    let name = file_name(path)?;
+    let work = Work { repositories, options, directory: parent(path) };
+    let file = work.read(path, name)?;
+    failpoint::hit("wal-push-read");
+    if let WalName::Segment(segment) = name {
+        work.history_first(segment.timeline())?;
+    }
+    if options.ahead == 0 {
+        let pushed = work.store(&file)?;
+        return Ok(PushReport { name: name.to_string(), repositories: pushed, ahead: Vec::new() });
+    }
+    // Whatever becomes of the look-ahead, what is answered is what became of this file.
+    let failed = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let ahead = scope.spawn(|| work.ahead(name, file.content.len() as u64, &failed));
+        let pushed = work.store(&file);
+        failed.store(pushed.is_err(), Ordering::Relaxed);
+        let ahead = ahead.join().unwrap_or_default();
+        Ok(PushReport { name: name.to_string(), repositories: pushed?, ahead })
+    })
+}
+
+/// A file that is what its name says.
+struct WalFile {
+    name: WalName,
+    system_identifier: u64,
+    content: Vec<u8>,
+}
+
+struct Work<'a> {
+    repositories: &'a [Repository],
+    options: &'a PushOptions,
+    /// `pg_wal`.
+    directory: PathBuf,
+}
+
+fn file_name(path: &Path) -> Result<WalName> {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    name.parse().map_err(|error: super::NameError| {
+        PostgresError::usage(error.to_string())
+            .with_hint("archive_command passes the path of the file as %p")
+    })
+}
+
+fn parent(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
+        _ => PathBuf::from("."),
+    }
+}
+
+impl Work<'_> {
+    /// Reads a file and checks that it is whole, and of the cluster it should be of.
+    fn read(&self, path: &Path, name: WalName) -> Result<WalFile> {
+        let limit = if name.content().is_some() { MAX_SEGMENT } else { MAX_TEXT };
+        let content = read_file(path, limit)?;
+        let expected = self.expected();
+        if let Some(segment) = name.content() {
+            let header = check_segment(segment, &content, expected)?;
+            return Ok(WalFile { name, system_identifier: header.system_identifier, content });
+        }
+        let refused = |what: String| {
+            PostgresError::new(PostgresErrorKind::Damaged, what)
+                .with_hint("nothing was archived; a file that was cut short can be pushed again")
+        };
+        if content.is_empty() {
+            return Err(refused(format!("{name} is empty")));
+        }
+        if let WalName::History(timeline) = name {
+            History::parse(timeline, &content).map_err(|error| refused(error.to_string()))?;
+        }
+        let Some(system_identifier) = expected else {
+            return Err(PostgresError::usage(format!(
+                "{name} does not say which cluster it is of, and no data directory is around it"
+            ))
+            .with_hint("push it from pg_wal, or with the source that it belongs to"));
+        };
+        Ok(WalFile { name, system_identifier, content })
+    }
+
+    /// The system identifier that files must have, where it can be known.
+    fn expected(&self) -> Option<u64> {
+        self.options.system_identifier.or_else(|| {
+            // PostgreSQL runs the command in the data directory and passes pg_wal/NAME: `..` would
+            // follow a pg_wal that is a link elsewhere, so the parent is taken by name.
+            let data = parent(&self.directory);
+            data.join("global/pg_control").is_file().then_some(())?;
+            ControlFile::read(&data).ok().map(|control| control.system_identifier)
+        })
+    }
+
+    /// Stores a file in every repository at the same time.
+    fn store(&self, file: &WalFile) -> Result<Vec<Pushed>> {
+        let name = file.name.to_string();
+        let one = |repository: &Repository| -> Result<Pushed> {
+            let mut archive = repository.archive(file.system_identifier);
+            if let Some(compression) = self.options.compression {
+                archive = archive.with_compression(compression);
+            }
+            self.store_in(&archive, &name, &file.content).inspect_err(|error| {
+                let repository = repository.store().url();
+                tracing::error!(repository, file = name, %error, "could not archive");
+            })
+        };
+        let [only] = self.repositories else {
+            let results: Vec<Result<Pushed>> = std::thread::scope(|scope| {
+                let threads: Vec<_> = self
+                    .repositories
+                    .iter()
+                    .map(|repository| scope.spawn(move || one(repository)))
+                    .collect();
+                threads.into_iter().map(|thread| thread.join().unwrap_or_else(panicked)).collect()
+            });
+            return results.into_iter().collect();
+        };
+        Ok(vec![one(only)?])
+    }
+
+    fn store_in(&self, archive: &Archive, name: &str, content: &[u8]) -> Result<Pushed> {
+        // What an earlier look-ahead pushed is told by its hash, without sealing it again.
+        if self.options.ahead > 0
+            && let Some(there) = archive.stored_hash(name)?
+            && there == archive.hash(content)
+        {
+            return Ok(Pushed::Same);
+        }
+        Ok(archive.push(name, content)?)
+    }
+
+    fn is_ready(&self, name: &str) -> bool {
+        self.directory.join("archive_status").join(format!("{name}.ready")).exists()
+    }
+
+    /// Pushes the history of a timeline that waits to be archived, before a segment of it is: a
+    /// segment of a timeline that nothing explains cannot be recovered along.
+    fn history_first(&self, timeline: u32) -> Result<()> {
+        let name = WalName::History(timeline);
+        if timeline == 1 || !self.is_ready(&name.to_string()) {
+            return Ok(());
+        }
+        let path = self.directory.join(name.to_string());
+        match path.try_exists() {
+            Ok(true) => self.store(&self.read(&path, name)?).map(drop),
+            // Archived and removed between the two looks.
+            Ok(false) => Ok(()),
+            Err(error) => Err(PostgresError::io("look for", path, error)),
+        }
+    }
+
+    /// Pushes what else is ready, the histories first, then segments in order, until one fails.
+    fn ahead(&self, now: WalName, size: u64, failed: &AtomicBool) -> Vec<String> {
+        let next: Vec<WalName> =
+            self.ready().into_iter().filter(|&name| name != now).take(self.options.ahead).collect();
+        let push = |name: WalName| -> bool {
+            let done = !failed.load(Ordering::Relaxed)
+                && self
+                    .read(&self.directory.join(name.to_string()), name)
+                    .and_then(|file| self.store(&file))
+                    // PostgreSQL will ask for it by name and be told; here it is only late.
+                    .inspect_err(|error| tracing::warn!(file = %name, %error, "not pushed ahead"))
+                    .is_ok();
+            if !done {
+                failed.store(true, Ordering::Relaxed);
+            }
+            done
+        };
+        let (histories, segments): (Vec<_>, Vec<_>) =
+            next.into_iter().partition(|name| matches!(name, WalName::History(_)));
+        let mut pushed: Vec<WalName> = Vec::new();
+        for history in histories {
+            if !push(history) {
+                return names(pushed);
+            }
+            pushed.push(history);
+        }
+        // Content, and about as much again while it is sealed.
+        let threads = (LOOK_AHEAD_MEMORY / size.max(1).saturating_mul(2)).clamp(1, 8) as usize;
+        let at = AtomicUsize::new(0);
+        let done: Vec<Vec<WalName>> = std::thread::scope(|scope| {
+            let work = || {
+                let mut mine = Vec::new();
+                while let Some(&name) = segments.get(at.fetch_add(1, Ordering::Relaxed)) {
+                    if !push(name) {
+                        break;
+                    }
+                    mine.push(name);
+                }
+                mine
+            };
+            let threads: Vec<_> =
+                (0..threads.min(segments.len())).map(|_| scope.spawn(work)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap_or_default()).collect()
+        });
+        pushed.extend(done.into_iter().flatten());
+        pushed.sort_by_key(|name| order(*name));
+        names(pushed)
+    }
+
+    /// Histories and segments that PostgreSQL has ready, in the order in which it asks for them.
+    fn ready(&self) -> Vec<WalName> {
+        let Ok(entries) = std::fs::read_dir(self.directory.join("archive_status")) else {
+            return Vec::new();
+        };
+        let mut ready: Vec<WalName> = entries
+            .filter_map(|entry| {
+                let name = entry.ok()?.file_name();
+                let name = name.to_str()?.strip_suffix(".ready")?.parse().ok()?;
+                matches!(name, WalName::Segment(_) | WalName::History(_)).then_some(name)
+            })
+            .collect();
+        ready.sort_by_key(|name| order(*name));
+        ready
+    }
+}
+
+/// Histories before segments, then by name: `ready_file_comparator` in PostgreSQL's
+/// `postmaster/pgarch.c`.
+fn order(name: WalName) -> (bool, String) {
+    (!matches!(name, WalName::History(_)), name.to_string())
+}
+
+fn names(pushed: Vec<WalName>) -> Vec<String> {
+    pushed.iter().map(WalName::to_string).collect()
+}
+
+fn panicked<T>(_: T) -> Result<Pushed> {
+    Err(PostgresError::new(PostgresErrorKind::Io, "a thread that pushed to the archive panicked"))
+}
+
+fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let io = |error| PostgresError::io("read", path, error);
+    let file = File::open(path).map_err(io)?;
+    let metadata = file.metadata().map_err(io)?;
+    let length = metadata.len();
+    if !metadata.is_file() {
+        return Err(PostgresError::usage(format!("{} is no file", path.display())));
+    }
+    if length > limit {
+        return Err(PostgresError::new(
+            PostgresErrorKind::Damaged,
+            format!("{} has {length} bytes, more than such a file can have", path.display()),
+        ));
+    }
+    // One byte of room more, so that the end is found without growing the buffer.
+    let mut content = Vec::with_capacity(length as usize + 1);
+    file.take(limit + 1).read_to_end(&mut content).map_err(io)?;
+    Ok(content)
+}
