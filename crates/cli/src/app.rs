@@ -4,7 +4,7 @@ use std::cell::OnceCell;
 use std::process::ExitCode;
 
 use backstay_ops::config::{Config, RepositoryFlags, Search};
-use backstay_ops::{Context, Error};
+use backstay_ops::{Context, Error, ErrorKind};
 use backstay_repo::Environment;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -16,13 +16,15 @@ use crate::output::Output;
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// How a command ended that did not fail.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     Done,
     /// Some items could not be read or written; they were listed.
     Partial,
     /// Some of several things failed, and were reported.
     Failed,
+    /// All of several things failed in the same way, and were reported.
+    FailedAs(ErrorKind),
     /// Verification found damage.
     Damage,
     /// `wal fetch`: the archive said that it has no such file.
@@ -34,6 +36,7 @@ impl From<Outcome> for ExitCode {
         Self::from(match outcome {
             Outcome::Done => 0,
             Outcome::Failed | Outcome::Absent => 1,
+            Outcome::FailedAs(kind) => kind.exit_code(),
             Outcome::Partial => 3,
             Outcome::Damage => 20,
         })

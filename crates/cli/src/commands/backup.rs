@@ -187,7 +187,10 @@ fn present(made: &Made, app: &App) -> Result<()> {
         format_size(stats.new_bytes),
         format_size(stats.stored_bytes)
     ));
-    parts.push(format!("{} at {speed}/s", format_duration(done.took)));
+    parts.push(match stats.bytes_read {
+        0 => format_duration(done.took),
+        _ => format!("{} at {speed}/s", format_duration(done.took)),
+    });
     app.output.say(format!("          {}", paint.paint(Style::Dim, parts.join(", "))))?;
     if !snapshot.problems.is_empty() {
         let number = snapshot.problems.len() as u64;
@@ -250,6 +253,15 @@ fn finish(made: &[Made], app: &App) -> Result<Outcome> {
         (true, _) if problems => Outcome::Partial,
         (true, _) => Outcome::Done,
         (false, false) => Outcome::Partial,
-        (false, true) => Outcome::Failed,
+        (false, true) => same_kind(&failed),
     })
+}
+
+fn same_kind(failed: &[(&Made, &Error)]) -> Outcome {
+    match failed.split_first() {
+        Some(((_, first), rest)) if rest.iter().all(|(_, e)| e.kind() == first.kind()) => {
+            Outcome::FailedAs(first.kind())
+        }
+        _ => Outcome::Failed,
+    }
 }

@@ -103,7 +103,8 @@ fn wanted_path(search: &Search) -> Result<Where> {
         search.variables.get("BACKSTAY_CONFIG").filter(|v| !v.is_empty()).map(PathBuf::from)
     });
     if let Some(named) = named {
-        let path = search.current.join(named);
+        let home = search.home();
+        let path = absolute(&named.to_string_lossy(), &search.current, home.as_deref());
         return match path.try_exists() {
             Ok(true) => Ok(Where::There(path)),
             Ok(false) => Ok(Where::Missing(path)),
@@ -144,7 +145,7 @@ impl Defaults {
             .or_else(|| Some(search.home()?.join(".local/share")))
             .ok_or_else(no_home)?;
         let keys = search.user_folder().ok_or_else(no_home)?;
-        Ok(Self { repository: data.join("backstay"), key: keys.join("main.key"), root: false })
+        Ok(Self { repository: data.join("backstay"), key: keys.join("main.key") })
     }
 }
 
@@ -184,7 +185,7 @@ fn write_config(
     })?;
     let passphrase = search.variables.contains_key(secret::PASSPHRASE_VARIABLE);
     let key = match (&app.global.key_file, &defaults) {
-        (Some(path), _) => Some(search.current.join(path)),
+        (Some(path), _) => Some(full(&path.to_string_lossy())),
         (None, _) if passphrase => None,
         (None, Some(defaults)) => Some(defaults.key.clone()),
         (None, None) => None,

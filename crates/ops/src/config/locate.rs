@@ -103,7 +103,8 @@ impl Search {
     }
 
     fn named(&self, path: &Path, by: &str) -> Result<Located> {
-        let path = self.current.join(path);
+        let written = path.to_string_lossy();
+        let path = super::absolute(&written, &self.current, self.home().as_deref());
         match path.try_exists() {
             Ok(true) => Ok(Located { looked: vec![path.clone()], file: Some(path) }),
             Ok(false) => Err(Error::new(

@@ -142,7 +142,10 @@ impl Config {
                 None => self.default_repository()?.name.clone(),
             };
             if let Some(repository) = self.repositories.iter_mut().find(|r| r.name == name) {
-                repository.keys.key_file = Some(search.current.join(key_file));
+                let written = key_file.to_string_lossy();
+                let home = search.home();
+                repository.keys.key_file =
+                    Some(absolute(&written, &search.current, home.as_deref()));
                 repository.keys.passphrase_file = None;
                 repository.keys.passphrase_command = Vec::new();
             }
