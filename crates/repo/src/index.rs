@@ -89,7 +89,7 @@ impl Index {
                 other => other?,
             }
         }
-        index.entries.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+        index.entries.sort_unstable_by_key(|entry| entry.id);
         index.entries.dedup_by(|a, b| a.id == b.id);
         index.entries.shrink_to_fit();
         Ok(index)

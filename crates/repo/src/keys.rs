@@ -343,7 +343,8 @@ pub(crate) fn check(
         // A slot of another repository is what an init that died has left.
         let foreign =
             slot.repository != as_ours.repository && !as_ours.is_of(repository, root, &id);
-        if !foreign && !(whole && slot.is_of(repository, root, &id)) {
+        let right = whole && slot.is_of(repository, root, &id);
+        if !right && !foreign {
             damaged(&key, RepoError::damaged(&key, "it was altered"));
         }
     }

@@ -110,7 +110,7 @@ impl TreeBuilder {
     }
 
     fn is_boundary(&self, path: &[u8]) -> bool {
-        blake3::keyed_hash(&self.boundary_key, path).as_bytes()[0] % BOUNDARY == 0
+        blake3::keyed_hash(&self.boundary_key, path).as_bytes()[0].is_multiple_of(BOUNDARY)
     }
 
     fn close_leaf(&mut self, sink: &mut dyn ChunkSink) -> Result<()> {

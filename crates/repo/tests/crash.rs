@@ -3,6 +3,8 @@
 //!
 //! The binary of this test starts itself again as the process that dies: [`dies_here`] is its work.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::collections::BTreeSet;

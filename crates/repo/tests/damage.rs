@@ -1,6 +1,8 @@
 //! Every kind of object, damaged in every way: what comes back is right or an error that names the
 //! object, what does not need the object comes back all the same, and `verify` finds it.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::collections::BTreeMap;

@@ -1,5 +1,7 @@
 //! Backing up and restoring through the whole engine, over a store in memory.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use backstay_repo::*;

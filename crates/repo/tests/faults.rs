@@ -1,6 +1,8 @@
 //! Stores that fail, lie and stall, disks that are full or read-only, writers that meet each other:
 //! errors are clear, nothing is lost, and a lie about success is found by `verify`.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::path::Path;

@@ -6,6 +6,8 @@
 //! anew. That is for a new version of the format, in a folder of its own: one that was released is
 //! never written again.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::collections::{BTreeMap, HashMap};

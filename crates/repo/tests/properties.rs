@@ -2,6 +2,8 @@
 //! value or an error and take no more memory than their size allows, chunks are cut where another
 //! implementation cuts them.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -487,4 +489,32 @@ fn chunks_end_where_another_implementation_ends_them() {
         }
     }
     assert!(cut_by_content > 30, "{cut_by_content}");
+}
+
+#[test]
+fn a_file_of_many_pieces_comes_back() {
+    // More extents than an entry carries itself, with holes between them.
+    let mut bytes = vec![0; 40 << 20];
+    let mut ranges = Vec::new();
+    for n in 0..300_usize {
+        let at = n * 130_000 + 4096;
+        bytes[at..at + 1500].copy_from_slice(&noise(1500, n as u64));
+        ranges.push(at as u64..at as u64 + 1500);
+    }
+    let store = Store::memory();
+    let repo = repository(&store);
+    let session = repo.begin(options("pieces")).unwrap();
+    let mut tree = session.tree(Order::Any);
+    let content = Bytes { bytes: bytes.clone().into(), ranges: Some(ranges) };
+    tree.file(file("f", bytes.len()), Box::new(content), Chunking::ContentDefined).unwrap();
+    let root = tree.finish().unwrap();
+    let snapshot = session.commit(root, serde_json::Value::Null).unwrap();
+    let entry = open(&store).tree(&snapshot).unwrap().get(b"f").unwrap().unwrap();
+    let EntryKind::File(FileContent { body: Body::Leaves(leaves), .. }) = entry.kind else {
+        panic!("it has leaves");
+    };
+    assert!(leaves.len() >= 4);
+    let all = files(&[("f", Chunking::ContentDefined, bytes)]);
+    restored(&open(&store), &snapshot, &all);
+    assert_eq!(verify(&open(&store), Level::Thorough).damages, []);
 }

@@ -242,5 +242,5 @@ fn group_ends_after(entry: &Entry) -> bool {
     for byte in name.iter().copied().chain(entry.size().to_le_bytes()) {
         hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     }
-    (hash >> 32) % 16 == 0
+    (hash >> 32).is_multiple_of(16)
 }
