@@ -76,6 +76,10 @@ pub struct Global {
 
 /// What clap refused, as an error of ours.
 pub fn usage_error(error: &clap::Error) -> Error {
+    if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let usage = usage_line(&error.render().to_string());
+        return Error::new(ErrorKind::Usage, "a command is missing").with_hint(usage);
+    }
     let rendered = error.render().to_string();
     let message = rendered
         .split("\n\n")
@@ -95,7 +99,122 @@ pub fn usage_error(error: &clap::Error) -> Error {
             });
     let hint = match suggestion {
         Some(near) => format!("did you mean `{near}`?"),
-        None => "see `backstay --help`".to_owned(),
+        None => usage_line(&rendered),
     };
     Error::new(ErrorKind::Usage, message).with_hint(hint)
+}
+
+/// How the command is used, from what clap says of it.
+fn usage_line(rendered: &str) -> String {
+    let line = rendered.lines().find_map(|line| line.strip_prefix("Usage: "));
+    match line {
+        Some(usage) => format!("it is used like this: {}", usage.trim()),
+        None => "see `backstay --help`".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write;
+    use std::path::Path;
+
+    use clap::{Command, CommandFactory};
+
+    use super::*;
+
+    #[test]
+    fn the_flags_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_clap_refuses_is_a_sentence_and_a_hint() {
+        let refused = |words: &[&str]| {
+            let error = Cli::try_parse_from(words).unwrap_err();
+            let error = usage_error(&error);
+            assert_eq!(error.kind(), ErrorKind::Usage);
+            format!("{error} / {}", error.hint().unwrap())
+        };
+        assert_eq!(
+            refused(&["backstay", "lst"]),
+            "unrecognized subcommand 'lst' / did you mean `list`?"
+        );
+        assert_eq!(
+            refused(&["backstay", "list", "--lasst", "3"]),
+            "unexpected argument '--lasst' found / did you mean `--last`?"
+        );
+        assert_eq!(
+            refused(&["backstay", "wal", "fetch", "x"]),
+            "the following required arguments were not provided: <DESTINATION> / it is used like \
+             this: backstay wal fetch <NAME> <DESTINATION>"
+        );
+        assert!(refused(&["backstay", "backup", "x", "--type", "ful"]).ends_with("`full`?"));
+        assert!(refused(&["backstay"]).starts_with("a command is missing / it is used like this"));
+    }
+
+    #[test]
+    fn the_reference_page_is_current() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/cli.md");
+        let wanted = reference();
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            std::fs::write(&path, &wanted).unwrap();
+        }
+        let there = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(there == wanted, "docs/cli.md is old: run this test with UPDATE_DOCS=1");
+    }
+
+    /// `docs/cli.md`, whole: the help of every command.
+    fn reference() -> String {
+        let mut out = String::from(
+            "<!-- Written by the program from the declarations in crates/cli/src. -->\n\
+             # The command line\n\n\
+             Answers go to standard output, everything else to standard error. Every command takes \
+             the flags\nunder *Everywhere*; `--json` answers in the shapes of [json.md](json.md). \
+             The configuration is\ndescribed in [configuration.md](configuration.md).\n\n\
+             ## Exit codes\n\n\
+             | code | meaning |\n|---|---|\n\
+             | 0 | done |\n\
+             | 1 | failed, nothing lost |\n\
+             | 2 | wrong usage or configuration |\n\
+             | 3 | done in part: some items could not be read or written, and were listed |\n\
+             | 10 | no such repository |\n\
+             | 11 | locked or busy |\n\
+             | 12 | wrong key |\n\
+             | 20 | something stored is damaged |\n\
+             | 130 | interrupted |\n\n\
+             `wal push` and `wal fetch` follow PostgreSQL's contract instead: see there.\n\n\
+             ## Moments\n\n\
+             `--at` takes a moment in local time (`\"2026-11-21 10:00:00\"`), one with its offset \
+             \n(`2026-11-21T10:00:00Z`, `\"2026-11-21 10:00:00+01\"`) or one so long ago \
+             (`\"10 minutes ago\"`).\nWhat could be two moments (a date alone, an hour that the \
+             clocks repeat) is refused.\n",
+        );
+        let mut root = Cli::command().term_width(100);
+        root.build();
+        describe(&mut out, &mut root, "backstay", true);
+        out
+    }
+
+    fn describe(out: &mut String, command: &mut Command, name: &str, top: bool) {
+        let _ = writeln!(out, "\n## {name}\n");
+        let help = if top {
+            command.render_long_help().to_string()
+        } else {
+            // What holds everywhere is said once.
+            let flags: Vec<String> =
+                command.get_arguments().map(|argument| argument.get_id().to_string()).collect();
+            let everywhere = ["config", "repository", "key_file", "json", "quiet", "verbose"];
+            let mut command = command.clone();
+            for flag in flags.iter().filter(|flag| everywhere.contains(&flag.as_str())) {
+                command = command.mut_arg(flag, |argument| argument.hide(true));
+            }
+            command.render_long_help().to_string()
+        };
+        let lines: Vec<&str> = help.lines().map(str::trim_end).collect();
+        let _ = writeln!(out, "```\n{}\n```", lines.join("\n").trim_end());
+        for sub in command.get_subcommands_mut().filter(|sub| !sub.is_hide_set()) {
+            let name = format!("{name} {}", sub.get_name());
+            describe(out, sub, &name, false);
+        }
+    }
 }

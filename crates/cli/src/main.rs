@@ -54,10 +54,13 @@ fn refuse(error: &clap::Error, follows: Contract) -> ExitCode {
         let _ = error.print();
         return ExitCode::SUCCESS;
     }
-    if std::env::args_os().any(|argument| argument == "--json") {
-        Output::json_error(&cli::usage_error(error));
-    } else {
+    let json = std::env::args_os().any(|argument| argument == "--json");
+    if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand && !json {
+        // Whoever types the name alone wants to know what there is.
         let _ = error.print();
+    } else {
+        Output::new(&cli::Global { json, ..cli::Global::default() })
+            .error(&cli::usage_error(error));
     }
     ExitCode::from(follows.failed(2))
 }

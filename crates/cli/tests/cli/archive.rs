@@ -1,0 +1,157 @@
+//! A real server that archives with `wal push`, and recovers with `wal fetch`.
+
+use backstay_testing::{backstay_bin, own, postgres, skip};
+
+use crate::sandbox::Sandbox;
+
+#[test]
+fn what_wal_push_and_fetch_end_with() {
+    let it = Sandbox::ready();
+    let code = |words: &[&str]| it.run(words).code;
+    let name = "000000010000000000000001";
+    // "Not there" only when the archive says so; everything else stops recovery.
+    assert_eq!(code(&["wal", "fetch", name, "out", "--system-id", "1"]), 1);
+    assert_eq!(code(&["wal", "fetch", "00000002.history", "out", "--system-id", "1"]), 1);
+    for words in [
+        &["wal", "fetch"][..],
+        &["wal", "fetch", name, "out"],
+        &["wal", "fetch", "nonsense", "out", "--system-id", "1"],
+        &["wal", "fetch", name, "out", "--system-id", "one"],
+        &["wal", "fetch", name, "out", "--system-id", "1", "-k", "nowhere.key"],
+        &["wal", "fetch", name, "out", "--system-id", "1", "-r", "./nowhere"],
+        &["--config", "nowhere.toml", "wal", "fetch", name, "out", "--system-id", "1"],
+    ] {
+        assert_eq!(code(words), 255, "{words:?}");
+    }
+    it.write(name, vec![0; 16 << 20]);
+    for words in [
+        &["wal", "push"][..],
+        &["wal", "push", "nowhere"],
+        &["wal", "push", name],
+        &["wal", "push", name, "-k", "nowhere.key"],
+        &["wal", "push", name, "-r", "./nowhere"],
+    ] {
+        assert!((1..=125).contains(&code(words)), "{words:?}");
+    }
+}
+
+#[test]
+fn from_setup_to_a_recovered_moment() {
+    let Some(installation) = postgres::versions().into_iter().next() else {
+        skip!("no PostgreSQL is installed");
+    };
+    let cluster = postgres::Cluster::builder(&installation).start();
+    let it = Sandbox::new();
+    let folder = cluster.directory("backstay");
+    let config = folder.join("backstay.toml");
+    std::fs::write(
+        &config,
+        format!(
+            "[repositories.main]\nurl = \"file://{0}/repo\"\nkey-file = \"main.key\"\n\
+             [sources.orders]\nkind = \"postgres\"\nconnection = \"{1}\"\n\
+             data-directory = \"{2}\"\ntier = \"critical\"\n\
+             [tiers.critical]\nrto = \"1h\"\nrpo = \"5m\"\n",
+            folder.display(),
+            cluster.connection_string(),
+            cluster.data().display()
+        ),
+    )
+    .unwrap();
+    own(&folder);
+    let config = config.to_str().unwrap().to_owned();
+    let run = |words: &[&str]| {
+        let words = [&["--config", &config], words].concat();
+        // Started from where the server's user can start it too: its path is in archive_command.
+        let output = std::process::Command::new(backstay_bin())
+            .args(&words)
+            .env("HOME", it.path("home"))
+            .env("TZ", "UTC")
+            .output()
+            .unwrap();
+        it.ran(&words, output)
+    };
+    let good = |words: &[&str]| {
+        let ran = run(words);
+        assert_eq!(ran.code, 0, "{ran}\n{}", cluster.log());
+        ran
+    };
+    good(&["init"]);
+    let early = run(&["backup", "orders"]);
+    assert_eq!(early.code, 1, "{early}");
+    assert!(early.stderr.contains("backstay postgres setup"), "{early}");
+    good(&["postgres", "setup", "--apply"]);
+    cluster.restart();
+    let set = good(&["postgres", "setup"]);
+    assert!(set.stdout.contains("is set as it should be"), "{set}");
+    good(&["check"]);
+    cluster.sql("create table t as select generate_series(1, 1000) n");
+    good(&["backup", "orders"]);
+    cluster.sql("insert into t select generate_series(1, 500)");
+    let moment = cluster.value("select clock_timestamp()::text");
+    cluster.sql("delete from t");
+    cluster.switch_wal();
+    backstay_testing::wait_until("all of it is archived", 60, || {
+        cluster.value(
+            "select (last_archived_wal >= pg_walfile_name(pg_current_wal_lsn() - 1))::text \
+             from pg_stat_archiver",
+        ) == "true"
+    });
+    let status = good(&["wal", "status"]);
+    assert!(status.stdout.contains("window"), "{status}");
+    assert!(good(&["status"]).stdout.contains("5m kept"));
+    let to = cluster.directory("restored");
+    let sockets = cluster.directory("sockets");
+    let ran = good(&[
+        "restore",
+        "orders",
+        "--to",
+        to.to_str().unwrap(),
+        "--at",
+        &moment,
+        "--start",
+        "--socket-directory",
+        sockets.to_str().unwrap(),
+        "--port",
+        "5433",
+        "--bin-directory",
+        installation.program("postgres").unwrap().parent().unwrap().to_str().unwrap(),
+    ]);
+    assert!(ran.stdout.contains("the server runs"), "{ran}");
+    let psql = |query: &str| {
+        let output =
+            std::process::Command::new(installation.program("psql").unwrap_or("psql".into()))
+                .args([
+                    "-h",
+                    sockets.to_str().unwrap(),
+                    "-p",
+                    "5433",
+                    "-U",
+                    "postgres",
+                    "-Atc",
+                    query,
+                ])
+                .output()
+                .unwrap();
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    };
+    let rows = psql("select count(*) from t");
+    let pid: i32 = std::fs::read_to_string(to.join("postmaster.pid"))
+        .unwrap()
+        .lines()
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(pid).unwrap(),
+        rustix::process::Signal::QUIT,
+    )
+    .unwrap();
+    backstay_testing::wait_until("the restored server is gone", 60, || {
+        !std::path::Path::new(&format!("/proc/{pid}")).exists()
+    });
+    assert_eq!(rows, "1500", "{ran}");
+    let early = run(&["restore", "orders", "--to", "x", "--at", "2020-01-01 00:00:00"]);
+    assert_eq!(early.code, 1, "{early}");
+    assert!(early.stderr.contains("first moment"), "{early}");
+}

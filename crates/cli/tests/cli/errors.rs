@@ -1,0 +1,118 @@
+//! Everything that goes wrong ends in a sentence, a hint and its exit code.
+
+use std::fs;
+
+use crate::sandbox::{Sandbox, compare};
+
+#[test]
+fn exit_codes_say_what_is_wrong() {
+    let it = Sandbox::ready();
+    it.good(&["backup", "data"]);
+    fs::write(it.path("wrong.key"), [7; 32]).unwrap();
+    fs::write(it.path("short.key"), [7; 5]).unwrap();
+    for key in ["wrong.key", "short.key"] {
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(it.path(key), fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    let id = it.snapshots().remove(0);
+    let ran = [
+        it.run(&["list", "-r", "./nowhere"]),
+        it.run(&["list", "-r", "./nowhere", "-k", "main.key"]),
+        it.run(&["list", "-k", "wrong.key"]),
+        it.run(&["list", "-k", "short.key"]),
+        it.run(&["list", "-k", "nowhere.key"]),
+        it.run(&["list", "-r", "mian"]),
+        it.run(&["list", "-r", "ftp://x"]),
+        it.run(&["list", "dta"]),
+        it.run(&["backup", "dta"]),
+        it.run(&["backup"]),
+        it.run(&["show", "ffffffffffff"]),
+        it.run(&["dump", "data", "nothing"]),
+        it.run(&["dump", "data", "/"]),
+        it.run(&["restore", "data", "--to", "data"]),
+        it.run(&["restore", "data", "nothing", "--to", "x"]),
+        it.run(&["restore", "data", "--to", "x", "--xid", "5"]),
+        it.run(&["restore", &id, "--to", "x", "--at", "1 month ago"]),
+        it.run(&["postgres", "setup"]),
+        it.run(&["wal", "status", "data"]),
+        it.run(&["key", "remove", "zz"]),
+        it.run(&["key", "remove", ""]),
+        it.run(&["verify", "--level", "deep"]),
+        it.run(&["frob"]),
+        it.run(&["--config", "nowhere.toml", "list"]),
+    ];
+    compare("exit_codes", &ran);
+}
+
+#[test]
+fn mistakes_in_the_configuration_are_all_shown() {
+    let it = Sandbox::new();
+    it.configure("exclud = []\ntier = \"gold\"\n[tiers.silver]\nrto = 5\n");
+    let text = it.run(&["list"]);
+    let json = it.run(&["list", "--json"]);
+    it.write("backstay.toml", "[repositories.main\n");
+    compare("configuration", &[text, json, it.run(&["status"])]);
+}
+
+#[test]
+fn a_key_file_that_others_can_read_is_warned_of() {
+    use std::os::unix::fs::PermissionsExt;
+    let it = Sandbox::ready();
+    fs::set_permissions(it.path("main.key"), fs::Permissions::from_mode(0o644)).unwrap();
+    compare("readable_key", &[it.run(&["list"])]);
+}
+
+#[test]
+fn what_cannot_be_read_is_listed_and_ends_with_3() {
+    let it = Sandbox::ready();
+    it.configure("exclude = []\n");
+    let text = fs::read_to_string(it.path("backstay.toml")).unwrap();
+    it.write("backstay.toml", text.replace("[\"data\"]", "[\"data\", \"gone\"]"));
+    let ran = it.run(&["backup", "data"]);
+    assert_eq!(ran.code, 3, "{ran}");
+    compare("in_part", &[ran, it.run(&["list"]), it.run(&["show", "latest"])]);
+}
+
+#[test]
+fn damage_ends_with_20_and_names_the_object() {
+    let it = Sandbox::ready();
+    it.good(&["backup", "data"]);
+    for path in it.files("repo/packs") {
+        let mut bytes = fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, bytes).unwrap();
+    }
+    for level in ["standard", "thorough"] {
+        let ran = it.run(&["verify", "--level", level]);
+        assert_eq!(ran.code, 20, "{ran}");
+        assert!(ran.stdout.contains("packs/"), "{ran}");
+        assert!(!ran.stdout.contains("panicked"), "{ran}");
+    }
+    let json = it.json(&["verify"]);
+    assert_eq!(json["good"], false);
+    assert!(!json["verifications"][0]["damages"].as_array().unwrap().is_empty());
+    let restore = it.run(&["restore", "data", "--to", "back"]);
+    assert!([3, 20].contains(&restore.code), "{restore}");
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    use std::io::Read;
+    let it = Sandbox::ready();
+    it.write("data/large", vec![b'x'; 4 << 20]);
+    it.good(&["backup", "data"]);
+    let path = format!("{}/large", it.path("data").display());
+    let mut child = it
+        .command(&["dump", "data", &path])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut first = [0; 10];
+    child.stdout.take().unwrap().read_exact(&mut first).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+}

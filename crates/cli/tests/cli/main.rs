@@ -1,0 +1,14 @@
+//! The built program, used as a person uses it. Output, errors and exit codes are compared with
+//! files in `snapshots`; what differs from run to run (ids, times, sizes, folders) is replaced by a
+//! word in brackets first.
+//!
+//! To accept new output: `INSTA_UPDATE=always cargo test -p backstay --test cli`.
+
+mod archive;
+mod errors;
+mod first_minute;
+mod json;
+mod sandbox;
+mod secrets;
+mod shell;
+mod stop;
