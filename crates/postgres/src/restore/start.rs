@@ -267,13 +267,14 @@ fn wait(
             return Err(stopped_early(&said, log));
         }
         if let Some(lock) = read_lock(directory) {
+            // The lock file says "ready" as soon as connections are taken, be it for reading only.
+            let open = lock.status == "ready";
+            let promoted = said.contains("database system is ready to accept connections");
             let there = match until {
-                Until::Consistent => matches!(lock.status.as_str(), "standby" | "ready"),
-                Until::Promoted => lock.status == "ready",
+                Until::Consistent => open,
+                Until::Promoted => open && promoted,
                 Until::Paused => {
-                    lock.status == "ready"
-                        || lock.status == "standby"
-                            && said.contains("pausing at the end of recovery")
+                    open && (promoted || said.contains("pausing at the end of recovery"))
                 }
                 Until::ShutDown => false,
             };
