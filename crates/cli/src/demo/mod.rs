@@ -48,6 +48,13 @@ pub fn run(args: &DemoArgs, app: &App) -> Result<Outcome> {
         let Some((major, bin)) = postgres else {
             return Err(Error::new(ErrorKind::Failed, "PostgreSQL is not there any more"));
         };
+        // Whoever started us clears the folder away; if that process dies, there is no point in
+        // going on, and this is like Ctrl-C.
+        if let Err(error) =
+            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
+        {
+            tracing::debug!(%error, "not told when the parent dies");
+        }
         return cluster::run(app, &Stage::in_folder(folder)?, major, &bin);
     }
     let stage = Stage::make()?;
