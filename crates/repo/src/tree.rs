@@ -80,7 +80,7 @@ impl TreeBuilder {
     }
 
     pub fn push(&mut self, entry: &Entry, sink: &mut dyn ChunkSink) -> Result<()> {
-        check_path(&entry.path)?;
+        check_paths(&entry.path, &entry.kind)?;
         if self.entries > 0 && compare_paths(&self.last, &entry.path).is_ge() {
             return Err(RepoError::new(
                 RepoErrorKind::Usage,
@@ -210,6 +210,15 @@ pub(crate) fn check_path(path: &[u8]) -> Result<()> {
     ))
 }
 
+/// A second name must not lead out of the tree any more than the first.
+fn check_paths(path: &[u8], kind: &EntryKind) -> Result<()> {
+    check_path(path)?;
+    match kind {
+        EntryKind::Hardlink { to } => check_path(to),
+        _ => Ok(()),
+    }
+}
+
 type Children = Vec<(Vec<u8>, ObjectId)>;
 
 fn parse_inner(object: &str, mut body: &[u8]) -> Result<Children> {
@@ -240,7 +249,7 @@ fn parse_leaf(object: &str, mut body: &[u8]) -> Result<Vec<Entry>> {
             return Err(RepoError::damaged(object, "the paths of a node are longer than any are"));
         }
         let path = [shared, rest_of_path].concat();
-        check_path(&path)?;
+        check_paths(&path, &kind)?;
         if let Some(before) = entries.last()
             && compare_paths(&before.path, &path).is_ge()
         {
@@ -302,6 +311,7 @@ impl Tree {
             tree: self.clone(),
             entries: Vec::new().into_iter(),
             stack: vec![vec![self.root].into_iter()],
+            last: Vec::new(),
             visited: None,
         }
     }
@@ -428,6 +438,9 @@ pub struct TreeIter {
     tree: Tree,
     entries: std::vec::IntoIter<Entry>,
     stack: Vec<std::vec::IntoIter<ObjectId>>,
+    /// The path before: the order holds across nodes too, or a path could come back later as
+    /// something else.
+    last: Vec<u8>,
     visited: Option<Box<dyn FnMut(ObjectId) + Send>>,
 }
 
@@ -437,6 +450,13 @@ impl Iterator for TreeIter {
     fn next(&mut self) -> Option<Self::Item> {
         loop {
             if let Some(entry) = self.entries.next() {
+                if compare_paths(&self.last, &entry.path).is_ge() {
+                    self.stack.clear();
+                    self.entries = Vec::new().into_iter();
+                    let what = "its nodes are out of order";
+                    return Some(Err(RepoError::damaged(&self.tree.name, what)));
+                }
+                self.last.clone_from(&entry.path);
                 return Some(Ok(entry));
             }
             let id = loop {

@@ -538,6 +538,29 @@ fn a_later_backup_stores_again_what_a_damaged_index_segment_listed() {
     restored(&repo, snapshot, files).unwrap();
 }
 
+/// What `docs/errors.md` advises when a pack is lost for good.
+#[test]
+fn a_lost_pack_is_stored_again_once_its_index_segment_is_gone() {
+    let (snapshot, files) = &WHOLE.snapshots[0];
+    let of = |kind: &str| {
+        let mut keys = WHOLE
+            .objects
+            .iter()
+            .filter(|(key, object)| key.contains(&snapshot.id) && kind_of(key, object) == kind);
+        keys.next().unwrap().0.clone()
+    };
+    for lost in ["data pack", "metadata pack"] {
+        let mut objects = WHOLE.objects.clone();
+        objects.remove(&of(lost));
+        objects.remove(&of("index segment"));
+        let repo = open(&store_of(&objects));
+        let again = backup(&repo, files).unwrap();
+        let repo = open(&store_of(&objects_of(repo.store())));
+        restored(&repo, &again, files).unwrap();
+        restored(&repo, snapshot, files).unwrap();
+    }
+}
+
 #[test]
 fn pushing_again_is_refused_when_what_is_there_is_damaged() {
     let (name, content) = &WHOLE.archived[0];

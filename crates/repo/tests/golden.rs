@@ -64,8 +64,10 @@ fn lines(length: usize, seed: u64) -> Vec<u8> {
 struct Golden {
     entry: Entry,
     /// Of a file: how it is cut, what it holds, where its data is.
-    content: Option<(Chunking, Arc<Vec<u8>>, Option<Vec<std::ops::Range<u64>>>)>,
+    content: Option<(Chunking, Arc<Vec<u8>>, Ranges)>,
 }
+
+type Ranges = Option<Vec<std::ops::Range<u64>>>;
 
 fn plain(path: &[u8], kind: EntryKind) -> Entry {
     let mut entry = file("x", 0);
@@ -112,7 +114,7 @@ fn entries(edition: u64) -> Vec<Golden> {
     sparse[1 << 20..(1 << 20) + 4096].copy_from_slice(&lines(4096, 9));
     let mut holes = with(b"sparse", C, sparse);
     if let Some((_, _, ranges)) = &mut holes.content {
-        *ranges = Some(vec![1 << 20..(1 << 20) + 4096]);
+        *ranges = Some(std::iter::once(1 << 20..(1 << 20) + 4096).collect());
     }
     let mut all = vec![
         full,

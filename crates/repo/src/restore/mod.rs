@@ -145,6 +145,7 @@ pub(crate) fn restore(
     let mut hardlinks: Vec<(Place, Place, Vec<u8>)> = Vec::new();
     let mut kept: HashSet<Vec<u8>> = HashSet::new();
     let mut made = DirectoryStack::default();
+    let mut leaf: Vec<u8> = Vec::new();
 
     fetcher.with_workers(count, |small| {
         let mut batch = Vec::new();
@@ -161,6 +162,15 @@ pub(crate) fn restore(
                 Placement::At(path) => Place::absolute(path),
             };
             if place.is_below_target() {
+                // Whoever made the tree may have made it so that a link leads out of the target. In
+                // the order of paths, what is below an entry follows it directly.
+                if !leaf.is_empty() && is_below(&entry.path, &leaf) {
+                    return Err(below_no_directory(&entry, &leaf));
+                }
+                leaf.clear();
+                if !entry.is_directory() {
+                    leaf.extend_from_slice(&entry.path);
+                }
                 made.enter(&target, &entry)?;
                 if options.prune {
                     keep(&mut kept, &entry.path);
@@ -270,6 +280,20 @@ pub(crate) fn restore(
     report.bytes_written = fetcher.counters.bytes_written.load(Relaxed);
     report.bytes_fetched = fetcher.counters.bytes_fetched.load(Relaxed);
     Ok(report)
+}
+
+/// Whether `path` lies somewhere below `above`.
+fn is_below(path: &[u8], above: &[u8]) -> bool {
+    path.strip_prefix(above).is_some_and(|rest| rest.first() == Some(&b'/'))
+}
+
+fn below_no_directory(entry: &Entry, above: &[u8]) -> RepoError {
+    let above = String::from_utf8_lossy(above);
+    RepoError::new(
+        RepoErrorKind::Unsupported,
+        format!("{} lies below {above}, which is no directory", entry.display_path()),
+    )
+    .with_hint("no folder can hold both; restore the one or the other by its path")
 }
 
 /// Keeps a path and all that lead to it.

@@ -314,7 +314,10 @@ impl Shared {
     pub fn finish_uploads(&self) -> Result<Vec<Uploaded>> {
         self.join_uploads();
         self.check()?;
-        Ok(std::mem::take(&mut *lock(&self.uploaded)))
+        let mut uploaded = std::mem::take(&mut *lock(&self.uploaded));
+        // Not in the order in which uploads happened to end: the same work gives the same index.
+        uploaded.sort_unstable_by_key(|(pack, _)| pack.id);
+        Ok(uploaded)
     }
 }
 
