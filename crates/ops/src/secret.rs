@@ -152,9 +152,12 @@ fn read_secret(path: &Path, what: &str, warnings: &mut Vec<Warning>) -> Result<Z
 /// Makes a key file of 32 random bytes that only its owner may read. One that is there is left as
 /// it is. True when it was made.
 pub fn create_key_file(path: &Path, env: &Environment) -> Result<bool> {
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
-    }
+    // A bare name has an empty parent, which is no folder that could be opened.
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
     let mut file = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(false),
@@ -164,10 +167,7 @@ pub fn create_key_file(path: &Path, env: &Environment) -> Result<bool> {
         let key = Zeroizing::new(env.random::<32>());
         file.write_all(key.as_slice())?;
         file.sync_all()?;
-        match path.parent() {
-            Some(folder) => File::open(folder)?.sync_all(),
-            None => Ok(()),
-        }
+        File::open(folder)?.sync_all()
     })();
     if let Err(error) = written {
         // Half a key must not be taken for one.
