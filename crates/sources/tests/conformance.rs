@@ -1,5 +1,7 @@
 //! One suite for all kinds of sources. A new kind adds one [`Subject`] and one test per case.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // as tests do
+
 mod common;
 
 use std::fs;
@@ -62,7 +64,7 @@ impl Subject for Tree {
     }
 
     fn close(&self) {
-        let closed = fs::Permissions::from_mode(0);
+        let closed = fs::Permissions::from_mode(0o000);
         fs::set_permissions(self.path.join("2/sub/5"), closed).unwrap();
     }
 
@@ -124,7 +126,7 @@ impl Subject for Database {
 
     fn close(&self) {
         *self.connection() = None;
-        fs::set_permissions(&self.path, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&self.path, fs::Permissions::from_mode(0o000)).unwrap();
     }
 
     fn remove(&self) {

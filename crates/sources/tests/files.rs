@@ -1,5 +1,7 @@
 //! File trees: what is backed up comes back equal in everything, and only what changed is read.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // as tests do
+
 mod common;
 
 use std::collections::BTreeSet;
@@ -420,7 +422,7 @@ fn a_file_that_cannot_be_read_is_a_problem_and_the_snapshot_completes() {
     fs::write(base.join("open"), "open").unwrap();
     fs::write(base.join("closed"), vec![1; 100_000]).unwrap();
     fs::hard_link(base.join("closed"), base.join("closed-too")).unwrap();
-    fs::set_permissions(base.join("closed"), Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(base.join("closed"), Permissions::from_mode(0o000)).unwrap();
     let repo = repository();
     let snapshot = unprivileged(|| full(&repo, &files(&[&base])));
     let names: BTreeSet<&str> =
@@ -572,4 +574,65 @@ fn check_says_what_is_wrong_and_what_to_do() {
     assert_eq!(bad, ["exclude", base.join("missing").to_str().unwrap()]);
     assert!(items.iter().filter(|i| !i.ok).all(|i| i.hint.is_some()));
     assert!(files(&[&PathBuf::from("/etc")]).check().iter().all(|i| i.ok));
+}
+
+#[test]
+fn comparing_trees_finds_every_kind_of_difference() {
+    let (_dir, base) = folder();
+    let (a, b) = (base.join("a"), base.join("b"));
+    let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+    for tree in [&a, &b] {
+        fs::create_dir(tree).unwrap();
+        for name in ["content", "size", "mode", "time", "attribute", "kind", "one", "hole", "same"]
+        {
+            let path = tree.join(name);
+            fs::write(&path, vec![0; 300_000]).unwrap();
+        }
+        // The other name of this one lies outside: in the tree it is a file by itself.
+        fs::write(tree.join("outside"), "").unwrap();
+    }
+    fs::hard_link(a.join("outside"), base.join("outside")).unwrap();
+    File::options()
+        .write(true)
+        .open(b.join("content"))
+        .unwrap()
+        .write_all_at(b"!", 299_999)
+        .unwrap();
+    fs::write(b.join("size"), "").unwrap();
+    fs::set_permissions(b.join("mode"), Permissions::from_mode(0o604)).unwrap();
+    rustix::fs::setxattr(b.join("attribute"), "user.a", b"", XattrFlags::empty()).unwrap();
+    fs::remove_file(b.join("kind")).unwrap();
+    fs::create_dir(b.join("kind")).unwrap();
+    fs::write(b.join("kind/only-here"), "").unwrap();
+    fs::remove_file(b.join("one")).unwrap();
+    fs::hard_link(b.join("content"), b.join("one")).unwrap();
+    File::create(b.join("hole")).unwrap().set_len(300_000).unwrap();
+    for tree in [&a, &b] {
+        for entry in fs::read_dir(tree).unwrap() {
+            File::open(entry.unwrap().path()).unwrap().set_modified(time).unwrap();
+        }
+        File::open(tree).unwrap().set_modified(time).unwrap();
+    }
+    File::open(b.join("time")).unwrap().set_modified(time + Duration::from_nanos(1)).unwrap();
+    let found: BTreeSet<String> = compare_trees(&a, &b, CompareOptions::default())
+        .unwrap()
+        .iter()
+        .map(|d| {
+            format!("{} {}", String::from_utf8_lossy(&d.path), d.what.split(' ').next().unwrap())
+        })
+        .collect();
+    let expected = [
+        "attribute attributes",
+        "content content",
+        "hole holes",
+        "kind a",
+        "kind/only-here only",
+        "mode mode",
+        "one content",
+        "one first",
+        "size size",
+        "time time",
+    ];
+    assert_eq!(found, expected.map(str::to_owned).into());
+    assert!(compare_trees(&a, &a, CompareOptions::default()).unwrap().is_empty());
 }

@@ -1,5 +1,7 @@
 //! Random trees and random edits: the restored incremental snapshot is the tree.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // as tests do
+
 mod common;
 
 use std::fs;

@@ -1,5 +1,7 @@
 //! SQLite: consistent while others write, and clear about what is wrong.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // as tests do
+
 mod common;
 
 use std::fs;

@@ -1,5 +1,7 @@
 //! The walk: order, completeness, what is left out, and how fast it is.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // as tests do
+
 mod common;
 
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -181,7 +183,7 @@ fn a_directory_that_cannot_be_read_is_listed_with_its_problem() {
     std::fs::set_permissions(&base, std::fs::Permissions::from_mode(0o755)).unwrap();
     std::fs::create_dir_all(base.join("closed/inside")).unwrap();
     std::fs::create_dir_all(base.join("open")).unwrap();
-    std::fs::set_permissions(base.join("closed"), std::fs::Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(base.join("closed"), std::fs::Permissions::from_mode(0o000)).unwrap();
     let (entries, problems) = unprivileged(|| walk(&[&base], WalkOptions::default()));
     std::fs::set_permissions(base.join("closed"), std::fs::Permissions::from_mode(0o755)).unwrap();
     assert_eq!(below(&base, &entries), ["closed", "open"]);

@@ -95,6 +95,7 @@ struct Side {
     base: Vec<u8>,
     walk: Walk,
     links: HashMap<(u64, u64), Vec<u8>>,
+    buffer: Vec<u8>,
 }
 
 impl Side {
@@ -106,7 +107,7 @@ impl Side {
         let walk = Walk::below(root.clone(), &paths, WalkOptions::default())?;
         let base = path.as_os_str().as_encoded_bytes();
         let base = base.strip_prefix(b"/").unwrap_or(base).to_vec();
-        Ok(Self { root, base, walk, links: HashMap::new() })
+        Ok(Self { root, base, walk, links: HashMap::new(), buffer: vec![0; 1 << 18] })
     }
 
     fn next(&mut self, differences: &mut Vec<Difference>) -> Option<Found> {
@@ -131,13 +132,14 @@ impl Side {
         }
     }
 
-    /// The first name of a file with several.
+    /// The first name of a file with several in this tree; none for that name itself.
     fn first_name(&mut self, found: &Found) -> Option<Vec<u8>> {
         if found.stat.links < 2 || found.stat.kind == FileType::Directory {
             return None;
         }
         let id = (found.stat.device, found.stat.inode);
-        Some(self.links.entry(id).or_insert_with(|| found.path.clone()).clone())
+        let first = self.links.entry(id).or_insert_with(|| found.path.clone());
+        (*first != found.path).then(|| first.clone())
     }
 
     fn open(&self, found: &Found, flags: OFlags) -> io::Result<File> {
@@ -187,7 +189,9 @@ impl Side {
                 let (xa, xb) = (xattrs_of(&fa)?, xattrs_of(&fb)?);
                 differ("attributes", format!("{xa:?}"), format!("{xb:?}"));
                 if a.kind == FileType::File && a.size == b.size {
-                    if let Some(at) = first_difference(&fa, &fb)? {
+                    if let Some(at) =
+                        first_difference((&fa, &mut self.buffer), (&fb, &mut other.buffer))?
+                    {
                         out.push(format!("content differs from byte {at} on"));
                     }
                     if options.holes {
@@ -215,11 +219,14 @@ impl Side {
     }
 }
 
-fn first_difference(a: &File, b: &File) -> io::Result<Option<u64>> {
-    let (mut x, mut y) = (vec![0; 1 << 18], vec![0; 1 << 18]);
+/// The files with a buffer for each, both of the same size.
+fn first_difference(
+    (a, x): (&File, &mut [u8]),
+    (b, y): (&File, &mut [u8]),
+) -> io::Result<Option<u64>> {
     let mut at = 0;
     loop {
-        let (read, other) = (read_at(a, at, &mut x)?, read_at(b, at, &mut y)?);
+        let (read, other) = (read_at(a, at, x)?, read_at(b, at, y)?);
         let (x, y) = (x.get(..read).unwrap_or_default(), y.get(..other).unwrap_or_default());
         if x != y {
             let common = x.iter().zip(y).take_while(|(x, y)| x == y).count();

@@ -121,7 +121,7 @@ pub(super) struct Node {
 impl Listing {
     /// The whole path of a node, relative to `/`.
     pub fn path_of(&self, node: &Node) -> Vec<u8> {
-        below(&self.path, self.names.get(node.name).to_bytes())
+        below(&self.path, self.names.bytes(node.name))
     }
 }
 
@@ -153,8 +153,17 @@ impl Names {
         name.unwrap_or_default()
     }
 
+    /// As [`get`](Self::get), without looking for the 0 that is known to be at the end.
+    fn bytes(&self, at: usize) -> &[u8] {
+        let name = self
+            .index
+            .get(at)
+            .and_then(|(from, length, _)| self.bytes.get(*from..(from + length).saturating_sub(1)));
+        name.unwrap_or_default()
+    }
+
     fn contains(&self, name: &CStr) -> bool {
-        (0..self.index.len()).any(|at| self.get(at) == name)
+        (0..self.index.len()).any(|at| self.bytes(at) == name.to_bytes())
     }
 }
 
@@ -283,25 +292,24 @@ impl Task {
             if matches!(what, Err(Errno::NOENT)) {
                 continue;
             }
-            let name = names.get(at);
-            let named = plan.as_ref().and_then(|plan| plan.children.get(name.to_bytes()));
+            let name = names.bytes(at);
+            let named = plan.as_ref().and_then(|plan| plan.children.get(name));
             let is_directory = matches!(&what, Ok(stat) if stat.kind == FileType::Directory);
-            let excluded =
-                || context.exclude.is_excluded(&below(&self.path, name.to_bytes()), is_directory);
+            let excluded = || context.exclude.is_excluded(&below(&self.path, name), is_directory);
             let excluded = excluded();
             if named.is_none() && excluded {
                 continue;
             }
             let below = match &what {
                 Ok(stat) if is_directory => {
-                    self.descend(directory, name, stat, named.cloned(), whole && !excluded)
+                    self.descend(directory, names.get(at), stat, named.cloned(), whole && !excluded)
                 }
                 _ => None,
             };
             nodes.push(Node { name: at, what, below });
         }
         let next = (to < names.index.len()).then(|| {
-            let first = below(&self.path, names.get(to).to_bytes());
+            let first = below(&self.path, names.bytes(to));
             Arc::new(Self {
                 path: self.path.clone(),
                 key: (sort_key(&first), 0),
