@@ -93,7 +93,7 @@ fn place(base: &Path, name: &[u8]) -> PathBuf {
     let directories = all(base, true);
     let seed: usize = name.iter().map(|byte| usize::from(*byte)).sum();
     let parent = match pick(&directories, seed) {
-        Some(directory) if seed % 3 != 0 => directory.clone(),
+        Some(directory) if !seed.is_multiple_of(3) => directory.clone(),
         _ => base.to_path_buf(),
     };
     parent.join(std::ffi::OsStr::from_bytes(name))
