@@ -1,5 +1,8 @@
 //! `wal::push` and `wal::fetch` on repositories that work, fail and lie.
 
+// What fails outside a test function fails its test.
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,8 +11,10 @@ use backstay_postgres::PostgresErrorKind;
 use backstay_postgres::wal::{
     self, FetchOptions, FetchOutcome, PushOptions, SegmentName, SegmentSize,
 };
-use backstay_repo::{InitOptions, Pushed, RepoErrorKind, Repository, Secret};
-use backstay_store::{Environment, ErrorKind, Fault, Faulty, Memory, Operation, Rule, Store, When};
+use backstay_repo::{InitOptions, OpenOptions, Pushed, RepoErrorKind, Repository, Secret};
+use backstay_store::{
+    Environment, ErrorKind, Fault, Faulty, Memory, Operation, Rule, Store, StoreOptions, When,
+};
 
 const SYSTEM: u64 = 7_000_000_000_000_000_001;
 
@@ -462,6 +467,60 @@ fn many_processes_share_a_spool() {
             });
         }
     });
+}
+
+/// The repository in `folder`, made when it is not there.
+fn on_disk(folder: &Path) -> Repository {
+    let url = format!("file://{}", folder.join("repository").display());
+    let store = Store::open(&url, &StoreOptions::default()).unwrap();
+    let secret = Secret::key_file([3; 32]).unwrap();
+    let env = Environment::system();
+    match Repository::open(store.clone(), env.clone(), &secret, OpenOptions::default()) {
+        Ok(repository) => repository,
+        Err(_) => Repository::init(store, env, &secret, InitOptions::default()).unwrap(),
+    }
+}
+
+/// A push that dies at any step archived the whole segment or nothing, and can be repeated.
+#[test]
+fn a_push_killed_at_any_step_is_whole_or_nothing() {
+    for (failpoint, there) in [
+        ("wal-push-read", false),
+        ("archive-sealed", false),
+        ("local-create-temporary", false),
+        ("local-create-written", false),
+        ("local-create-synced", false),
+        ("local-create-linked", true),
+        ("archive-created", true),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let repository = on_disk(folder.path());
+        let path = folder.path().join(nth(3));
+        fs::write(&path, segment(&nth(3), SYSTEM, 7)).unwrap();
+        let status = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "push_in_another_process"])
+            .env("BACKSTAY_FAILPOINT", failpoint)
+            .env("WAL_PUSH_IN", folder.path())
+            .stdout(std::process::Stdio::null())
+            .status()
+            .unwrap();
+        assert!(!status.success(), "{failpoint} was not passed");
+        let archive = repository.archive(SYSTEM);
+        assert_eq!(archive.contains(&nth(3)).unwrap(), there, "{failpoint}");
+        let repositories = [repository];
+        let report = wal::push(&repositories, &path, &PushOptions::default()).unwrap();
+        assert_eq!(report.repositories[0] == Pushed::Same, there, "{failpoint}");
+        let content = archive.fetch(&nth(3)).unwrap().unwrap();
+        assert_eq!(content, segment(&nth(3), SYSTEM, 7), "{failpoint}");
+    }
+}
+
+/// The other process of the test above; does nothing by itself.
+#[test]
+fn push_in_another_process() {
+    let Some(folder) = std::env::var_os("WAL_PUSH_IN").map(PathBuf::from) else { return };
+    let repositories = [on_disk(&folder)];
+    wal::push(&repositories, &folder.join(nth(3)), &PushOptions::default()).unwrap();
 }
 
 /// A process that dies at any step leaves the destination whole or untouched.

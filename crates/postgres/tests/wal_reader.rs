@@ -1,5 +1,8 @@
 //! The WAL reader against real servers, and PostgreSQL's own `pg_waldump` as the oracle.
 
+// What fails outside a test function fails its test.
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};

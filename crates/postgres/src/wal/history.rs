@@ -5,6 +5,8 @@
 //! `#`. Timeline 1 has no file, and an empty file says that there are no ancestors
 //! (`access/transam/timeline.c`).
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use super::{Lsn, SegmentSize};
 
 /// Where a timeline was left for the next.

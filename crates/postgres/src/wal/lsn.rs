@@ -3,6 +3,8 @@
 //! A position counts bytes from the beginning of a cluster's life. A segment is a file of a size
 //! that `initdb` chose (a power of two from 1 MiB to 1 GiB); nothing here assumes 16 MiB.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -96,7 +98,7 @@ impl SegmentSize {
     pub fn new(bytes: u64) -> Option<Self> {
         let bytes = u32::try_from(bytes).ok()?;
         let size = Self(bytes);
-        (bytes.is_power_of_two() && bytes >= Self::MIN.0 && bytes <= Self::MAX.0).then_some(size)
+        (bytes.is_power_of_two() && (Self::MIN.0..=Self::MAX.0).contains(&bytes)).then_some(size)
     }
 
     pub fn bytes(self) -> u64 {

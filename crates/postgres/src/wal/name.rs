@@ -11,6 +11,8 @@
 //! and the *segment* part begins depends on the segment size, so a name gives a position only
 //! together with one.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use std::fmt;
 use std::str::FromStr;
 

@@ -18,6 +18,8 @@
 //! The layout is that of `XLogPageHeaderData` and `XLogLongPageHeaderData` in PostgreSQL's
 //! `access/xlog_internal.h`; the magic numbers were read from servers of each version.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use super::{Lsn, SegmentName, SegmentSize};
 use crate::{PostgresError, PostgresErrorKind, Result};
 
@@ -107,7 +109,7 @@ impl PageHeader {
     }
 
     /// Bytes that the header takes.
-    pub fn len(&self) -> usize {
+    pub fn length(&self) -> usize {
         if self.flags & LONG != 0 { LONG_HEADER } else { SHORT_HEADER }
     }
 }

@@ -9,6 +9,8 @@
 //!
 //! Follows `XLogDecodeNextRecord` of PostgreSQL's `access/transam/xlogreader.c`.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -226,7 +228,7 @@ where
         // Each round either finds a record or moves on by a page.
         loop {
             let (page_start, header) = self.page_of(at)?;
-            let body_start = page_start.0 + header.len() as u64;
+            let body_start = page_start.0 + header.length() as u64;
             if at.0 < body_start {
                 // At the beginning of a page: the first record that begins in it.
                 if header.continues() {
@@ -258,12 +260,12 @@ where
 
     /// The place behind the rest of an earlier record.
     fn skip_continuation(&self, page: Lsn, header: PageHeader) -> Skipped {
-        let room = u64::from(self.page_size()) - header.len() as u64;
+        let room = u64::from(self.page_size()) - header.length() as u64;
         let rest = u64::from(header.remaining).next_multiple_of(ALIGNMENT);
         if rest >= room {
             Skipped::NextPage(Lsn(page.0 + u64::from(self.page_size())))
         } else {
-            Skipped::Here(Lsn(page.0 + header.len() as u64 + rest))
+            Skipped::Here(Lsn(page.0 + header.length() as u64 + rest))
         }
     }
 
@@ -326,15 +328,15 @@ where
                     header.remaining
                 )));
             }
-            let take = left.min(page_size as usize - header.len());
-            let start = page.offset(self.identity.segment_size) as usize + header.len();
+            let take = left.min(page_size as usize - header.length());
+            let start = page.offset(self.identity.segment_size) as usize + header.length();
             let piece = self.bytes(start, take);
             if piece.len() != take {
                 return Err(Stop::Invalid("it is cut short".into()));
             }
             assembled.extend_from_slice(piece);
             if take == left {
-                let end = page.0 + header.len() as u64 + take as u64;
+                let end = page.0 + header.length() as u64 + take as u64;
                 break Lsn(end.next_multiple_of(ALIGNMENT));
             }
         };

@@ -14,6 +14,8 @@
 //! What follows are headers of blocks and of data, then the data in the same order
 //! (`access/xlogrecord.h`). A record's own words are in its *main data*, the last part.
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use jiff::Timestamp;
 
 use super::Lsn;

@@ -276,8 +276,8 @@ impl Check<'_> {
         })
     }
 
-    fn segments(&self, batch: usize) -> Segments<'_> {
-        Segments::new(self.archive, self.inventory, self.history, self.reach, batch)
+    fn segments(&self, last: u64, batch: usize) -> Segments<'_> {
+        Segments::new(self.archive, self.inventory, self.history, last, batch)
     }
 
     fn identity(&self) -> Identity {
@@ -315,7 +315,7 @@ impl Check<'_> {
 
     /// Where the last record that can be reached begins: the last position that can be a target.
     fn last_record(&self) -> Result<Lsn> {
-        let mut segments = self.segments(1);
+        let mut segments = self.segments(self.reach, 1);
         let mut number = self.reach;
         loop {
             let start = self.size().start_of(number).unwrap_or(self.base.stop);
@@ -380,7 +380,7 @@ impl Check<'_> {
         let passed = |time: Timestamp| {
             if self.options.inclusive { time > target } else { time >= target }
         };
-        let mut segments = self.segments(1);
+        let mut segments = self.segments(self.reach, 1);
         let first = self.base.start.segment(self.size());
         let mut newest: Option<Timestamp> = None;
         for number in (first..=self.reach).rev() {
@@ -445,11 +445,9 @@ impl Check<'_> {
         };
         let first = self.base.start.segment(self.size());
         let bound = self.reach.min(first.saturating_add(limit.saturating_sub(1)));
-        let mut segments = self.segments(self.options.batch);
+        let mut segments = self.segments(bound, self.options.batch);
         let mut seen = Seen::default();
-        let mut reader = Reader::new(self.identity(), self.base.start, |number| {
-            if number > bound { Ok(None) } else { segments.get(number) }
-        });
+        let mut reader = Reader::new(self.identity(), self.base.start, |n| segments.get(n));
         let mut found = None;
         while let Some(record) = reader.next_record()? {
             let matches = match (target, record.event()) {
