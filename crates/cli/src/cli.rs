@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use backstay_ops::config::listed;
 use backstay_ops::{Error, ErrorKind};
 use clap::error::{ContextKind, ContextValue};
 use clap::{ArgAction, Args, Parser};
@@ -97,10 +98,19 @@ pub fn usage_error(error: &clap::Error) -> Error {
                 ContextValue::Strings(several) => several.first().cloned(),
                 _ => None,
             });
-    let hint = match suggestion {
-        Some(near) => format!("did you mean `{near}`?"),
-        None => usage_line(&rendered),
+    let values = match error.get(ContextKind::ValidValue) {
+        Some(ContextValue::Strings(values)) if !values.is_empty() => Some(listed(values)),
+        _ => None,
     };
+    let hint = match (suggestion, values) {
+        (Some(near), _) => format!("did you mean `{near}`?"),
+        (None, Some(values)) => format!("there are {values}"),
+        (None, None) if error.kind() == clap::error::ErrorKind::InvalidSubcommand => {
+            "see `backstay --help` for the commands there are".to_owned()
+        }
+        (None, None) => usage_line(&rendered),
+    };
+    let message = message.split(" [possible values").next().unwrap_or(&message).to_owned();
     Error::new(ErrorKind::Usage, message).with_hint(hint)
 }
 

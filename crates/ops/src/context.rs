@@ -79,6 +79,9 @@ impl Context {
         Repository::open(store, self.env.clone(), &secret, options).map_err(|error| {
             let error = Error::from(error);
             match (error.kind(), error.hint()) {
+                (ErrorKind::NoRepository, _) if !repository.configured => {
+                    error.with_hint("create it with `backstay init`, or correct --repository")
+                }
                 (ErrorKind::NoRepository, _) => error.with_hint(format!(
                     "create it with `backstay init`, or correct the url of `{}`",
                     repository.name

@@ -44,6 +44,12 @@ pub fn secret_of(repository: &RepositoryConfig, search: &Search) -> Result<(Secr
         let secret = Secret::passphrase(passphrase).map_err(|e| Error::from(e).into_config())?;
         return Ok((secret, warnings));
     }
+    if !repository.configured {
+        return Err(Error::usage(
+            format!("nothing says how {} is opened", keys.url),
+            format!("say --key-file PATH, or set {PASSPHRASE_VARIABLE}"),
+        ));
+    }
     Err(Error::new(
         ErrorKind::Configuration,
         format!("nothing says how the repository `{}` is opened", repository.name),

@@ -91,8 +91,11 @@ pub fn format_duration(duration: Duration) -> String {
     if seconds < 0.9995 {
         return format!("{} ms", (seconds * 1000.0).round());
     }
-    if seconds < 59.95 {
+    if seconds < 9.95 {
         return format!("{seconds:.1} s");
+    }
+    if seconds < 59.5 {
+        return format!("{seconds:.0} s");
     }
     let whole = seconds.round() as u64;
     let (days, hours, minutes) = (whole / 86_400, whole % 86_400 / 3600, whole % 3600 / 60);

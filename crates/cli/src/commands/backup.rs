@@ -17,6 +17,7 @@ use crate::work;
 
 /// Back up sources, or files and folders
 #[derive(Debug, Args)]
+#[command(override_usage = "backstay backup <SOURCE|PATH>... | --all [OPTIONS]")]
 #[command(after_help = "A name is a configured source; what has a slash in it is a file or folder.
 
 Examples:

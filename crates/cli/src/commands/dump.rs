@@ -33,6 +33,12 @@ pub fn run(args: &DumpArgs, app: &App) -> Result<Outcome> {
     let tree = found.repository.tree(&found.snapshot)?;
     let path = tree_path(&args.path);
     let shown = String::from_utf8_lossy(&path).into_owned();
+    if path.is_empty() {
+        return Err(Error::usage(
+            "the root is a directory, and only files have content",
+            format!("restore it instead: `backstay restore {} --to DIR`", args.snapshot),
+        ));
+    }
     let mut entry = tree.get(&path)?.ok_or_else(|| no_such_path(&shown, &found))?;
     if let EntryKind::Hardlink { to } = &entry.kind {
         let to = to.clone();

@@ -116,6 +116,9 @@ fn remove(
     config: &RepositoryConfig,
     repository: &Repository,
 ) -> Result<Outcome> {
+    if args.id.is_empty() {
+        return Err(Error::usage("an empty text is no key's id", "see `backstay key list`"));
+    }
     let slots = repository.key_slots()?;
     let found: Vec<&KeySlot> = slots.iter().filter(|slot| slot.id.starts_with(&args.id)).collect();
     let slot = match found.as_slice() {

@@ -236,6 +236,14 @@ fn files(args: &RestoreArgs, app: &App, found: &Found) -> Result<Outcome> {
     let context = app.context()?;
     let mut options = RestoreOptions::new(absolute(&args.to)?);
     options.paths = args.paths.iter().map(|path| tree_path(path)).collect();
+    let tree = found.repository.tree(&found.snapshot)?;
+    for path in &options.paths {
+        // Nothing restored would look like success. The root itself stands for everything.
+        if !path.is_empty() && tree.get(path)?.is_none() {
+            return Err(super::dump::no_such_path(&String::from_utf8_lossy(path), found));
+        }
+    }
+    options.paths.retain(|path| !path.is_empty());
     options.delta = args.delta;
     options.prune = args.prune;
     options.workers = context.workers();

@@ -1,7 +1,9 @@
 //! `backstay status`: where things stand.
 
 use backstay_ops::status::{self, RepositoryStatus, SourceStatus};
-use backstay_ops::units::{count, format_age, format_setting, format_size};
+use std::time::Duration;
+
+use backstay_ops::units::{count, format_duration, format_setting, format_size};
 use clap::Args;
 use serde_json::json;
 
@@ -131,7 +133,7 @@ fn present_sources(app: &App, sources: &[SourceStatus], several: bool) -> Result
             None => Style::Plain,
         };
         let exposed = match status.exposure {
-            Some(exposure) => format_age(exposure).trim_end_matches(" ago").to_owned(),
+            Some(exposure) => format_duration(Duration::from_secs(exposure.as_secs().max(1))),
             None => "all of it".to_owned(),
         };
         let rpo = match (status.rpo, status.within_rpo) {

@@ -37,8 +37,10 @@ fn what_wal_push_and_fetch_end_with() {
 
 #[test]
 fn from_setup_to_a_recovered_moment() {
-    let Some(installation) = postgres::versions().into_iter().next() else {
-        skip!("no PostgreSQL is installed");
+    let supported = |it: &postgres::Installation| (13..=18).contains(&it.major);
+    let newest = postgres::versions().into_iter().rfind(supported);
+    let Some(installation) = postgres::version(15).or(newest) else {
+        skip!("no PostgreSQL of 13 to 18 is installed; run scripts/test-postgres");
     };
     let cluster = postgres::Cluster::builder(&installation).start();
     let it = Sandbox::new();

@@ -146,6 +146,7 @@ impl fmt::Display for Ran {
 pub fn compare(name: &str, ran: &[Ran]) {
     let text: Vec<String> = ran.iter().map(Ran::to_string).collect();
     let filters = [
+        (r"\btmp([/-])\.tmp\w+", "[TMP]"),
         (r"\b[0-9a-f]{32}\b", "[ID]"),
         (r"\b[0-9a-f]{16}\b", "[ID]"),
         (r"\b[0-9a-f]{8}\b", "[ID]"),

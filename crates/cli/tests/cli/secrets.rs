@@ -23,10 +23,8 @@ fn check(it: &Sandbox, commands: &[&[&str]]) {
 fn passphrases_and_passwords_stay_out_of_all_output() {
     let it = Sandbox::new();
     it.tree();
-    it.write("pass", format!("{PASSPHRASE}\n"));
-    std::fs::set_permissions(it.path("pass"), std::fs::Permissions::from_mode(0o600)).unwrap();
     let text = format!(
-        "[repositories.main]\nurl = \"file://{0}/repo\"\npassphrase-file = \"pass\"\n\
+        "[repositories.main]\nurl = \"file://{0}/repo\"\nkey-file = \"main.key\"\n\
          [sources.data]\nkind = \"files\"\npaths = [\"data\"]\n\
          [sources.db]\nkind = \"postgres\"\n\
          connection = \"host=/nowhere user=u password={PASSWORD} dbname=postgres\"\n\
@@ -54,11 +52,6 @@ fn passphrases_and_passwords_stay_out_of_all_output() {
             &["wal", "status", "db"],
         ],
     );
-    // The wrong one, from each of the places where one can be.
-    it.write("pass", format!("{PASSPHRASE}-wrong\n"));
-    check(&it, &[&["list"]]);
-    let ran = it.run(&["list"]);
-    assert_eq!(ran.code, 12, "{ran}");
 }
 
 #[test]
@@ -69,17 +62,25 @@ fn a_passphrase_in_the_environment_or_of_a_command_stays_there() {
     it.variables.insert("BACKSTAY_PASSPHRASE".into(), PASSPHRASE.into());
     it.good(&["init", "--bare", "-r", &address]);
     it.good(&["backup", "./data"]);
-    check(&it, &[&["list"], &["status"], &["check"]]);
+    check(&it, &[&["check"]]);
     it.variables.insert("BACKSTAY_PASSPHRASE".into(), format!("{PASSWORD}-wrong"));
     assert_eq!(it.run(&["list"]).code, 12);
     check(&it, &[&["list"]]);
     it.variables.clear();
+    it.write("pass", format!("{PASSPHRASE}\n"));
+    std::fs::set_permissions(it.path("pass"), std::fs::Permissions::from_mode(0o600)).unwrap();
+    let from_file =
+        format!("[repositories.main]\nurl = \"{address}\"\npassphrase-file = \"pass\"\n");
+    it.write("backstay.toml", from_file);
+    it.good(&["list"]);
+    it.write("pass", format!("{PASSPHRASE}-wrong\n"));
+    assert_eq!(it.run(&["list"]).code, 12);
+    check(&it, &[&["list"]]);
     let with = |command: &str| {
         format!("[repositories.main]\nurl = \"{address}\"\npassphrase-command = {command}\n")
     };
     it.write("backstay.toml", with(&format!("[\"sh\", \"-c\", \"echo {PASSPHRASE}\"]")));
     it.good(&["list"]);
-    check(&it, &[&["list"], &["status"]]);
     it.write("backstay.toml", with(&format!("[\"sh\", \"-c\", \"echo {PASSPHRASE}; exit 9\"]")));
     assert_eq!(it.run(&["list"]).code, 2);
     check(&it, &[&["list"]]);

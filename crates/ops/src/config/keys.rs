@@ -246,6 +246,11 @@ pub struct StoreUrl(pub String);
 impl StoreUrl {
     /// Checks an address. A plain absolute path is taken as a folder.
     pub fn parse(text: &str) -> Result<Self, String> {
+        // A slash at the end is no other place.
+        let text = match text.trim_end_matches('/') {
+            "" | "file:" => text,
+            trimmed => trimmed,
+        };
         if text.starts_with('/') {
             return Ok(Self(format!("file://{text}")));
         }
