@@ -45,6 +45,7 @@ const LEFT_OUT: &[&str] = &[
     "postmaster.opts",
     "recovery.signal",
     "standby.signal",
+    crate::restore::OLD_WAL,
 ];
 
 /// Directories that a cluster is nothing without; a link in their place would leave a hole.

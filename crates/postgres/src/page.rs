@@ -198,8 +198,8 @@ mod tests {
         let mut page = page.to_vec();
         page[8..10].fill(0);
         let mut all = 0;
-        for lane in 0..LANES {
-            let mut sum = OFFSETS[lane];
+        for (lane, offset) in OFFSETS.into_iter().enumerate() {
+            let mut sum = offset;
             for row in 0..page.len() / ROW {
                 let at = row * ROW + lane * 4;
                 let value = u32::from_le_bytes(page[at..at + 4].try_into().unwrap());

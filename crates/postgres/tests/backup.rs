@@ -1,4 +1,5 @@
 //! Backups of clusters that do not hold still, and those that must not succeed.
+#![allow(clippy::unwrap_used)] // all of this is tests
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! What real servers wrote, read by us and by PostgreSQL's own programs.
+#![allow(clippy::unwrap_used)] // all of this is tests
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! To an exact moment and back, on every version that can be had.
+#![allow(clippy::unwrap_used)] // all of this is tests
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Restores that are interrupted, repeated, tampered with, and started in place.
+#![allow(clippy::unwrap_used)] // all of this is tests
 
 mod common;
 
@@ -99,6 +100,9 @@ fn a_delta_restore_brings_a_cluster_back() {
     let restored = fixture.restore(&made.snapshot, &options);
     assert!(!cluster.data().join("base/stray").exists());
     assert!(!cluster.data().join("standby.signal").exists());
+    // The last segment, with the shutdown in it, was nowhere else.
+    let kept = std::fs::read_dir(cluster.data().join("backstay-old-wal")).unwrap().count();
+    assert!(kept > 0 && restored.notes[0].contains("backstay-old-wal"), "{:?}", restored.notes);
     assert!(
         restored.report.bytes_written < restored.report.bytes / 2,
         "{:?}: what was right was written again",

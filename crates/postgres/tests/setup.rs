@@ -1,4 +1,5 @@
 //! Setting a server up, checking it, and getting to it with passwords and TLS.
+#![allow(clippy::unwrap_used)] // all of this is tests
 
 mod common;
 

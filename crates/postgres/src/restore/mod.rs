@@ -14,18 +14,19 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backstay_repo::{
-    Entry, EntryKind, Placement, Progress, Repository, RestoreReport, Snapshot, Tree,
+    Archive, Entry, EntryKind, Placement, Progress, Repository, RestoreReport, Snapshot, Tree,
 };
 use backstay_store::failpoint;
 
 use crate::control;
 use crate::detail::BackupDetail;
-use crate::wal::{self, RecoveryTarget, TargetTimeline};
+use crate::wal::{self, RecoveryTarget, SegmentName, TargetTimeline};
 use crate::{PostgresError, PostgresErrorKind, Result};
 
 pub use configure::TargetAction;
@@ -36,6 +37,9 @@ use spaces::Spaces;
 use start::Until;
 
 const CONTROL: &[u8] = b"data/global/pg_control";
+
+/// In the data directory: WAL of the state before a delta restore. Not in any backup.
+pub(crate) const OLD_WAL: &str = "backstay-old-wal";
 
 /// Where to restore to, how far to recover, and what to do then.
 #[derive(Debug, Clone)]
@@ -133,7 +137,11 @@ pub fn restore(
     let tree = repo.tree(snapshot)?;
     let spaces = Spaces::plan(&detail, &to, options)?;
     let wal_directory = wal_directory(&to, options.delta);
+    let mut notes = Vec::new();
     if options.delta {
+        if let Some(note) = keep_wal(&to, &wal_directory, &archive, &detail)? {
+            notes.push(note);
+        }
         clear(&to, &wal_directory, &tree, &spaces, &detail)?;
     }
 
@@ -179,7 +187,6 @@ pub fn restore(
     failpoint::hit("postgres-restore-control-written");
     let copied = began.elapsed();
 
-    let mut notes = Vec::new();
     let (mut running, mut recovered) = (None, None);
     if let Some(start) = &options.start {
         progress.set_phase("recover");
@@ -280,6 +287,52 @@ fn join(directory: &Path, below: &[u8]) -> PathBuf {
     if below.is_empty() { directory.to_owned() } else { directory.join(OsStr::from_bytes(below)) }
 }
 
+/// Moves segments out of the way that are in `pg_wal` and not in the archive: after a crash they hold
+/// the newest commits, and nothing else does.
+fn keep_wal(
+    to: &Path,
+    wal_directory: &Path,
+    archive: &Archive,
+    detail: &BackupDetail,
+) -> Result<Option<String>> {
+    let Ok(entries) = fs::read_dir(wal_directory) else { return Ok(None) };
+    let directory = to.join(OLD_WAL);
+    let mut moved = 0;
+    for entry in entries.flatten() {
+        let path = entry.path();
+        let text = entry.file_name().to_string_lossy().into_owned();
+        let Ok(name) = text.parse::<SegmentName>() else { continue };
+        if archive.contains(&text)? {
+            continue;
+        }
+        // Segments made ready for later use have the header of another place, or none.
+        let content = fs::read(&path).map_err(|error| PostgresError::io("read", &path, error))?;
+        if wal::check_segment(name, &content, Some(detail.system_identifier)).is_err() {
+            continue;
+        }
+        if moved == 0 {
+            let parent = fs::metadata(to)
+                .map_err(|error| PostgresError::io("read the directory", to, error))?;
+            match fs::DirBuilder::new().mode(0o700).create(&directory) {
+                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                    return Err(PostgresError::io("make the directory", &directory, error));
+                }
+                _ => files::give_to_owner(&directory, &parent)?,
+            }
+        }
+        // `pg_wal` may be on another file system, so that moving is copying.
+        files::write(&directory, &text, &content)?;
+        moved += 1;
+    }
+    Ok((moved > 0).then(|| {
+        format!(
+            "{moved} WAL segments that were not in the archive were kept in {}; once they are of no \
+             use, remove them",
+            directory.display()
+        )
+    }))
+}
+
 /// Prepares a directory for a delta restore: from here on it cannot start, and all that is left in it
 /// is also in the snapshot, of the same kind.
 fn clear(
@@ -301,6 +354,11 @@ fn clear(
         }
     }
     kept.insert(to.join("pg_wal"), true);
+    let old_wal = to.join(OLD_WAL);
+    for kept_file in fs::read_dir(&old_wal).into_iter().flatten().flatten() {
+        kept.insert(kept_file.path(), false);
+    }
+    kept.insert(old_wal, true);
     prune(to, &kept, to)?;
     if wal_directory != to.join("pg_wal") {
         prune(wal_directory, &kept, to)?;

@@ -2,6 +2,7 @@
 //!
 //! `archive_command` and `restore_command` run this very test binary, told by its environment to be
 //! [`helper`]: no other program has to be built first, and what runs is the library under test.
+#![allow(clippy::unwrap_used)] // all of this is tests
 #![allow(dead_code)] // each test binary uses a part of it
 
 use std::io::Write as _;
