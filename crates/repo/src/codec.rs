@@ -67,53 +67,52 @@ const LZ4: u8 = 2;
 pub struct Codec {
     compression: Compression,
     compressor: Option<Compressor<'static>>,
+    /// What a compressor writes to; its bytes are never cleared, only overwritten.
+    scratch: Vec<u8>,
     decompressor: Option<Decompressor<'static>>,
 }
 
 impl Codec {
     pub fn new(compression: Compression) -> Self {
-        Self { compression, compressor: None, decompressor: None }
+        Self { compression, compressor: None, scratch: Vec::new(), decompressor: None }
     }
 
     /// Appends the record of `content` to `record`.
     pub fn encode(&mut self, content: &[u8], record: &mut Vec<u8>) {
-        let start = record.len();
-        record.push(STORED);
-        record.extend_from_slice(&(content.len() as u32).to_le_bytes());
-        let body = record.len();
         let codec = match self.compression {
             Compression::None => None,
             _ if !shrinks(content) => None,
             Compression::Lz4 => {
-                record.resize(body + lz4_flex::block::get_maximum_output_size(content.len()), 0);
-                lz4_flex::block::compress_into(content, &mut record[body..])
+                let bound = lz4_flex::block::get_maximum_output_size(content.len());
+                if self.scratch.len() < bound {
+                    self.scratch.resize(bound, 0);
+                }
+                lz4_flex::block::compress_into(content, &mut self.scratch)
                     .ok()
                     .map(|length| (LZ4, length))
             }
             Compression::Zstd(level) => {
-                record.resize(body + zstd::zstd_safe::compress_bound(content.len()), 0);
-                self.compressor(level)
-                    .and_then(|c| c.compress_to_buffer(content, &mut record[body..]).ok())
+                if self.compressor.is_none() {
+                    self.compressor = Compressor::new(level).ok();
+                }
+                self.scratch.clear();
+                self.scratch.reserve(zstd::zstd_safe::compress_bound(content.len()));
+                self.compressor
+                    .as_mut()
+                    .and_then(|c| c.compress_to_buffer(content, &mut self.scratch).ok())
                     .map(|length| (ZSTD, length))
             }
         };
-        match codec {
+        let (codec, body) = match codec {
             Some((codec, length)) if length < content.len() => {
-                record.truncate(body + length);
-                record[start] = codec;
+                (codec, self.scratch.get(..length).unwrap_or_default())
             }
-            _ => {
-                record.truncate(body);
-                record.extend_from_slice(content);
-            }
-        }
-    }
-
-    fn compressor(&mut self, level: i32) -> Option<&mut Compressor<'static>> {
-        if self.compressor.is_none() {
-            self.compressor = Compressor::new(level).ok();
-        }
-        self.compressor.as_mut()
+            _ => (STORED, content),
+        };
+        record.reserve(RECORD_HEADER + body.len());
+        record.push(codec);
+        record.extend_from_slice(&(content.len() as u32).to_le_bytes());
+        record.extend_from_slice(body);
     }
 
     /// The length of the content of a record, if the record can be one.
