@@ -14,13 +14,13 @@
 //! TiB of chunks of 1 MiB. A segment on the local disk is kept as it was stored, so it is
 //! authenticated whenever it is read; a damaged one is fetched again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
 use crate::crypto::{Class, HEADER, Keys, TAG};
-use crate::layout::{INDEX, Work};
+use crate::layout::{INDEX, PACKS, Work};
 use crate::{ObjectId, RepoError, Result, Store};
 
 /// Entries that a segment holds at most.
@@ -68,6 +68,8 @@ pub(crate) struct Index {
     entries: Vec<Entry>,
     /// Why segments are left out.
     unreadable: Vec<String>,
+    /// Packs that are not in the store as they were written.
+    lost: HashSet<u32>,
 }
 
 impl Index {
@@ -76,6 +78,12 @@ impl Index {
     /// A damaged segment is left out, so that what the others list can still be restored. For a
     /// writer the chunks of that segment are absent, and it stores them again.
     pub fn load(store: &Store, keys: &Keys, cache: Option<&Path>) -> Result<Self> {
+        let mut index = Self::load_all(store, keys, cache)?;
+        index.settle();
+        Ok(index)
+    }
+
+    fn load_all(store: &Store, keys: &Keys, cache: Option<&Path>) -> Result<Self> {
         let mut index = Self::default();
         let mut numbers = HashMap::new();
         for object in store.list(INDEX)? {
@@ -89,10 +97,43 @@ impl Index {
                 other => other?,
             }
         }
-        index.entries.sort_unstable_by_key(|entry| entry.id);
-        index.entries.dedup_by(|a, b| a.id == b.id);
-        index.entries.shrink_to_fit();
         Ok(index)
+    }
+
+    /// As [`load`](Self::load), and looks which packs are there. A chunk that lies in several is
+    /// found in one that is there.
+    pub fn load_with_packs(store: &Store, keys: &Keys, cache: Option<&Path>) -> Result<Self> {
+        let mut index = Self::load_all(store, keys, cache)?;
+        // After the segments: a pack is durable before a segment names it.
+        let there: HashMap<String, u64> =
+            store.list(PACKS)?.into_iter().map(|object| (object.key, object.size)).collect();
+        for (number, pack) in (0..).zip(&index.packs) {
+            let key = pack.key();
+            if there.get(&key) != Some(&pack.size) {
+                tracing::warn!(pack = key, "missing or cut short; what it holds is stored again");
+                index.lost.insert(number);
+            }
+        }
+        index.settle();
+        Ok(index)
+    }
+
+    /// Sorts, and keeps one location of each chunk.
+    fn settle(&mut self) {
+        let lost = &self.lost;
+        self.entries.sort_unstable_by_key(|e| (e.id, lost.contains(&e.location.pack)));
+        self.entries.dedup_by(|a, b| a.id == b.id);
+        self.entries.shrink_to_fit();
+    }
+
+    /// Whether every pack is there.
+    pub fn is_whole(&self) -> bool {
+        self.lost.is_empty()
+    }
+
+    /// Whether a chunk is in a pack that is there.
+    pub fn holds(&self, id: &ObjectId) -> bool {
+        self.find(id).is_some_and(|at| self.lost.is_empty() || !self.lost.contains(&at.pack))
     }
 
     fn add(

@@ -465,7 +465,7 @@ impl Repository {
 
     /// The index as the store has it now.
     pub(crate) fn reload_index(&self) -> Result<Arc<Index>> {
-        let index = Arc::new(Index::load(&self.inner.store, self.keys(), self.cache())?);
+        let index = Arc::new(Index::load_with_packs(&self.inner.store, self.keys(), self.cache())?);
         *self.inner.index.write().unwrap_or_else(|e| e.into_inner()) = Some(index.clone());
         // Numbers of packs belong to one load.
         self.inner.ahead.lock().unwrap_or_else(|e| e.into_inner()).clear();

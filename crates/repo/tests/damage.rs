@@ -654,3 +654,27 @@ fn files_below(folder: &Path) -> BTreeMap<std::path::PathBuf, Vec<u8>> {
     }
     files
 }
+
+#[test]
+fn a_lost_pack_is_stored_again_by_the_next_backup() {
+    let store = Store::memory();
+    let repo = repository(&store);
+    let files = files(&[
+        ("a", Chunking::ContentDefined, text(300_000, 1)),
+        ("b", Chunking::ContentDefined, noise(3 << 20, 2)),
+        ("c", Chunking::Grid, text(2 << 20, 3)),
+    ]);
+    let first = backup(&repo, &files).unwrap();
+    for pack in store.list("packs/").unwrap() {
+        store.delete(&pack.key).unwrap();
+    }
+    let second = backup(&repo, &files).unwrap();
+    assert_eq!(second.stats.new_chunks, first.stats.new_chunks);
+    let to = tempfile::tempdir().unwrap();
+    // The new packs serve the old snapshot as well: they hold the same chunks.
+    for snapshot in [&first, &second] {
+        let to = to.path().join(snapshot.short_id());
+        restore(&open(&store), snapshot, &to);
+        assert_restored(&files, &to);
+    }
+}

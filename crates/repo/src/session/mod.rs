@@ -21,13 +21,15 @@ pub use content::{Chunking, Content, ContentError, Reader};
 pub use writer::{Order, TreeRoot, TreeWriter};
 
 use crate::crypto::Class;
+use crate::entry::{Body, FileContent};
 use crate::index::{SegmentBuilder, keep_segment, seal_object, seal_with};
 use crate::keys::timestamp;
 use crate::layout::Work;
 use crate::repository::Repository;
+use crate::tree::{PageHashes, parse_extents};
 use crate::{
-    Compression, Progress, RepoError, RepoErrorKind, Result, Snapshot, SnapshotStats, SnapshotType,
-    SourceKind,
+    Compression, Kind, Progress, RepoError, RepoErrorKind, Result, Snapshot, SnapshotStats,
+    SnapshotType, SourceKind,
 };
 use backstay_store::failpoint;
 use content::Pool;
@@ -122,6 +124,35 @@ impl Session {
         self.shared.problem(path, what.into());
     }
 
+    /// Whether the content of an earlier snapshot can be taken over: nothing of it lies in a pack
+    /// that was lost.
+    pub fn can_reuse(&self, content: &FileContent) -> Result<bool> {
+        let index = self.shared.index();
+        if index.is_whole() {
+            return Ok(true);
+        }
+        let leaves = match &content.body {
+            Body::Inline(_) => return Ok(true),
+            Body::Extents(extents) => return Ok(extents.iter().all(|e| index.holds(&e.chunk))),
+            Body::Leaves(leaves) => leaves,
+        };
+        for leaf in leaves {
+            if !index.holds(&leaf.id) {
+                return Ok(false);
+            }
+            let leaf =
+                parse_extents("the parent", &self.repository.read_chunk(Kind::Leaf, &leaf.id)?)?;
+            let pages = match &leaf.pages {
+                PageHashes::Chunk(id) => index.holds(id),
+                PageHashes::None | PageHashes::Inline(_) => true,
+            };
+            if !pages || !leaf.extents.iter().all(|extent| index.holds(&extent.chunk)) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Counts a file that was taken over from the parent unread.
     pub fn unchanged(&self) {
         self.shared.count_unchanged();
@@ -214,7 +245,7 @@ fn host() -> String {
 
 /// The id that content of files has in this repository.
 pub(crate) fn content_id_of_data(repository: &Repository, content: &[u8]) -> crate::ObjectId {
-    content_id(&repository.keys().data_id, crate::Kind::Data, content)
+    content_id(&repository.keys().data_id, Kind::Data, content)
 }
 
 pub(crate) use sink::content_id;

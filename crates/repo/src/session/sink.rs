@@ -184,8 +184,13 @@ impl Shared {
             .unwrap_or_else(|| RepoError::new(RepoErrorKind::Aborted, "the backup was given up")))
     }
 
+    /// The index as it was when the session began.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
     fn knows(&self, id: &ObjectId) -> bool {
-        if self.index.find(id).is_some() {
+        if self.index.holds(id) {
             return true;
         }
         let prefix = id.prefix();

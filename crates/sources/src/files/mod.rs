@@ -355,7 +355,12 @@ impl State<'_> {
     }
 
     fn file(&mut self, writer: &mut TreeWriter<'_>, path: Vec<u8>, stat: Stat) -> Result<()> {
-        let unchanged = self.parent.unchanged(&path, &stat);
+        let mut unchanged = self.parent.unchanged(&path, &stat);
+        if let Some(EntryKind::File(content)) = unchanged.as_ref().map(|before| &before.kind)
+            && !self.session.can_reuse(content)?
+        {
+            unchanged = None;
+        }
         let linked = stat.links > 1 && !self.separate.contains(&(stat.device, stat.inode));
         let mut first = None;
         if linked {
