@@ -109,15 +109,14 @@ fn show(
     if let Some(speed) = rate.per_second().filter(|speed| *speed >= 1.0) {
         parts.push(format!("{}/s", format_size(speed as u64)));
         let left = now.total_bytes.saturating_sub(now.done_bytes) as f64 / speed;
-        if now.total_bytes > 0 && left >= 1.0 && left < 1e7 {
+        if now.total_bytes > 0 && (1.0..1e7).contains(&left) {
             parts
                 .push(format!("{} left", format_duration(Duration::from_secs(left.ceil() as u64))));
         }
-    } else {
+    } else if elapsed.as_secs() > 0 {
         parts.push(format_duration(Duration::from_secs(elapsed.as_secs())));
     }
     bar.set_message(parts.join("  "));
-    bar.tick();
 }
 
 /// A bar of 24 cells, with eighths.

@@ -83,13 +83,12 @@ mod tests {
     use super::*;
 
     fn snapshot(time: &str) -> Snapshot {
+        let root = serde_json::to_value(backstay_repo::ObjectId([0; 32])).unwrap();
         let document = serde_json::json!({
             "source": "etc", "kind": "files", "type": "full", "time": time, "finished": time,
-            "host": "h", "version": "1", "root": serde_json::Value::Null,
+            "host": "h", "version": "1", "root": root,
             "stats": {},
         });
-        let mut document = document;
-        document["root"] = serde_json::to_value(backstay_repo::ObjectId::default()).unwrap();
         serde_json::from_value(document).unwrap()
     }
 

@@ -74,11 +74,14 @@ pub fn run(args: &InitArgs, app: &App) -> Result<Outcome> {
     search.variables.remove("BACKSTAY_CONFIG");
     done.config = Some(path);
     let mut config = Config::load(&search)?;
-    let flags = RepositoryFlags {
-        repository: app.global.repository.clone(),
-        key_file: app.global.key_file.clone(),
-    };
-    config.apply(&flags, &search)?;
+    if !done.config_written {
+        // A file that was just written says all of it already.
+        let flags = RepositoryFlags {
+            repository: app.global.repository.clone(),
+            key_file: app.global.key_file.clone(),
+        };
+        config.apply(&flags, &search)?;
+    }
     let owner = owner_of_clusters(&config);
     let context = Context::new(config, search, env);
     for config in context.config.repositories()? {

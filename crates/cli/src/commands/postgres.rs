@@ -88,7 +88,7 @@ pub fn run(command: &PostgresCommand, app: &App) -> Result<Outcome> {
 fn present(setting: &Setting, app: &App) -> Result<()> {
     let paint = app.output.paint;
     let now = if setting.now.is_empty() { "(empty)" } else { &setting.now };
-    app.output.answer(format!("{}", paint.paint(Style::Bold, &setting.name)))?;
+    app.output.answer(paint.paint(Style::Bold, &setting.name))?;
     app.output.answer(format!("  now     {now}"))?;
     app.output.answer(format!("  wanted  {}", setting.wanted))?;
     let restart = if setting.restart { "; needs a restart" } else { "" };

@@ -116,7 +116,11 @@ fn present_sources(app: &App, sources: &[SourceStatus], several: bool) -> Result
         return app.output.answer("No sources yet: add one to the configuration.");
     }
     let now = app.now();
-    let mut heads = vec!["SOURCE", "KIND", "NEWEST", "ID", ">SNAPSHOTS", "EXPOSED", "RPO"];
+    let objectives = sources.iter().any(|status| status.rpo.is_some());
+    let mut heads = vec!["SOURCE", "KIND", "NEWEST", "ID", ">SNAPSHOTS", "EXPOSED"];
+    if objectives {
+        heads.push("RPO");
+    }
     if several {
         heads.push("REPOSITORY");
     }
@@ -149,8 +153,10 @@ fn present_sources(app: &App, sources: &[SourceStatus], several: bool) -> Result
             Cell::new(id, Style::Cyan),
             status.snapshots.to_string().into(),
             Cell::new(exposed, style),
-            Cell::new(rpo, style),
         ];
+        if objectives {
+            row.push(Cell::new(rpo, style));
+        }
         if several {
             row.push(status.repository.clone().into());
         }

@@ -6,7 +6,7 @@ use crate::sandbox::{Sandbox, compare};
 fn from_nothing_to_a_first_backup() {
     let it = Sandbox::new();
     let init =
-        it.run(&["init", "--bare", "--config", "backstay.toml", "-r", "repo/", "-k", "k/main.key"]);
+        it.run(&["init", "--bare", "--config", "backstay.toml", "-r", "repo", "-k", "k/main.key"]);
     let config = std::fs::read_to_string(it.path("backstay.toml")).unwrap();
     let again = it.run(&["init"]);
     it.tree();

@@ -4,6 +4,9 @@
 //!
 //! To accept new output: `INSTA_UPDATE=always cargo test -p backstay --test cli`.
 
+// All of this is test code, helpers included.
+#![allow(clippy::unwrap_used)]
+
 mod archive;
 mod errors;
 mod first_minute;

@@ -102,10 +102,9 @@ impl Table {
             slot.node = Node { data: Data::Loose(text.to_owned()), origin };
             return;
         }
-        match &mut slot.node.data {
-            Data::Table(table) => table.overlay(rest, text, variable),
-            // A file that has a plain value where a table belongs: the reader says so.
-            _ => {}
+        // A file that has a plain value where a table belongs: the reader says so.
+        if let Data::Table(table) = &mut slot.node.data {
+            table.overlay(rest, text, variable);
         }
     }
 }
