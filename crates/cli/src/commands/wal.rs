@@ -126,7 +126,10 @@ fn push(args: &PushArgs, app: &App) -> Result<Outcome> {
         SourceSettings::Postgres(keys) => keys.data_directory.clone(),
         _ => None,
     });
-    // A clone of the cluster archives too, into the archive of another; so the source decides.
+    if let (Some(source), Some(data)) = (source, &data) {
+        refuse_copy(&args.path, data, &source.name)?;
+    }
+    // Another cluster may archive with a command that was copied; so the source decides.
     let of_source = || Some(ControlFile::read(&data?).ok()?.system_identifier);
     let compression = source
         .and_then(|source| context.config.repositories_of(source).ok())
@@ -143,6 +146,34 @@ fn push(args: &PushArgs, app: &App) -> Result<Outcome> {
         "ahead": report.ahead,
     }))?;
     Ok(Outcome::Done)
+}
+
+/// A copy of the cluster (a trial restore that was promoted) has the same identifier and the same
+/// `archive_command`. What it archives would be a newer timeline, and later recoveries would follow
+/// that one instead of the cluster's own.
+///
+/// A source whose directory is gone was lost: then a copy may be what takes over.
+fn refuse_copy(path: &Path, data: &Path, source: &str) -> Result<()> {
+    let folder = match path.parent() {
+        Some(wal) if wal.ends_with("pg_wal") => match wal.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder.to_path_buf(),
+            _ => PathBuf::from("."),
+        },
+        _ => return Ok(()),
+    };
+    let (Ok(folder), Ok(data)) = (folder.canonicalize(), data.canonicalize()) else {
+        return Ok(());
+    };
+    if folder == data || !folder.join("global/pg_control").is_file() {
+        return Ok(());
+    }
+    Err(Error::usage(
+        format!("{} is not the data directory of `{source}`, {}", folder.display(), data.display()),
+        format!(
+            "a copy must not archive into the archive of its original: set archive_mode = off in \
+             it; if it takes over, let `data-directory` of `{source}` name it"
+        ),
+    ))
 }
 
 fn fetch(args: &FetchArgs, app: &App) -> Result<Outcome> {

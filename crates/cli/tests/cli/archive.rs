@@ -153,6 +153,18 @@ fn from_setup_to_a_recovered_moment() {
         !std::path::Path::new(&format!("/proc/{pid}")).exists()
     });
     assert_eq!(rows, "1500", "{ran}");
+    // The copy was promoted, and archives with the same command as its original.
+    let copied = std::process::Command::new(backstay_bin())
+        .args(["--config", &config, "wal", "push", "--source", "orders"])
+        .arg("pg_wal/00000002.history")
+        .current_dir(&to)
+        .output()
+        .unwrap();
+    let copied = it.ran(&["wal", "push", "pg_wal/00000002.history"], copied);
+    assert_eq!(copied.code, 2, "{copied}");
+    assert!(copied.stderr.contains("is not the data directory of `orders`"), "{copied}");
+    let status = good(&["wal", "status"]);
+    assert!(!status.stdout.contains("timeline 2"), "{status}");
     let early = run(&["restore", "orders", "--to", "x", "--at", "2020-01-01 00:00:00"]);
     assert_eq!(early.code, 1, "{early}");
     assert!(early.stderr.contains("first moment"), "{early}");
