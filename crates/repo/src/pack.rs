@@ -42,12 +42,15 @@ pub(crate) struct Record {
     pub length: u32,
 }
 
+/// Writes random bytes.
+pub(crate) type Fill<'f> = &'f mut dyn FnMut(&mut [u8]);
+
 /// Ends a pack: padding if wanted, footer and trailer behind the records in `body`.
 pub(crate) fn finish(
     mut body: Vec<u8>,
     key: &PackKey,
     records: &[Record],
-    padding: Option<&mut dyn FnMut(&mut [u8])>,
+    padding: Option<Fill<'_>>,
 ) -> Bytes {
     let footer_length = records.len() * FOOTER_ENTRY + TAG;
     if let Some(fill) = padding {

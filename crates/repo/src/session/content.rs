@@ -99,7 +99,7 @@ pub(super) struct File {
 }
 
 pub(super) enum Job {
-    One(File),
+    One(Box<File>),
     Group(Vec<File>),
     Region(Arc<LargeFile>, usize),
 }
@@ -162,11 +162,11 @@ impl Pool {
 }
 
 /// Opens a grid that is larger than one region and makes its jobs.
-pub(super) fn large_file(file: File) -> Result<Vec<Job>, (Unopened, ContentError)> {
+pub(super) fn large_file(file: File) -> Result<Vec<Job>, Box<(Unopened, ContentError)>> {
     let File { ticket, entry, content, results, .. } = file;
     let reader = match content.open() {
         Ok(reader) => reader,
-        Err(error) => return Err((Unopened { ticket, entry, results }, error)),
+        Err(error) => return Err(Box::new((Unopened { ticket, entry, results }, error))),
     };
     let regions = reader.size().div_ceil(REGION).max(1) as usize;
     let large = Arc::new(LargeFile {
@@ -207,7 +207,7 @@ impl Worker {
                 continue;
             }
             let done = match job {
-                Job::One(file) => self.one(file),
+                Job::One(file) => self.one(*file),
                 Job::Group(files) => self.group(files),
                 Job::Region(file, number) => self.region(&file, number),
             };

@@ -110,14 +110,15 @@ impl<'s> TreeWriter<'s> {
                             self.submit(job)?;
                         }
                     }
-                    Err((file, error)) => {
+                    Err(unopened) => {
+                        let (file, error) = *unopened;
                         let outcome = self.session.shared.dropped(&file.entry, error)?;
                         // The receiver is ours.
                         let _ = file.results.send((file.ticket, outcome));
                     }
                 }
             } else {
-                self.submit(Job::One(file))?;
+                self.submit(Job::One(Box::new(file)))?;
             }
         }
         self.advance()
