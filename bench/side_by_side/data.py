@@ -79,6 +79,9 @@ class Cluster:
 
     def prepare(self):
         """Makes the cluster unless it is there, and starts it."""
+        if os.path.exists(os.path.join(self.data, "postmaster.pid")):
+            # Of a run that was killed.
+            self.program("pg_ctl", "stop", "-D", self.data, "-m", "immediate", "-w", "-s", allowed=(0, 1))
         complete = os.path.join(self.root, "complete")
         if not os.path.exists(complete):
             shutil.rmtree(self.root, ignore_errors=True)
