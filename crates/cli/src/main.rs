@@ -18,18 +18,20 @@ use clap::Parser;
 
 use crate::app::App;
 use crate::cli::Cli;
+use crate::commands::Command;
+use crate::commands::wal::WalCommand;
 use crate::output::Output;
 
 fn main() -> ExitCode {
-    let follows = Contract::of_process();
     match Cli::try_parse() {
         Ok(cli) => {
+            let follows = Contract::of(&cli.command);
             // Whatever happens in `wal fetch`, nothing but the archive's own word may look like
             // "there is no such file": recovery would end early and start a new timeline.
             let result = std::panic::catch_unwind(|| run(cli, follows));
             result.unwrap_or_else(|_| ExitCode::from(follows.failed(101)))
         }
-        Err(error) => refuse(&error, follows),
+        Err(error) => refuse(&error, Contract::of_refused()),
     }
 }
 
@@ -76,15 +78,25 @@ enum Contract {
 }
 
 impl Contract {
-    /// From the bare arguments, because arguments that clap refuses end the process as well.
-    fn of_process() -> Self {
-        let words: Vec<String> =
-            std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
-        let wal = words.iter().position(|word| word == "wal");
-        match wal.and_then(|wal| words.get(wal + 1)).map(String::as_str) {
-            Some("push") => Self::ArchiveCommand,
-            Some("fetch") => Self::RestoreCommand,
+    fn of(command: &Command) -> Self {
+        match command {
+            Command::Wal(WalCommand::Push(_)) => Self::ArchiveCommand,
+            Command::Wal(WalCommand::Fetch(_)) => Self::RestoreCommand,
             _ => Self::Ours,
+        }
+    }
+
+    /// From the bare arguments, which clap refused. A value may read `wal` as well, so every place
+    /// counts; and where both could be meant, recovery has more to lose.
+    fn of_refused() -> Self {
+        let words: Vec<_> = std::env::args_os().skip(1).collect();
+        let asked = |name: &str| words.windows(2).any(|pair| pair[0] == "wal" && pair[1] == name);
+        if asked("fetch") {
+            Self::RestoreCommand
+        } else if asked("push") {
+            Self::ArchiveCommand
+        } else {
+            Self::Ours
         }
     }
 

@@ -36,6 +36,29 @@ fn what_wal_push_and_fetch_end_with() {
 }
 
 #[test]
+fn a_repository_called_wal_does_not_hide_the_contract() {
+    let it = Sandbox::new();
+    it.tree();
+    it.configure(&format!(
+        "[repositories.wal]\nurl = \"file://{}/gone\"\nkey-file = \"main.key\"\n",
+        it.path("").display()
+    ));
+    it.good(&["-r", "main", "init"]);
+    let name = "000000010000000000000001";
+    for words in [
+        &["--repository", "wal", "wal", "fetch", name, "out", "--system-id", "1"][..],
+        &["-r", "wal", "wal", "fetch", name],
+        &["-r", "wal", "wal", "fetch", name, "out", "--system-id", "one"],
+        &["wal", "-r", "wal", "fetch", name, "out", "--system-id", "1"],
+    ] {
+        let ran = it.run(words);
+        assert_eq!(ran.code, 255, "{ran}");
+    }
+    let ran = it.run(&["-r", "wal", "wal", "push", name, "--system-id", "1"]);
+    assert!((1..=125).contains(&ran.code), "{ran}");
+}
+
+#[test]
 fn from_setup_to_a_recovered_moment() {
     let supported = |it: &postgres::Installation| (13..=18).contains(&it.major);
     let newest = postgres::versions().into_iter().rfind(supported);
