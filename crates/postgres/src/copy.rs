@@ -13,6 +13,7 @@ use std::fs::{self, DirEntry};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use backstay_repo::{Metadata, Problem, Time};
 
@@ -51,6 +52,9 @@ const LEFT_OUT: &[&str] = &[
 /// Directories that a cluster is nothing without; a link in their place would leave a hole.
 const ESSENTIAL: &[&str] =
     &["base", "global", "pg_xact", "pg_multixact", "pg_commit_ts", "pg_logical", "pg_twophase"];
+
+/// How long the link of a tablespace that is being dropped may outlive its folder.
+const DROPPED_WITHIN: Duration = Duration::from_secs(1);
 
 /// One thing to be stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -203,6 +207,7 @@ impl Walk {
             }
             // A directory instead of a link: a tablespace in place, as developers of PostgreSQL
             // make them. It stays where it is.
+            let folder = source.join(&self.version_folder);
             let place = if meta.is_symlink() {
                 let root = format!("tablespaces/{text}").into_bytes();
                 let Ok(meta) = fs::metadata(&source) else {
@@ -215,6 +220,9 @@ impl Walk {
                     });
                     continue;
                 };
+                if !mounted(&source, &folder)? {
+                    continue;
+                }
                 self.push(root.clone(), source.clone(), &meta, What::Directory);
                 root
             } else {
@@ -223,7 +231,6 @@ impl Walk {
                 below
             };
             // Beside the version's folder there may be those of other versions, and lost+found.
-            let folder = source.join(&self.version_folder);
             if let Some(meta) = stat(&folder)? {
                 let below = join(&place, self.version_folder.as_bytes());
                 self.any(below, folder, &meta, Place::Databases, Place::Other)?;
@@ -268,6 +275,16 @@ impl Walk {
                 "{} is a symbolic link; the link is in the backup, what it points to is not",
                 source.display()
             ));
+            // A server follows such a link, so that what is behind it is a part of the cluster.
+            if parent == Place::Global || parent == Place::Database || is_essential(&path) {
+                self.listing.problems.push(Problem {
+                    path: String::from_utf8_lossy(&path).into_owned(),
+                    what: format!(
+                        "{} is a symbolic link; what is behind it is not in the backup",
+                        source.display()
+                    ),
+                });
+            }
             let target = target.into_os_string().into_vec();
             self.push(path, source, meta, What::Symlink { target });
             return Ok(());
@@ -350,9 +367,7 @@ impl Walk {
             Err(error)
                 if error.kind() == std::io::ErrorKind::PermissionDenied
                     && path != b"data"
-                    && !ESSENTIAL.iter().any(|name| {
-                        path.strip_prefix(b"data/").is_some_and(|p| p.starts_with(name.as_bytes()))
-                    }) =>
+                    && !is_essential(path) =>
             {
                 self.listing.problems.push(Problem {
                     path: String::from_utf8_lossy(path).into_owned(),
@@ -380,6 +395,44 @@ impl Walk {
         let meta = metadata(meta, &self.names);
         self.listing.items.push(Item { path, source, meta, what });
     }
+}
+
+/// Whether this path of a snapshot is one of the essential directories, or in one.
+fn is_essential(path: &[u8]) -> bool {
+    let top = path.strip_prefix(b"data/").and_then(|below| below.split(|&b| b == b'/').next());
+    top.is_some_and(|top| ESSENTIAL.iter().any(|name| name.as_bytes() == top))
+}
+
+/// Whether the folder of a tablespace is behind its link; false when the tablespace was dropped.
+///
+/// # Errors
+/// When the link stays and the folder is not there: as of a disk that is not mounted.
+fn mounted(link: &Path, folder: &Path) -> Result<bool> {
+    // A server that drops a tablespace removes the folder first, and right after that the link.
+    let deadline = Instant::now() + DROPPED_WITHIN;
+    loop {
+        if stat(folder)?.is_some() {
+            return Ok(true);
+        }
+        if stat(link)?.is_none() {
+            return Ok(false);
+        }
+        if Instant::now() >= deadline {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let behind = fs::read_link(link).unwrap_or_else(|_| link.to_owned());
+    Err(PostgresError::new(
+        PostgresErrorKind::Mismatch,
+        format!(
+            "the tablespace {} has no {} in {}, so that a copy would lack all that is in it",
+            link.file_name().unwrap_or_default().to_string_lossy(),
+            folder.file_name().unwrap_or_default().to_string_lossy(),
+            behind.display()
+        ),
+    )
+    .with_hint("is its disk mounted? a tablespace that is no more has to be dropped"))
 }
 
 fn metadata(meta: &fs::Metadata, names: &Names) -> Metadata {

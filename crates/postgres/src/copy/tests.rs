@@ -280,3 +280,35 @@ fn names_of_relations() {
         assert_eq!(name(wrong), None, "{wrong}");
     }
 }
+
+#[test]
+fn a_tablespace_whose_disk_is_not_mounted_is_an_error() {
+    let tree = Tree::new();
+    let elsewhere = tree.folder.path().join("mountpoint");
+    fs::create_dir(&elsewhere).unwrap();
+    symlink(&elsewhere, tree.root().join("pg_tblspc/16999")).unwrap();
+    let error = list(&tree.root(), 15, CATALOG).unwrap_err();
+    assert_eq!(error.kind(), PostgresErrorKind::Mismatch);
+    assert!(error.to_string().contains("16999"), "{error}");
+    assert!(error.hint().unwrap().contains("mounted"), "{error:?}");
+    fs::create_dir(elsewhere.join(format!("PG_15_{CATALOG}"))).unwrap();
+    assert!(tree.paths().contains(&"data/pg_tblspc".to_owned()));
+}
+
+#[test]
+fn a_link_in_place_of_a_part_of_the_cluster_is_a_problem() {
+    let tree = Tree::new();
+    let elsewhere = tree.folder.path().join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    fs::write(elsewhere.join("file"), "x").unwrap();
+    tree.directory("pg_multixact");
+    tree.directory("log");
+    let parts = ["base/5/16400", "global/1262", "pg_multixact/members", "pg_xact/0000"];
+    for path in parts.iter().chain(&["log/postgresql.log"]) {
+        symlink(elsewhere.join("file"), tree.root().join(path)).unwrap();
+    }
+    let listing = tree.list();
+    let mut found: Vec<_> = listing.problems.iter().map(|p| p.path.as_str()).collect();
+    found.sort_unstable();
+    assert_eq!(found, parts.map(|path| format!("data/{path}")));
+}
