@@ -126,11 +126,6 @@ impl Index {
         self.entries.shrink_to_fit();
     }
 
-    /// Whether every pack is there.
-    pub fn is_whole(&self) -> bool {
-        self.lost.is_empty()
-    }
-
     /// Whether a chunk is in a pack that is there.
     pub fn holds(&self, id: &ObjectId) -> bool {
         self.find(id).is_some_and(|at| self.lost.is_empty() || !self.lost.contains(&at.pack))

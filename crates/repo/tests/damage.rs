@@ -678,3 +678,31 @@ fn a_lost_pack_is_stored_again_by_the_next_backup() {
         assert_restored(&files, &to);
     }
 }
+
+#[test]
+fn content_whose_index_segment_is_lost_is_not_taken_over() {
+    let store = Store::memory();
+    let repo = repository(&store);
+    let files = files(&[
+        ("a", Chunking::ContentDefined, text(300_000, 1)),
+        ("b", Chunking::Grid, text(3 << 20, 2)),
+    ]);
+    let snapshot = backup(&repo, &files).unwrap();
+    let tree = repo.tree(&snapshot).unwrap();
+    let contents: Vec<FileContent> = tree
+        .iter()
+        .filter_map(|entry| match entry.unwrap().kind {
+            EntryKind::File(content) => Some(content),
+            _ => None,
+        })
+        .collect();
+    let reusable = || {
+        let session = open(&store).begin(options("again")).unwrap();
+        contents.iter().map(|c| session.can_reuse(c).unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(reusable(), [true, true]);
+    for segment in store.list("index/").unwrap() {
+        store.delete(&segment.key).unwrap();
+    }
+    assert_eq!(reusable(), [false, false]);
+}

@@ -303,3 +303,44 @@ fn keys_open_lock_out_and_stay() {
         Repository::init(store.clone(), Environment::system(), &wrong, InitOptions::default());
     assert_eq!(again.unwrap_err().kind(), RepoErrorKind::Exists);
 }
+
+#[test]
+fn a_second_name_is_restored_by_its_own_path() {
+    let store = Store::memory();
+    let repo = repository(&store);
+    let bytes = text(200_000, 5);
+    let session = repo.begin(options("links")).unwrap();
+    let mut tree = session.tree(Order::Any);
+    let content = Bytes { bytes: bytes.clone().into(), ranges: None };
+    tree.file(file("a", bytes.len()), Box::new(content), Chunking::ContentDefined).unwrap();
+    for name in ["b", "c"] {
+        let kind = EntryKind::Hardlink { to: b"a".to_vec() };
+        tree.entry(Entry { kind, ..file(name, 0) }).unwrap();
+    }
+    let root = tree.finish().unwrap();
+    let snapshot = session.commit(root, serde_json::Value::Null).unwrap();
+    let to = tempfile::tempdir().unwrap();
+    // Another file of the first name is none of its business, and what is right stays.
+    std::fs::write(to.path().join("a"), b"something else").unwrap();
+    std::fs::write(to.path().join("b"), &bytes).unwrap();
+    let restore = RestoreOptions {
+        paths: vec![b"b".to_vec(), b"c".to_vec()],
+        delta: true,
+        ..RestoreOptions::new(to.path())
+    };
+    for _ in 0..2 {
+        let report = repo.restore(&snapshot, restore.clone(), &Progress::default()).unwrap();
+        assert_eq!(report.problems, []);
+        for name in ["b", "c"] {
+            assert!(std::fs::read(to.path().join(name)).unwrap() == bytes, "{name}");
+        }
+        assert_eq!(std::fs::read(to.path().join("a")).unwrap(), b"something else");
+        assert_eq!(std::fs::read_dir(to.path()).unwrap().count(), 3);
+    }
+    let pruning = RestoreOptions { prune: true, ..restore };
+    let refused = repo.restore(&snapshot, pruning, &Progress::default()).unwrap_err();
+    assert_eq!(refused.kind(), RepoErrorKind::Usage);
+    let root = RestoreOptions { delta: true, prune: true, ..RestoreOptions::new("/") };
+    let refused = repo.restore(&snapshot, root, &Progress::default()).unwrap_err();
+    assert_eq!(refused.kind(), RepoErrorKind::Usage);
+}

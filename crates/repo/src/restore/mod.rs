@@ -11,7 +11,7 @@
 mod fetch;
 mod place;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use crate::entry::{Body, Entry, EntryKind, Metadata};
 use crate::repository::Repository;
 use crate::session::workers;
-use crate::{Problem, Progress, RepoError, RepoErrorKind, Result, Snapshot};
+use crate::{Problem, Progress, RepoError, RepoErrorKind, Result, Snapshot, Tree};
 use backstay_store::failpoint;
 use fetch::Fetcher;
 use place::{Owners, Place, Target};
@@ -124,6 +124,7 @@ pub(crate) fn restore(
     progress: &Progress,
 ) -> Result<RestoreReport> {
     progress.set_phase("planning");
+    check_prune(&options)?;
     let target = Target::open(&options.target, options.delta)?;
     // What this handle knows of the index may be older than the snapshot.
     let index = repository.reload_index()?;
@@ -143,6 +144,8 @@ pub(crate) fn restore(
     let mut wanted: Vec<Wanted> = Vec::new();
     let mut directories: Vec<(Place, Metadata)> = Vec::new();
     let mut hardlinks: Vec<(Place, Place, Vec<u8>)> = Vec::new();
+    // Where a file is whose first name is not restored, by that name.
+    let mut instead: HashMap<Vec<u8>, Place> = HashMap::new();
     let mut kept: HashSet<Vec<u8>> = HashSet::new();
     let mut made = DirectoryStack::default();
     let mut leaf: Vec<u8> = Vec::new();
@@ -151,7 +154,7 @@ pub(crate) fn restore(
         let mut batch = Vec::new();
         for entry in tree.iter() {
             progress.check()?;
-            let entry = entry?;
+            let mut entry = entry?;
             if !wants(&options.paths, &entry.path) {
                 continue;
             }
@@ -176,15 +179,35 @@ pub(crate) fn restore(
                     keep(&mut kept, &entry.path);
                 }
             }
+            if let EntryKind::Hardlink { to } = &entry.kind {
+                let to = to.clone();
+                let first = match instead.get(&to) {
+                    Some(place) => Some(place.clone()),
+                    None => first_name(&tree, &options, &target, &to)?,
+                };
+                if let Some(first) = first {
+                    report.files += 1;
+                    hardlinks.push((place, first, to));
+                    continue;
+                }
+                // The name that holds the content is not wanted: this one takes its part.
+                let holder =
+                    tree.get(&to)?.filter(|e| !matches!(e.kind, EntryKind::Hardlink { .. }));
+                let Some(holder) = holder else {
+                    return Err(RepoError::damaged(
+                        &format!("the tree of snapshot {}", snapshot.short_id()),
+                        format!("{} is another name of nothing", entry.display_path()),
+                    ));
+                };
+                entry.kind = holder.kind;
+                entry.meta = holder.meta;
+                instead.insert(to, place.clone());
+            }
             match entry.kind {
                 EntryKind::Directory => {
                     place.make_directory(options.delta)?;
                     report.directories += 1;
                     directories.push((place, entry.meta));
-                }
-                EntryKind::Hardlink { to } => {
-                    report.files += 1;
-                    hardlinks.push((place, target.place(&to), to));
                 }
                 EntryKind::File(ref content) if !matches!(content.body, Body::Inline(_)) => {
                     report.files += 1;
@@ -241,14 +264,6 @@ pub(crate) fn restore(
     fetcher.fetch_all(&files, &wanted, count)?;
 
     for (place, first, to) in hardlinks {
-        let first = match &options.place {
-            // The first name may have been placed elsewhere.
-            Some(decide) => match tree.get(&to)?.map(|entry| decide(&entry)) {
-                Some(Placement::At(path)) => Place::absolute(path),
-                _ => first,
-            },
-            None => first,
-        };
         if let Err(error) = first.link_to(&place, options.delta) {
             report.problems.push(Problem {
                 path: String::from_utf8_lossy(place.display()).into_owned(),
@@ -294,6 +309,50 @@ fn below_no_directory(entry: &Entry, above: &[u8]) -> RepoError {
         format!("{} lies below {above}, which is no directory", entry.display_path()),
     )
     .with_hint("no folder can hold both; restore the one or the other by its path")
+}
+
+/// Where the first name of a file goes; `None` when it is not restored.
+fn first_name(
+    tree: &Tree,
+    options: &RestoreOptions,
+    target: &Target,
+    to: &[u8],
+) -> Result<Option<Place>> {
+    if options.paths.is_empty() && options.place.is_none() {
+        return Ok(Some(target.place(to)));
+    }
+    if !wants(&options.paths, to) {
+        return Ok(None);
+    }
+    let Some(decide) = &options.place else { return Ok(Some(target.place(to))) };
+    Ok(match tree.get(to)?.map(|entry| decide(&entry)) {
+        None | Some(Placement::Skip) => None,
+        Some(Placement::Default) => Some(target.place(to)),
+        Some(Placement::At(path)) => Some(Place::absolute(path)),
+    })
+}
+
+/// Pruning removes what nobody named, so it is refused where that is more than anybody can mean.
+fn check_prune(options: &RestoreOptions) -> Result<()> {
+    if !options.prune {
+        return Ok(());
+    }
+    let refuse =
+        |what: &str, hint: &str| Err(RepoError::new(RepoErrorKind::Usage, what).with_hint(hint));
+    if !options.paths.is_empty() {
+        return refuse(
+            "--prune with single paths would remove everything else",
+            "restore the paths without --prune, or the whole snapshot with it",
+        );
+    }
+    let root = options.target.canonicalize().is_ok_and(|target| target.parent().is_none());
+    if root {
+        return refuse(
+            "--prune to / would remove the whole system",
+            "restore to another folder, or without --prune",
+        );
+    }
+    Ok(())
 }
 
 /// Keeps a path and all that lead to it.

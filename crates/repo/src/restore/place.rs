@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags,
+    Access, AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags,
 };
 use rustix::io::Errno;
 
@@ -212,6 +212,13 @@ impl Place {
             match rustix::fs::mkdirat(base, name, Mode::RWXU) {
                 Err(Errno::EXIST) if may_exist || self.base.is_none() => {
                     if self.kind()? == Some(FileType::Directory) {
+                        // One that nobody may write to could not be filled. Where it is not ours to
+                        // change, filling it says so.
+                        if rustix::fs::accessat(base, name, Access::WRITE_OK, AtFlags::empty())
+                            .is_err()
+                        {
+                            let _ = rustix::fs::chmodat(base, name, Mode::RWXU, AtFlags::empty());
+                        }
                         return Ok(());
                     }
                     self.clear()?;
@@ -231,7 +238,12 @@ impl Place {
                 let parent = self.parent()?;
                 let (base, name) = parent.split();
                 let stat = rustix::fs::statat(base, name, AtFlags::SYMLINK_NOFOLLOW)?;
-                if stat.st_nlink == 1 {
+                // Ours alone while it is worked on, whatever its mode was. Who may not change that
+                // makes a new file in its place.
+                let ours = Mode::RUSR | Mode::WUSR;
+                if stat.st_nlink == 1
+                    && rustix::fs::chmodat(base, name, ours, AtFlags::empty()).is_ok()
+                {
                     return Ok(true);
                 }
                 self.clear()?;
@@ -281,14 +293,27 @@ impl Place {
         Ok(rustix::fs::mknodat(base, name, kind, Mode::RUSR | Mode::WUSR, device)?)
     }
 
-    /// Gives this file the second name `other`.
+    /// Gives this file the second name `other`. What was there goes only when the link is made.
     pub fn link_to(&self, other: &Self, replace: bool) -> io::Result<()> {
-        if replace {
-            other.clear()?;
-        }
         let (from, to) = (self.parent()?, other.parent()?);
         let ((from, first), (to, second)) = (from.split(), to.split());
-        Ok(rustix::fs::linkat(from, first, to, second, AtFlags::empty())?)
+        if !replace || other.kind()?.is_none() {
+            return Ok(rustix::fs::linkat(from, first, to, second, AtFlags::empty())?);
+        }
+        if other.kind()? == Some(FileType::Directory) {
+            other.clear()?;
+        }
+        let mut temporary = second.to_vec();
+        temporary.truncate(second.iter().rposition(|b| *b == b'/').map_or(0, |at| at + 1));
+        let random: [u8; 8] = backstay_store::Environment::system().random();
+        temporary.extend_from_slice(format!(".backstay-{}", crate::id::hex(&random)).as_bytes());
+        rustix::fs::linkat(from, first, to, &temporary[..], AtFlags::empty())?;
+        rustix::fs::renameat(to, &temporary[..], to, second)?;
+        // Renaming one name of a file to another of the same file does nothing at all.
+        match rustix::fs::unlinkat(to, &temporary[..], AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Metadata of something that is not a regular file.

@@ -124,13 +124,10 @@ impl Session {
         self.shared.problem(path, what.into());
     }
 
-    /// Whether the content of an earlier snapshot can be taken over: nothing of it lies in a pack
-    /// that was lost.
+    /// Whether the content of an earlier snapshot can be taken over: the index knows all of it, in
+    /// packs that are there. A segment or a pack may have been lost since.
     pub fn can_reuse(&self, content: &FileContent) -> Result<bool> {
         let index = self.shared.index();
-        if index.is_whole() {
-            return Ok(true);
-        }
         let leaves = match &content.body {
             Body::Inline(_) => return Ok(true),
             Body::Extents(extents) => return Ok(extents.iter().all(|e| index.holds(&e.chunk))),
