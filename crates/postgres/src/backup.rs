@@ -7,7 +7,8 @@
 //! 2. all files are listed, then read and stored, in any order;
 //! 3. the control file is read after all of them, so that it is as new as the newest of them;
 //! 4. the server ends the backup and says up to where WAL has to be replayed;
-//! 5. every segment of WAL from start to end is in the archive of the repository;
+//! 5. every segment of WAL from start to end is in the archive of the repository, and is the one that
+//!    this server wrote;
 //! 6. only then the snapshot is committed. What fails before leaves no snapshot behind.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -137,6 +138,7 @@ pub fn backup(repo: &Repository, source: &Source, options: &BackupOptions) -> Re
     let segments = segments(timeline, start_lsn, stopped.lsn, segment_size)?;
     progress.set_phase("archive");
     wait_for_archive(&archive, &segments, &mut session, options)?;
+    archived_is_own(&archive, &segments, &cluster, segment_size, progress)?;
     failpoint::hit("postgres-archive-complete");
 
     for Problem { path, what } in &listing.problems {
@@ -392,6 +394,53 @@ fn wait_for_archive(
             std::thread::sleep(pause);
             pause = (pause * 3 / 2).min(Duration::from_secs(1));
         }
+    }
+    Ok(())
+}
+
+/// Refuses an archive that has other WAL under the names of this cluster's segments, as when a copy
+/// of the cluster archives to the same place: with that WAL the backup cannot be recovered.
+///
+/// A segment that is not in `pg_wal` any more was archived by this server, which keeps it until then.
+fn archived_is_own(
+    archive: &Archive,
+    segments: &[SegmentName],
+    cluster: &Cluster,
+    size: SegmentSize,
+    progress: &Progress,
+) -> Result<()> {
+    let directory = cluster.data_directory.join("pg_wal");
+    for name in segments {
+        progress.check()?;
+        let text = name.to_string();
+        let path = directory.join(&text);
+        let gone = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+        let own = match std::fs::read(&path) {
+            Ok(own) if own.len() as u64 == size.bytes() => own,
+            Ok(_) => continue,
+            Err(error) if gone(&error) => continue,
+            Err(error) => return Err(PostgresError::io("read", &path, error)),
+        };
+        if archive.stored_hash(&text)? == Some(archive.hash(&own)) {
+            continue;
+        }
+        // One that was recycled while it was read has another name by now.
+        match std::fs::symlink_metadata(&path) {
+            Err(error) if gone(&error) => continue,
+            Err(error) => return Err(PostgresError::io("read", &path, error)),
+            Ok(_) => {}
+        }
+        return Err(PostgresError::new(
+            PostgresErrorKind::Archive,
+            format!(
+                "the archive has another WAL segment {text} than this server; another cluster with \
+                 the same system identifier archives to it"
+            ),
+        )
+        .with_hint(
+            "a copy of the cluster that was promoted or started needs a repository of its own, or \
+             archive_mode = off; no snapshot was made",
+        ));
     }
     Ok(())
 }

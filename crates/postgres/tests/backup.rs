@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use backstay_postgres::control::ControlFile;
 use backstay_postgres::wal::RecoveryTarget;
 use backstay_postgres::{PostgresErrorKind, Source, backup, inspect};
 use backstay_testing::postgres::{Cluster, Load, version, versions};
@@ -193,6 +194,24 @@ fn without_its_wal_there_is_no_snapshot() {
     assert_eq!(error.kind(), PostgresErrorKind::Archive);
     assert!(error.to_string().contains("00000001000000000000000"), "{error}");
     assert!(error.hint().unwrap().contains("archive_command"));
+    assert!(fixture.repo.snapshots().unwrap().is_empty());
+}
+
+#[test]
+fn wal_of_a_copy_of_the_cluster_in_the_archive_is_not_taken_for_its_own() {
+    let Some(installation) = version(15) else { skip!("PostgreSQL 15 is not installed") };
+    let fixture = Fixture::new(&installation);
+    let system = ControlFile::read(fixture.cluster.data()).unwrap().system_identifier;
+    let archive = fixture.repo.archive(system);
+    // What a copy would have archived under the names that come next.
+    for number in 1..=6 {
+        let name = format!("00000001{number:016X}");
+        let _ = archive.push(&name, format!("of a copy: {name}").as_bytes());
+    }
+    let error = backup(&fixture.repo, &fixture.source(), &fixture.options()).unwrap_err();
+    assert_eq!(error.kind(), PostgresErrorKind::Archive, "{error}");
+    assert!(error.to_string().contains("another WAL segment 0000000100000000"), "{error}");
+    assert!(error.hint().is_some());
     assert!(fixture.repo.snapshots().unwrap().is_empty());
 }
 
