@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use backstay_ops::config::SourceSettings;
+use backstay_ops::config::{SourceConfig, SourceSettings};
 use backstay_ops::units::{count, format_age, format_size, parse_duration};
 use backstay_ops::{Context, Error, moment};
 use backstay_postgres::BackupDetail;
@@ -98,7 +98,7 @@ pub fn run(command: &WalCommand, app: &App) -> Result<Outcome> {
     }
 }
 
-/// The repositories that hold the log of a source.
+/// The repositories that are asked for the log of a source.
 fn repositories(source: Option<&str>, context: &Context) -> Result<Vec<Repository>> {
     let config = &context.config;
     let configs = match (source, choose(None, context)) {
@@ -117,11 +117,18 @@ fn more(asked: Option<usize>, repositories: &[Repository]) -> usize {
 
 fn push(args: &PushArgs, app: &App) -> Result<Outcome> {
     let context = app.context()?;
-    let source = match &args.source {
-        Some(name) => Some(choose(Some(name), context)?),
-        None => choose(None, context).ok(),
+    let any = |source: &SourceConfig| matches!(source.settings, SourceSettings::Postgres(_));
+    let source = if args.source.is_some() || context.config.sources.iter().any(any) {
+        Some(choose(args.source.as_deref(), context)?)
+    } else {
+        None
     };
-    let repositories = repositories(args.source.as_deref(), context)?;
+    let configs = match source {
+        Some(source) => context.config.archives_of(source)?,
+        None => vec![context.config.default_repository()?],
+    };
+    let repositories: Vec<Repository> =
+        configs.iter().map(|config| context.open(config)).collect::<Result<_>>()?;
     let data = source.and_then(|source| match &source.settings {
         SourceSettings::Postgres(keys) => keys.data_directory.clone(),
         _ => None,
@@ -131,9 +138,8 @@ fn push(args: &PushArgs, app: &App) -> Result<Outcome> {
     }
     // Another cluster may archive with a command that was copied; so the source decides.
     let of_source = || Some(ControlFile::read(&data?).ok()?.system_identifier);
-    let compression = source
-        .and_then(|source| context.config.repositories_of(source).ok())
-        .and_then(|configs| configs.first().map(|config| config.keys.compression));
+    let compression =
+        configs.first().filter(|_| source.is_some()).map(|config| config.keys.compression);
     let options = PushOptions {
         system_identifier: args.system_id.or_else(of_source),
         ahead: more(args.ahead, &repositories),
@@ -215,9 +221,16 @@ fn around(destination: &Path) -> Result<u64> {
 }
 
 /// What the server runs for each segment, `%p` being its path.
+///
+/// Where a source goes is its own list, which may grow: the command does not repeat it.
 pub fn archive_command(app: &App, source: &str) -> Result<String> {
     let mut words = program()?;
-    words.extend(where_flags(app, None)?);
+    let config = &app.context()?.config;
+    if config.source(source)?.common.repositories.is_empty() {
+        words.extend(where_flags(app, None)?);
+    } else if let Some(file) = &config.file {
+        words.extend(["--config".to_owned(), text(file)?]);
+    }
     words.extend(["wal", "push", "--source"].map(str::to_owned));
     words.push(source.to_owned());
     Ok(format!("{} \"%p\"", shell(&words)))
@@ -323,7 +336,8 @@ fn status(args: &StatusArgs, app: &App) -> Result<Outcome> {
             .collect();
         let health = window(&repository.archive(identifier), size, &backups)?;
         let rpo = health.rpo(context.env.now());
-        good &= health.unusable.is_empty() && !health.windows.is_empty();
+        let last = health.windows.iter().max_by_key(|window| (window.timeline, window.to));
+        good &= health.unusable.is_empty() && last.is_some_and(|last| last.broken_by.is_none());
         documents.push(json!({
             "repository": config.name,
             "system_identifier": identifier.to_string(),

@@ -40,7 +40,7 @@ fn a_repository_called_wal_does_not_hide_the_contract() {
     let it = Sandbox::new();
     it.tree();
     it.configure(&format!(
-        "[repositories.wal]\nurl = \"file://{}/gone\"\nkey-file = \"main.key\"\n",
+        "repositories = [\"main\"]\n[repositories.wal]\nurl = \"file://{}/gone\"\nkey-file = \"main.key\"\n",
         it.path("").display()
     ));
     it.good(&["-r", "main", "init"]);
@@ -56,6 +56,38 @@ fn a_repository_called_wal_does_not_hide_the_contract() {
     }
     let ran = it.run(&["-r", "wal", "wal", "push", name, "--system-id", "1"]);
     assert!((1..=125).contains(&ran.code), "{ran}");
+}
+
+#[test]
+fn a_push_goes_to_every_repository_of_the_source() {
+    let mut it = Sandbox::new();
+    it.tree();
+    let orders = "kind = \"postgres\"\nconnection = \"host=/nowhere\"\n\
+                  repositories = [\"main\", \"second\"]\n";
+    let second = format!(
+        "repositories = [\"main\"]\n[repositories.second]\nurl = \"file://{}/second\"\n\
+         key-file = \"main.key\"\n[sources.orders]\n{orders}",
+        it.path("").display()
+    );
+    it.configure(&second);
+    it.good(&["-r", "main", "init"]);
+    let name = "00000002.history";
+    it.write(name, "1\t0/3000000\tno recovery target specified\n");
+    let push = ["wal", "push", name, "--source", "orders", "--system-id", "1"];
+    for flags in [&["-r", "main"][..], &["-r", "./elsewhere"]] {
+        let ran = it.run(&[flags, &push].concat());
+        assert!((1..=125).contains(&ran.code), "{ran}");
+        assert!(ran.stderr.contains("second"), "{ran}");
+    }
+    it.variables.insert("BACKSTAY_REPOSITORY".into(), "main".into());
+    let ran = it.run(&push);
+    assert!((1..=125).contains(&ran.code), "{ran}");
+    assert!(ran.stderr.contains("BACKSTAY_REPOSITORY"), "{ran}");
+    it.variables.clear();
+    it.configure(&format!("{second}[sources.other]\n{orders}"));
+    let ran = it.run(&["wal", "push", name, "--system-id", "1"]);
+    assert!((1..=125).contains(&ran.code), "{ran}");
+    assert!(ran.stderr.contains("several sources of kind postgres"), "{ran}");
 }
 
 #[test]

@@ -111,11 +111,7 @@ impl Config {
             config.looked = located.looked;
             return Ok(config);
         };
-        let text = std::fs::read_to_string(&file).map_err(|error| {
-            let error = Error::io("read the configuration", &file, error);
-            let hint = error.hint().unwrap_or("it has to be a text file").to_owned();
-            Error::new(ErrorKind::Configuration, error.to_string()).with_hint(hint)
-        })?;
+        let text = read_file(&file)?;
         let mut config = Self::read(&text, Some(&file), search)?;
         config.warn_of_readable_secrets(&file, &text);
         Ok(config)
@@ -288,6 +284,42 @@ impl Config {
         source.common.repositories.iter().map(|name| self.repository(name)).collect()
     }
 
+    /// Where the log of a source goes: everywhere that the source is backed up to. A log that is
+    /// missing from one of its repositories is a gap there, so flags cannot narrow it.
+    ///
+    /// # Errors
+    /// Usage, when flags chose something else.
+    pub fn archives_of(&self, source: &SourceConfig) -> Result<Vec<&RepositoryConfig>> {
+        let own: Vec<&RepositoryConfig> = if source.common.repositories.is_empty() {
+            self.repositories.iter().filter(|repository| repository.configured).collect()
+        } else {
+            source
+                .common
+                .repositories
+                .iter()
+                .map(|name| self.repository(name))
+                .collect::<Result<_>>()?
+        };
+        if own.is_empty() {
+            return Ok(vec![self.default_repository()?]);
+        }
+        if let Some(selected) = &self.selected
+            && own.iter().any(|repository| &repository.name != selected)
+        {
+            let names: Vec<&str> = own.iter().map(|repository| repository.name.as_str()).collect();
+            return Err(Error::usage(
+                format!(
+                    "the log of `{}` goes to {}, and only `{selected}` was chosen",
+                    source.name,
+                    listed(&names)
+                ),
+                "leave out --repository and unset BACKSTAY_REPOSITORY; what is archived in one of \
+                 them alone is a gap in the others",
+            ));
+        }
+        Ok(own)
+    }
+
     /// Every repository that commands about all of them look into.
     pub fn repositories(&self) -> Result<Vec<&RepositoryConfig>> {
         if self.selected.is_some() || self.repositories.is_empty() {
@@ -328,6 +360,35 @@ impl Config {
             });
         }
     }
+}
+
+/// The text of the configuration. A device or a pipe might never end, so only files are read.
+fn read_file(file: &Path) -> Result<String> {
+    use std::io::Read;
+    const LIMIT: u64 = 4 << 20;
+    let failed = |error| {
+        let error = Error::io("read the configuration", file, error);
+        let hint = error.hint().unwrap_or("it has to be a text file").to_owned();
+        Error::new(ErrorKind::Configuration, error.to_string()).with_hint(hint)
+    };
+    let refused = |why: &str| {
+        Error::new(
+            ErrorKind::Configuration,
+            format!("could not read the configuration {}: {why}", file.display()),
+        )
+        .with_hint("name a text file in TOML with --config")
+    };
+    // Opening a pipe that nobody writes to would wait for ever.
+    if !std::fs::metadata(file).map_err(failed)?.is_file() {
+        return Err(refused("it is not a regular file"));
+    }
+    let mut text = String::new();
+    let open = std::fs::File::open(file).map_err(failed)?;
+    let read = open.take(LIMIT + 1).read_to_string(&mut text).map_err(failed)?;
+    if read as u64 > LIMIT {
+        return Err(refused("it is larger than 4 MiB"));
+    }
+    Ok(text)
 }
 
 /// A connection string that carries a password, in either form.
