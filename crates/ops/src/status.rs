@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use backstay_postgres::BackupDetail;
+use backstay_postgres::wal::{self, RecoveryBase};
 use backstay_repo::{Repository, Snapshot, SourceKind, Usage};
 use jiff::Timestamp;
 
@@ -39,6 +41,10 @@ pub struct ArchiveStatus {
     pub newest: Option<String>,
     /// When it arrived, by the store's clock.
     pub arrived: Option<Timestamp>,
+    /// The segment whose absence ends what can be recovered, although later ones are there.
+    pub broken_by: Option<String>,
+    /// The age of the newest moment that can be recovered; nothing when no snapshot can be.
+    pub exposure: Option<Duration>,
 }
 
 /// A repository, and what it takes.
@@ -77,13 +83,10 @@ pub fn sources(
         out.push(of_source(config, None, source, name, &snapshots, now));
     }
     for status in &mut out {
-        status.archive = archive_of(repository, status)?;
-        if let (Some(archive), Some(newest)) = (&status.archive, &status.newest) {
-            // The log goes on where the snapshot ends.
-            let arrived = archive.arrived.filter(|arrived| *arrived > newest.finished);
-            if let Some(arrived) = arrived {
-                status.exposure = Some(since(arrived, now));
-            }
+        status.archive = archive_of(repository, status, &snapshots, now)?;
+        if let Some(archive) = &status.archive {
+            // A snapshot of a cluster is worth what the log makes of it.
+            status.exposure = archive.exposure;
         }
         status.within_rpo = match (status.rpo, status.exposure) {
             (None, _) => None,
@@ -125,21 +128,42 @@ fn of_source(
     }
 }
 
-fn archive_of(repository: &Repository, status: &SourceStatus) -> Result<Option<ArchiveStatus>> {
+fn archive_of(
+    repository: &Repository,
+    status: &SourceStatus,
+    snapshots: &[Snapshot],
+    now: Timestamp,
+) -> Result<Option<ArchiveStatus>> {
     let Some(newest) = status.newest.as_ref().filter(|s| s.kind == SourceKind::Postgres) else {
         return Ok(None);
     };
-    let detail = backstay_postgres::BackupDetail::of(newest)?;
-    let files = repository.archive(detail.system_identifier).list(None)?;
+    let detail = BackupDetail::of(newest)?;
+    let archive = repository.archive(detail.system_identifier);
+    let mut backups: Vec<(String, RecoveryBase)> = Vec::new();
+    for snapshot in snapshots {
+        if snapshot.source == status.source && snapshot.kind == SourceKind::Postgres {
+            let one = BackupDetail::of(snapshot)?;
+            if one.system_identifier == detail.system_identifier {
+                backups.push((snapshot.id.clone(), (&one).into()));
+            }
+        }
+    }
+    let health = wal::window(&archive, detail.segment_size, &backups)?;
+    let last = health.windows.iter().max_by_key(|window| (window.timeline, window.to));
+    // A store without times still has the moment that the snapshot itself is of.
+    let exposure =
+        last.and_then(|last| health.rpo(now.into()).or_else(|| Some(since(last.from_time, now))));
+    let files = archive.list(None)?;
     let segments: Vec<_> = files.iter().filter(|file| is_segment(&file.name)).collect();
-    let last = segments.iter().max_by(|a, b| a.name.cmp(&b.name));
-    let arrived = last.and_then(|file| Timestamp::try_from(file.modified?).ok());
+    let newest = segments.iter().max_by(|a, b| a.name.cmp(&b.name));
     Ok(Some(ArchiveStatus {
         system_identifier: detail.system_identifier,
         segments: segments.len(),
         stored: files.iter().map(|file| file.stored).sum(),
-        newest: last.map(|file| file.name.clone()),
-        arrived,
+        newest: newest.map(|file| file.name.clone()),
+        arrived: newest.and_then(|file| Timestamp::try_from(file.modified?).ok()),
+        broken_by: last.and_then(|last| last.broken_by).map(|name| name.to_string()),
+        exposure,
     }))
 }
 

@@ -63,6 +63,7 @@ pub fn run(args: &StatusArgs, app: &App) -> Result<Outcome> {
                     "stored": archive.stored,
                     "newest": archive.newest,
                     "arrived": archive.arrived,
+                    "broken_by": archive.broken_by,
                 })),
             })
         })
@@ -160,7 +161,12 @@ fn present_sources(app: &App, sources: &[SourceStatus], several: bool) -> Result
         if several {
             row.push(status.repository.clone().into());
         }
+        let broken = status
+            .archive
+            .as_ref()
+            .is_some_and(|archive| archive.broken_by.is_some() || archive.exposure.is_none());
         row.push(match (problems, status.configured) {
+            _ if broken => Cell::new("archive broken", Style::Red),
             (0, true) => "".into(),
             (0, false) => Cell::new("not configured", Style::Dim),
             (some, _) => Cell::new(count(some, "problem", "problems"), Style::Yellow),
