@@ -131,6 +131,37 @@ fn directories_in_which_something_would_be_lost_are_refused() {
     assert_eq!(fixture.refused(&made.snapshot, &empty).kind(), PostgresErrorKind::Usage);
 }
 
+#[test]
+fn a_delta_restore_leaves_another_cluster_alone() {
+    let Some(installation) = version(15) else { skip!("PostgreSQL 15 is not installed") };
+    let fixture = Fixture::new(&installation);
+    let made = fixture.backup();
+    let other = Cluster::builder(&installation).start();
+    other.sql("create table dear as select generate_series(1, 1000) i");
+    other.stop();
+    let mut options = fixture.restoring("unused", RecoveryTarget::Latest);
+    options.delta = true;
+    options.to = other.data().to_owned();
+    let error = fixture.refused(&made.snapshot, &options);
+    assert_eq!(error.kind(), PostgresErrorKind::Mismatch, "{error}");
+    assert!(error.hint().is_some());
+    other.start();
+    assert_eq!(other.value("select count(*) from dear"), "1000");
+
+    // A folder of somebody's that happens to have one of this name.
+    let mut options = fixture.restoring("project", RecoveryTarget::Latest);
+    options.delta = true;
+    std::fs::create_dir_all(options.to.join("global")).unwrap();
+    std::fs::write(options.to.join("letters"), "dear").unwrap();
+    let error = fixture.refused(&made.snapshot, &options);
+    assert_eq!(error.kind(), PostgresErrorKind::Usage, "{error}");
+    assert!(error.to_string().contains("letters"), "{error}");
+    assert!(options.to.join("letters").exists());
+    // What a restore that was interrupted early leaves is gone on with.
+    std::fs::remove_file(options.to.join("letters")).unwrap();
+    fixture.restore(&made.snapshot, &options);
+}
+
 /// A started server, stopped also when the test fails.
 struct Started(Option<Running>);
 

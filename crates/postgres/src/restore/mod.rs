@@ -10,7 +10,7 @@ mod files;
 mod spaces;
 mod start;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -24,7 +24,7 @@ use backstay_repo::{
 };
 use backstay_store::failpoint;
 
-use crate::control;
+use crate::control::{self, ControlFile};
 use crate::detail::BackupDetail;
 use crate::wal::{self, RecoveryTarget, SegmentName, TargetTimeline};
 use crate::{PostgresError, PostgresErrorKind, Result};
@@ -133,8 +133,8 @@ pub fn restore(
     }
     let archive = repo.archive(detail.system_identifier);
     wal::check_target(&archive, &detail, &options.target, options.inclusive, options.timeline)?;
-    may_restore_to(&to, options.delta)?;
     let tree = repo.tree(snapshot)?;
+    may_restore_to(&to, options.delta, &tree, &detail)?;
     let spaces = Spaces::plan(&detail, &to, options)?;
     let wal_directory = wal_directory(&to, options.delta);
     let mut notes = Vec::new();
@@ -209,7 +209,7 @@ fn until(options: &RestoreOptions) -> Until {
 }
 
 /// Refuses a directory in which something would be lost or a server runs.
-fn may_restore_to(to: &Path, delta: bool) -> Result<()> {
+fn may_restore_to(to: &Path, delta: bool, tree: &Tree, detail: &BackupDetail) -> Result<()> {
     if files::is_empty(to)? {
         return Ok(());
     }
@@ -219,13 +219,7 @@ fn may_restore_to(to: &Path, delta: bool) -> Result<()> {
              that is there to the state of the snapshot",
         ));
     }
-    // A restore that was interrupted early has directories and nothing else.
-    if !to.join("PG_VERSION").exists() && !to.join("global").is_dir() {
-        return Err(PostgresError::usage(format!("{} is no data directory", to.display()))
-            .with_hint(
-                "--delta removes what is not in the snapshot; name the directory of a cluster",
-            ));
-    }
+    is_of_cluster(to, tree, detail)?;
     let lock = files::read_if_there(&to.join("postmaster.pid"))?.unwrap_or_default();
     let pid = String::from_utf8_lossy(&lock)
         .lines()
@@ -242,6 +236,84 @@ fn may_restore_to(to: &Path, delta: bool) -> Result<()> {
         .with_hint("stop it first; if it is no PostgreSQL server, remove postmaster.pid"));
     }
     Ok(())
+}
+
+/// Refuses a directory that is none of the cluster that was backed up, as a delta restore removes
+/// what is in it.
+fn is_of_cluster(to: &Path, tree: &Tree, detail: &BackupDetail) -> Result<()> {
+    let path = to.join(control::PATH);
+    if let Some(bytes) = files::read_if_there(&path)? {
+        let there = ControlFile::parse(&bytes, &path.to_string_lossy()).map_err(|error| {
+            PostgresError::new(
+                error.kind(),
+                format!("which cluster is in {} cannot be told: {error}", to.display()),
+            )
+            .with_hint(format!(
+                "if it is the one that was backed up, remove {}; nothing was changed",
+                path.display()
+            ))
+            .with_source(error)
+        })?;
+        if there.system_identifier == detail.system_identifier {
+            return Ok(());
+        }
+        return Err(PostgresError::new(
+            PostgresErrorKind::Mismatch,
+            format!(
+                "{} holds another cluster: its system identifier is {}, that of the snapshot {}",
+                to.display(),
+                there.system_identifier,
+                detail.system_identifier
+            ),
+        )
+        .with_hint(
+            "restore to another directory, or empty this one if that cluster is not needed; \
+             nothing was changed",
+        ));
+    }
+    // The control file is the last to appear, so that an interrupted restore has none.
+    if to.join("PG_VERSION").exists() || to.join("backup_label").exists() {
+        return Ok(());
+    }
+    // One that was interrupted early has directories, and not much else.
+    let stray = if to.join("global").is_dir() { stray(to, tree)? } else { Some(to.to_owned()) };
+    match stray {
+        None => Ok(()),
+        Some(stray) => {
+            let message = if stray == to {
+                format!("{} is no data directory", to.display())
+            } else {
+                format!("{} is no data directory: it has {}", to.display(), stray.display())
+            };
+            Err(PostgresError::usage(message).with_hint(
+                "--delta removes what is not in the snapshot; name the directory of a cluster",
+            ))
+        }
+    }
+}
+
+/// Something in `to` that a restore of this snapshot does not make.
+fn stray(to: &Path, tree: &Tree) -> Result<Option<PathBuf>> {
+    let mut known: HashSet<Vec<u8>> = HashSet::from([OLD_WAL.as_bytes().to_vec()]);
+    for entry in tree.iter() {
+        let path = entry?.path;
+        if let Some(name) = path.strip_prefix(b"data/").and_then(|p| p.split(|&b| b == b'/').next())
+            && !known.contains(name)
+        {
+            known.insert(name.to_vec());
+        }
+    }
+    let io = |error| PostgresError::io("read the directory", to, error);
+    for entry in fs::read_dir(to).map_err(io)? {
+        let name = entry.map_err(io)?.file_name();
+        let bytes = name.as_bytes();
+        // Files get their names when they are whole.
+        let unfinished = bytes.starts_with(b".backstay-") || bytes.ends_with(b".backstay");
+        if !unfinished && !known.contains(bytes) {
+            return Ok(Some(PathBuf::from(name)));
+        }
+    }
+    Ok(None)
 }
 
 /// `pg_wal` may be a link to another disk; a delta restore leaves it one.
@@ -295,10 +367,16 @@ fn keep_wal(
     archive: &Archive,
     detail: &BackupDetail,
 ) -> Result<Option<String>> {
-    let Ok(entries) = fs::read_dir(wal_directory) else { return Ok(None) };
+    let unreadable = |error| PostgresError::io("read the directory", wal_directory, error);
+    let entries = match fs::read_dir(wal_directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(unreadable(error)),
+    };
     let directory = to.join(OLD_WAL);
     let mut moved = 0;
-    for entry in entries.flatten() {
+    for entry in entries {
+        let entry = entry.map_err(unreadable)?;
         let path = entry.path();
         let text = entry.file_name().to_string_lossy().into_owned();
         let Ok(name) = text.parse::<SegmentName>() else { continue };
