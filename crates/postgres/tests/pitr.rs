@@ -174,8 +174,17 @@ fn a_second_recovery_follows_the_timeline_that_the_first_one_made() {
     fixture.archived(&server);
     server.stop();
 
-    // The newest timeline has what was written after the fork, and not what was given up there.
-    let second = fixture.restoring("second", RecoveryTarget::Latest);
+    // Where both have gone on, none is taken without a word.
+    fixture.cluster.start();
+    fixture.archived(&fixture.cluster);
+    let mut second = fixture.restoring("second", RecoveryTarget::Latest);
+    let error = fixture.refused(&made.snapshot, &second);
+    assert_eq!(error.kind(), PostgresErrorKind::Target, "{error}");
+    assert!(error.hint().unwrap().contains("--timeline 1"), "{error:?}");
+    assert!(!second.to.exists());
+
+    // The new timeline has what was written after the fork, and not what was given up there.
+    second.timeline = Some(TargetTimeline::Number(2));
     fixture.restore(&made.snapshot, &second);
     let server = fixture.promoted(&second);
     assert_eq!(server.table_checksums(), there);

@@ -363,7 +363,17 @@ fn recovery_goes_along_the_timelines_that_descend_from_the_backup() {
         primary.cluster.start();
         primary.archive(&[])
     };
-    let latest = check(&archive, &base, &RecoveryTarget::Latest, None).unwrap();
+    // Both timelines went on: the newest is not taken without a word.
+    for timeline in [None, Some(TargetTimeline::Latest)] {
+        for target in [RecoveryTarget::Latest, RecoveryTarget::Time(primary.now())] {
+            let error = check(&archive, &base, &target, timeline).unwrap_err();
+            assert_eq!(error.kind(), PostgresErrorKind::Target, "{error}");
+            assert!(error.to_string().contains("timeline 1 or 2"), "{error}");
+            assert!(error.hint().unwrap().contains("--timeline 2"), "{error:?}");
+        }
+    }
+    let newest = Some(TargetTimeline::Number(2));
+    let latest = check(&archive, &base, &RecoveryTarget::Latest, newest).unwrap();
     assert_eq!(latest.timeline, 2);
     assert_eq!(latest.last.timeline(), 2);
     let current = Some(TargetTimeline::Current);

@@ -153,15 +153,70 @@ pub fn check_target_with(
     let history = choose_history(archive, &inventory, base, options.timeline)?;
     let reach = reach(&inventory, &history, base)?;
     let check = Check { archive, inventory: &inventory, history: &history, base, options, reach };
+    let chosen = !matches!(options.timeline, None | Some(TargetTimeline::Latest));
+    let Some(parting) = (!chosen).then(|| parting(&inventory, &history, base)).flatten() else {
+        return check.target(target);
+    };
+    // Both timelines went on: which one is meant is not for a number to decide.
+    let ambiguous = || parting.refusal(&history, target);
     match target {
-        RecoveryTarget::Immediate => {
-            check.answer(base.stop.last_segment(base.segment_size), None, 0)
+        RecoveryTarget::Immediate => check.target(target),
+        RecoveryTarget::Latest => Err(ambiguous()),
+        RecoveryTarget::Lsn(lsn) if *lsn > parting.end => Err(ambiguous()),
+        RecoveryTarget::Time(time) => {
+            let found = check.time(*time);
+            let before = Check { reach: reach.min(parting.end.segment(check.size())), ..check };
+            // A moment before they parted is the same on both.
+            match before.time_before(*time, parting.end) {
+                Ok(_) => found,
+                Err(error) if error.kind() != PostgresErrorKind::Target => Err(error),
+                Err(error) if *time < base.time_stop => Err(error),
+                Err(_) => Err(ambiguous()),
+            }
         }
-        RecoveryTarget::Latest => check.latest(),
-        RecoveryTarget::Lsn(lsn) => check.lsn(*lsn),
-        RecoveryTarget::Time(time) => check.time(*time),
-        RecoveryTarget::Xid(_) | RecoveryTarget::Name(_) => check.search(target),
+        _ => match check.target(target) {
+            Err(error) if error.kind() == PostgresErrorKind::Target => Err(ambiguous()),
+            answer => answer,
+        },
     }
+}
+
+/// An ancestor of the newest timeline that was written on after it was left.
+struct Parting {
+    timeline: u32,
+    end: Lsn,
+}
+
+impl Parting {
+    fn refusal(&self, history: &History, target: &RecoveryTarget) -> PostgresError {
+        let (old, new) = (self.timeline, history.timeline());
+        refused(
+            format!(
+                "{target} could be on timeline {old} or {new}: the way to timeline {new} leaves \
+                 timeline {old} at {}, and both have later WAL in the archive",
+                self.end
+            ),
+            format!(
+                "a server that was promoted, such as a trial restore, makes a new timeline; choose \
+                 with `--timeline {old}` or `--timeline {new}`"
+            ),
+        )
+    }
+}
+
+/// Where the way from the backup first leaves a timeline that went on.
+///
+/// After a failover the old timeline has at most the rest of the segment in which it was left.
+fn parting(inventory: &Inventory, history: &History, base: &RecoveryBase) -> Option<Parting> {
+    history
+        .ancestors()
+        .iter()
+        .filter(|switch| switch.timeline >= base.timeline)
+        .find(|switch| {
+            let left = switch.end.segment(base.segment_size);
+            inventory.segments(switch.timeline).any(|(number, _)| number > left)
+        })
+        .map(|switch| Parting { timeline: switch.timeline, end: switch.end })
 }
 
 fn refused(message: String, hint: impl Into<String>) -> PostgresError {
@@ -251,6 +306,18 @@ struct Check<'a> {
 impl Check<'_> {
     fn size(&self) -> SegmentSize {
         self.base.segment_size
+    }
+
+    fn target(&self, target: &RecoveryTarget) -> Result<TargetCheck> {
+        match target {
+            RecoveryTarget::Immediate => {
+                self.answer(self.base.stop.last_segment(self.size()), None, 0)
+            }
+            RecoveryTarget::Latest => self.latest(),
+            RecoveryTarget::Lsn(lsn) => self.lsn(*lsn),
+            RecoveryTarget::Time(time) => self.time(*time),
+            RecoveryTarget::Xid(_) | RecoveryTarget::Name(_) => self.search(target),
+        }
     }
 
     fn answer(&self, last: u64, found: Option<Lsn>, read: u64) -> Result<TargetCheck> {
@@ -366,6 +433,11 @@ impl Check<'_> {
     }
 
     fn time(&self, target: Timestamp) -> Result<TargetCheck> {
+        self.time_before(target, Lsn(u64::MAX))
+    }
+
+    /// As [`time`](Self::time), by what was written before `limit` alone.
+    fn time_before(&self, target: Timestamp, limit: Lsn) -> Result<TargetCheck> {
         if target < self.base.time_stop {
             return Err(refused(
                 format!(
@@ -386,6 +458,7 @@ impl Check<'_> {
         for number in (first..=self.reach).rev() {
             let start = self.size().start_of(number).unwrap_or(self.base.start);
             let end = self.size().start_of(number.saturating_add(1)).unwrap_or(Lsn(u64::MAX));
+            let end = end.min(limit);
             let mut reader =
                 Reader::new(self.identity(), start.max(self.base.start), |n| segments.get(n));
             let mut found = None;
