@@ -93,10 +93,7 @@ impl Running {
     /// Shuts the server down, disconnecting everybody, and waits until it is gone.
     pub fn stop(mut self) -> Result<()> {
         stop(&mut self.child, &self.data_directory)?;
-        if let Some(directory) = &self.own_directory {
-            // Only the socket and the access rules were in it.
-            let _ = fs::remove_dir_all(directory);
-        }
+        remove_own(self.own_directory.as_deref());
         Ok(())
     }
 }
@@ -187,6 +184,7 @@ pub(super) fn start(
     let waited = wait(&mut child, directory, &log, until, options, progress);
     match waited {
         Ok(None) => {
+            remove_own(own_directory.as_deref());
             let reached = reached_by_log(directory, &log)?;
             notes.push(format!(
                 "the server stopped at its target; it got to {}",
@@ -195,7 +193,15 @@ pub(super) fn start(
             Ok(None)
         }
         Ok(Some(lock)) => {
-            let reached = reached(directory, &log, &lock, options)?;
+            let reached = match reached(directory, &log, &lock, options) {
+                Ok(reached) => reached,
+                Err(error) => {
+                    // Nobody would know of the server, or how to stop it.
+                    let _ = stop(&mut child, directory);
+                    remove_own(own_directory.as_deref());
+                    return Err(error);
+                }
+            };
             Ok(Some(Running {
                 child,
                 data_directory: directory.to_owned(),
@@ -209,11 +215,16 @@ pub(super) fn start(
         Err(error) => {
             // The first error is what people need to hear of.
             let _ = stop(&mut child, directory);
-            if let Some(directory) = own_directory {
-                let _ = fs::remove_dir_all(directory);
-            }
+            remove_own(own_directory.as_deref());
             Err(error)
         }
+    }
+}
+
+/// Removes the directory that was made for the socket; nothing else was in it.
+fn remove_own(directory: Option<&Path>) {
+    if let Some(directory) = directory {
+        let _ = fs::remove_dir_all(directory);
     }
 }
 
@@ -394,11 +405,13 @@ fn reached_by_log(directory: &Path, log: &Path) -> Result<Reached> {
         });
     let time =
         after("last completed transaction was at log time ").and_then(|t| t.trim().parse().ok());
+    // The control file may name the timeline of a promotion only after the next checkpoint.
+    let selected = after("selected new timeline ID: ").and_then(|id| id.trim().parse().ok());
     let control = ControlFile::read(directory)?;
     Ok(Reached {
         lsn,
         time,
-        timeline: recovery_timeline(directory)?,
+        timeline: recovery_timeline(directory)?.max(selected.unwrap_or(0)),
         in_recovery: control.state != crate::control::State::InProduction,
     })
 }
