@@ -28,6 +28,13 @@ pub struct Found {
     pub snapshot: Snapshot,
 }
 
+/// What the repositories had to say.
+pub struct Asked<T> {
+    pub answers: Vec<T>,
+    /// The names of those that could not be used, and why.
+    pub failed: Vec<(String, Error)>,
+}
+
 impl Context {
     pub fn new(config: Config, search: Search, env: Environment) -> Self {
         let warnings = Mutex::new(config.warnings.clone());
@@ -82,10 +89,7 @@ impl Context {
                 (ErrorKind::NoRepository, _) if !repository.configured => {
                     error.with_hint("create it with `backstay init`, or correct --repository")
                 }
-                (ErrorKind::NoRepository, _) => error.with_hint(format!(
-                    "create it with `backstay init`, or correct the url of `{}`",
-                    repository.name
-                )),
+                (ErrorKind::NoRepository, _) => error.with_hint(self.hint_of_lost(repository)),
                 (ErrorKind::WrongKey, _) => error.with_hint(match &repository.keys.key_file {
                     Some(path) => format!(
                         "{} is not the key of this repository; name the right one with \
@@ -97,6 +101,64 @@ impl Context {
                 _ => error,
             }
         })
+    }
+
+    /// What may be the matter with a configured repository that is not there.
+    fn hint_of_lost(&self, repository: &RepositoryConfig) -> String {
+        let create =
+            format!("create it with `backstay init`, or correct the url of `{}`", repository.name);
+        let url = &repository.keys.url.0;
+        let mut hint = if url.starts_with("file://") || !url.contains("://") {
+            format!("is its disk mounted? Else {create}")
+        } else {
+            create
+        };
+        let others: Vec<&str> = self
+            .config
+            .repositories
+            .iter()
+            .map(|other| other.name.as_str())
+            .filter(|name| *name != repository.name)
+            .collect();
+        if !others.is_empty() {
+            hint.push_str(&format!(
+                "; the other repositories are asked with --repository: {}",
+                listed(&others)
+            ));
+        }
+        hint
+    }
+
+    /// Asks every repository in turn. One that cannot be used is no reason to say nothing of the
+    /// others: it becomes a warning, and is in the answer.
+    ///
+    /// # Errors
+    /// The first one, when all of them failed.
+    pub fn ask_all<T>(
+        &self,
+        mut ask: impl FnMut(&RepositoryConfig, Repository) -> Result<T>,
+    ) -> Result<Asked<T>> {
+        let mut asked = Asked { answers: Vec::new(), failed: Vec::new() };
+        for config in self.config.repositories()? {
+            match self.open(config).and_then(|repository| ask(config, repository)) {
+                Ok(answer) => asked.answers.push(answer),
+                Err(error) => asked.failed.push((config.name.clone(), error)),
+            }
+        }
+        if asked.answers.is_empty() && !asked.failed.is_empty() {
+            return Err(asked.failed.swap_remove(0).1);
+        }
+        for (name, error) in &asked.failed {
+            self.warn_of_lost(name, error);
+        }
+        Ok(asked)
+    }
+
+    fn warn_of_lost(&self, name: &str, error: &Error) {
+        self.warn(vec![Warning {
+            message: format!("the repository `{name}` was passed over: {error}"),
+            hint: error.hint().unwrap_or("see `backstay check`").to_owned(),
+        }]);
     }
 
     /// Creates a repository in an empty store.
@@ -120,31 +182,55 @@ impl Context {
     }
 
     /// The snapshot that `name` means: the newest one of a source, `latest`, or the one whose id
-    /// starts so. Every configured repository is looked into, in order.
+    /// starts so. Every configured repository is looked into, in order; one that cannot be used is
+    /// passed over with a warning.
     pub fn find(&self, name: &str) -> Result<Found> {
         let mut sources = Vec::new();
         let mut missing = None;
+        let mut lost: Vec<(&str, Error)> = Vec::new();
+        let warn = |lost: &[(&str, Error)]| {
+            for (name, error) in lost {
+                self.warn_of_lost(name, error);
+            }
+        };
         for config in self.config.repositories()? {
-            let repository = self.open(config)?;
-            let snapshots = repository.snapshots()?;
+            let opened = self.open(config).and_then(|repository| {
+                let snapshots = repository.snapshots()?;
+                Ok((repository, snapshots))
+            });
+            let (repository, snapshots) = match opened {
+                Ok(opened) => opened,
+                Err(error) => {
+                    lost.push((&config.name, error));
+                    continue;
+                }
+            };
             let newest = snapshots
                 .iter()
                 .filter(|snapshot| name == "latest" || snapshot.source == name)
                 .max_by_key(|snapshot| snapshot.time);
             if let Some(snapshot) = newest.cloned() {
+                warn(&lost);
                 return Ok(Found { name: config.name.clone(), repository, snapshot });
             }
             sources.extend(snapshots.into_iter().map(|snapshot| snapshot.source));
             match repository.find_snapshot(name).map_err(Error::from) {
                 Ok(snapshot) => {
+                    warn(&lost);
                     return Ok(Found { name: config.name.clone(), repository, snapshot });
                 }
                 Err(error) if error.kind() == ErrorKind::NotFound => {
                     // Ambiguous is an answer; it is kept over a plain "not there".
                     missing.get_or_insert(error);
                 }
-                Err(error) => return Err(error),
+                Err(error) => lost.push((&config.name, error)),
             }
+        }
+        // It may be in the one that could not be asked.
+        if !lost.is_empty() {
+            let (_, error) = lost.remove(0);
+            warn(&lost);
+            return Err(error);
         }
         sources.sort();
         sources.dedup();

@@ -9,12 +9,13 @@ use crate::Result;
 use crate::error::{Error, ErrorKind};
 
 /// The newest snapshot that is not younger than `at`. For kinds without moments in between.
+/// Snapshots with problems lack something, so they are taken only where there is no other.
 ///
 /// # Errors
 /// Not found, with the nearest moment there is.
 pub fn as_of(snapshots: &[Snapshot], at: Option<Timestamp>) -> Result<Snapshot> {
     let candidates = snapshots.iter().filter(|snapshot| at.is_none_or(|at| snapshot.time <= at));
-    if let Some(found) = candidates.max_by_key(|snapshot| snapshot.time) {
+    if let Some(found) = candidates.max_by_key(|s| (s.problems.is_empty(), s.time)) {
         return Ok(found.clone());
     }
     Err(match (snapshots.iter().min_by_key(|snapshot| snapshot.time), at) {
@@ -28,7 +29,8 @@ pub fn as_of(snapshots: &[Snapshot], at: Option<Timestamp>) -> Result<Snapshot> 
     })
 }
 
-/// The newest snapshot from which `target` can be reached.
+/// The newest snapshot from which `target` can be reached; one with problems only where there is
+/// no other.
 ///
 /// # Errors
 /// Why the best candidate cannot reach it, with the nearest point that can be.
@@ -43,7 +45,9 @@ pub fn for_target(
     for snapshot in snapshots {
         ordered.push((BackupDetail::of(snapshot)?, snapshot));
     }
-    ordered.sort_by_key(|(detail, _)| std::cmp::Reverse(detail.time_stop));
+    ordered.sort_by_key(|(detail, snapshot)| {
+        (!snapshot.problems.is_empty(), std::cmp::Reverse(detail.time_stop))
+    });
     let before = |detail: &BackupDetail| match target {
         RecoveryTarget::Time(time) => detail.time_stop <= *time,
         RecoveryTarget::Lsn(lsn) => detail.stop_lsn <= *lsn,
@@ -63,7 +67,7 @@ pub fn for_target(
         return Err(error);
     }
     // All of them are too young: the oldest knows best what can be reached.
-    let Some((detail, _)) = ordered.last() else {
+    let Some((detail, _)) = ordered.iter().min_by_key(|(detail, _)| detail.time_stop) else {
         return Err(Error::new(ErrorKind::NotFound, "there is no snapshot to restore")
             .with_hint("see `backstay list`"));
     };
@@ -90,6 +94,16 @@ mod tests {
             "stats": {},
         });
         serde_json::from_value(document).unwrap()
+    }
+
+    #[test]
+    fn what_is_complete_comes_first() {
+        let mut all = [snapshot("2026-01-01T00:00:00Z"), snapshot("2026-02-01T00:00:00Z")];
+        let problem = serde_json::json!({ "path": "a", "what": "gone" });
+        all[1].problems.push(serde_json::from_value(problem.clone()).unwrap());
+        assert_eq!(as_of(&all, None).unwrap().time, all[0].time);
+        all[0].problems.push(serde_json::from_value(problem).unwrap());
+        assert_eq!(as_of(&all, None).unwrap().time, all[1].time);
     }
 
     #[test]

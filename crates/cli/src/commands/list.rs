@@ -6,7 +6,7 @@ use backstay_ops::{Error, ErrorKind};
 use clap::Args;
 use serde_json::json;
 
-use super::present::{age_text, snapshot_document, tags};
+use super::present::{age_text, failed_documents, snapshot_document, tags};
 use crate::app::{App, Outcome, Result};
 use crate::output::Style;
 use crate::table::{Cell, Table};
@@ -30,8 +30,7 @@ pub fn run(args: &ListArgs, app: &App) -> Result<Outcome> {
     let context = app.context()?;
     let mut found = Vec::new();
     let mut sources = Vec::new();
-    for config in context.config.repositories()? {
-        let repository = context.open(config)?;
+    let asked = context.ask_all(|config, repository| {
         for snapshot in repository.snapshots()? {
             sources.push(snapshot.source.clone());
             let wanted = args.source.as_ref().is_none_or(|source| source == &snapshot.source)
@@ -40,11 +39,14 @@ pub fn run(args: &ListArgs, app: &App) -> Result<Outcome> {
                 found.push((config.name.clone(), snapshot));
             }
         }
-    }
+        Ok(())
+    })?;
+    let outcome = if asked.failed.is_empty() { Outcome::Done } else { Outcome::Partial };
     app.show_warnings();
     if let Some(name) = &args.source {
         let configured = context.config.sources.iter().any(|source| &source.name == name);
-        if !configured && !sources.contains(name) {
+        // It may be in the one that could not be asked.
+        if !configured && asked.failed.is_empty() && !sources.contains(name) {
             sources.extend(context.config.sources.iter().map(|source| source.name.clone()));
             sources.sort();
             sources.dedup();
@@ -62,12 +64,15 @@ pub fn run(args: &ListArgs, app: &App) -> Result<Outcome> {
     }
     let documents: Vec<_> =
         found.iter().map(|(name, snapshot)| snapshot_document(snapshot, name)).collect();
-    app.output.document(&json!({ "snapshots": documents }))?;
+    app.output.document(&json!({
+        "snapshots": documents,
+        "failed": failed_documents(&asked.failed),
+    }))?;
     if found.is_empty() {
         let of = args.source.as_ref().map(|name| format!(" of {name}")).unwrap_or_default();
         app.output.answer(format!("No snapshots{of} yet."))?;
         app.output.say("Make one with `backstay backup`.")?;
-        return Ok(Outcome::Done);
+        return Ok(outcome);
     }
     let several = app.several_repositories()?;
     let with_tags = found.iter().any(|(_, snapshot)| !snapshot.tags.is_empty());
@@ -106,5 +111,5 @@ pub fn run(args: &ListArgs, app: &App) -> Result<Outcome> {
         table.row(row);
     }
     app.output.answer(table.render(app.output.paint))?;
-    Ok(Outcome::Done)
+    Ok(outcome)
 }

@@ -3,12 +3,14 @@
 
 use std::time::Duration;
 
-use backstay_ops::moment;
 use backstay_ops::units::{count, format_age, format_size};
+use backstay_ops::{Error, moment};
 use backstay_repo::{Entry, EntryKind, Snapshot};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde_json::{Value, json};
+
+use crate::output::error_document;
 
 /// A snapshot in JSON.
 pub fn snapshot_document(snapshot: &Snapshot, repository: &str) -> Value {
@@ -28,6 +30,14 @@ pub fn snapshot_document(snapshot: &Snapshot, repository: &str) -> Value {
         "problems": snapshot.problems,
         "detail": snapshot.detail,
     })
+}
+
+/// Repositories that could not be asked, in JSON.
+pub fn failed_documents(failed: &[(String, Error)]) -> Vec<Value> {
+    failed
+        .iter()
+        .map(|(name, error)| json!({ "repository": name, "error": error_document(error) }))
+        .collect()
 }
 
 /// How long ago something was; nothing for what lies ahead of this machine's clock.

@@ -196,11 +196,41 @@ pub fn run(args: &RestoreArgs, app: &App) -> Result<Outcome> {
             !args.cluster.exclusive,
             args.cluster.timeline,
         )?;
+        warn_of_passed_over(app, &candidates, &found.snapshot, at);
         return cluster(args, app, &found, target);
     }
     refuse_cluster_flags(args, &found)?;
     found.snapshot = recover::as_of(&candidates, at)?;
+    warn_of_passed_over(app, &candidates, &found.snapshot, at);
     files(args, app, &found)
+}
+
+/// Says it when something older was chosen because the newest snapshot lacks something.
+fn warn_of_passed_over(
+    app: &App,
+    candidates: &[Snapshot],
+    chosen: &Snapshot,
+    at: Option<jiff::Timestamp>,
+) {
+    if !chosen.problems.is_empty() {
+        return;
+    }
+    let newer = candidates
+        .iter()
+        .filter(|one| !one.problems.is_empty() && one.time > chosen.time)
+        .filter(|one| at.is_none_or(|at| one.time <= at))
+        .max_by_key(|one| one.time);
+    if let Some(newer) = newer {
+        app.output.warn(
+            &format!(
+                "the newer snapshot {} of {} is incomplete, so {} is restored",
+                newer.short_id(),
+                moment::local(newer.time, &app.zone()),
+                chosen.short_id()
+            ),
+            Some(&format!("to restore the incomplete one, name it: {}", newer.short_id())),
+        );
+    }
 }
 
 fn refuse_cluster_flags(args: &RestoreArgs, found: &Found) -> Result<()> {
@@ -258,11 +288,12 @@ fn files(args: &RestoreArgs, app: &App, found: &Found) -> Result<Outcome> {
         "snapshot": snapshot_document(&found.snapshot, &found.name),
         "target": target,
         "seconds": took.as_secs_f64(),
+        "problems": found.snapshot.problems,
         "report": report,
     }))?;
     head(app, found)?;
     app.output.say(format!("          {}", summary(&report, &target, took)))?;
-    Ok(problems(app, &report))
+    Ok(problems(app, &found.snapshot, &report))
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {
@@ -301,20 +332,25 @@ fn summary(report: &RestoreReport, target: &Path, took: std::time::Duration) -> 
     text
 }
 
-fn problems(app: &App, report: &RestoreReport) -> Outcome {
-    if report.problems.is_empty() {
-        return Outcome::Done;
-    }
-    let number = report.problems.len() as u64;
-    app.output
-        .warn(&format!("{} could not be restored as it was", count(number, "item", "items")), None);
-    if !app.output.json {
-        for problem in &report.problems {
-            let path = printable(&problem.path);
-            crate::output::write_err(&format!("  {path}: {}\n", problem.what));
+/// What the snapshot never had, and what could not be written.
+fn problems(app: &App, snapshot: &Snapshot, report: &RestoreReport) -> Outcome {
+    let lacks = (&snapshot.problems, "of the source could not be read for this snapshot");
+    let failed = (&report.problems, "could not be restored as it was");
+    for (problems, what) in [lacks, failed].iter().filter(|(problems, _)| !problems.is_empty()) {
+        let number = count(problems.len() as u64, "item", "items");
+        app.output.warn(&format!("{number} {what}"), None);
+        if !app.output.json {
+            for problem in problems.iter() {
+                let path = printable(&problem.path);
+                crate::output::write_err(&format!("  {path}: {}\n", problem.what));
+            }
         }
     }
-    Outcome::Partial
+    if snapshot.problems.is_empty() && report.problems.is_empty() {
+        Outcome::Done
+    } else {
+        Outcome::Partial
+    }
 }
 
 fn cluster(
@@ -386,6 +422,7 @@ fn present_cluster(
         "reached": reached,
         "connection": restored.running.as_ref().map(|running| running.connection()),
         "notes": restored.notes,
+        "problems": found.snapshot.problems,
         "report": restored.report,
     }))?;
     head(app, found)?;
@@ -433,7 +470,7 @@ fn present_cluster(
             ))?;
         }
     }
-    Ok(problems(app, &restored.report))
+    Ok(problems(app, &found.snapshot, &restored.report))
 }
 
 /// `pg_ctl`, with the folder where Debian puts it when it is there.

@@ -7,7 +7,7 @@ use backstay_ops::units::{count, format_duration, format_setting, format_size};
 use clap::Args;
 use serde_json::json;
 
-use super::present::{age_text, snapshot_document};
+use super::present::{age_text, failed_documents, snapshot_document};
 use crate::app::{App, Outcome, Result};
 use crate::output::Style;
 use crate::table::{Cell, Table};
@@ -26,23 +26,24 @@ pub fn run(args: &StatusArgs, app: &App) -> Result<Outcome> {
     }
     let now = app.now();
     let mut sources = Vec::new();
-    let mut repositories = Vec::new();
-    for config in context.config.repositories()? {
-        let repository = context.open(config)?;
-        app.show_warnings();
+    let asked = context.ask_all(|config, repository| {
         let found = status::sources(&context.config, &config.name, &repository, now)?;
-        repositories.push(RepositoryStatus {
+        let of_repository = RepositoryStatus {
             name: config.name.clone(),
             url: repository.store().url(),
             usage: repository.usage()?,
             snapshots: found.iter().map(|status| status.snapshots).sum(),
-        });
+        };
         sources.extend(
             found
                 .into_iter()
                 .filter(|status| args.source.as_ref().is_none_or(|name| name == &status.source)),
         );
-    }
+        Ok(of_repository)
+    })?;
+    app.show_warnings();
+    let repositories = asked.answers;
+    let outcome = if asked.failed.is_empty() { Outcome::Done } else { Outcome::Partial };
     let documents: Vec<_> = sources
         .iter()
         .map(|status| {
@@ -76,11 +77,12 @@ pub fn run(args: &StatusArgs, app: &App) -> Result<Outcome> {
             "snapshots": repository.snapshots,
             "usage": repository.usage,
         })).collect::<Vec<_>>(),
+        "failed": failed_documents(&asked.failed),
     }))?;
     if app.output.json {
-        return Ok(Outcome::Done);
+        return Ok(outcome);
     }
-    present_sources(app, &sources, repositories.len() > 1)?;
+    present_sources(app, &sources, app.several_repositories()?)?;
     app.output.answer("")?;
     for repository in &repositories {
         let usage = &repository.usage;
@@ -109,7 +111,7 @@ pub fn run(args: &StatusArgs, app: &App) -> Result<Outcome> {
         }
         app.output.answer(line)?;
     }
-    Ok(Outcome::Done)
+    Ok(outcome)
 }
 
 fn present_sources(app: &App, sources: &[SourceStatus], several: bool) -> Result<()> {

@@ -116,3 +116,39 @@ fn a_reader_that_goes_away_is_no_failure() {
     assert_eq!(output.status.code(), Some(0));
     assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
 }
+
+#[test]
+fn a_configuration_without_an_end_is_refused() {
+    let it = Sandbox::new();
+    it.write("large.toml", vec![b'#'; (4 << 20) + 1]);
+    for (file, why) in [("/dev/zero", "not a regular file"), ("large.toml", "larger than 4 MiB")] {
+        let ran = it.run(&["--config", file, "list"]);
+        assert_eq!(ran.code, 2, "{ran}");
+        assert!(ran.stderr.contains(why), "{ran}");
+    }
+}
+
+#[test]
+fn a_lost_repository_does_not_hide_the_others() {
+    let it = Sandbox::new();
+    it.tree();
+    it.configure(&format!(
+        "repositories = [\"main\", \"second\"]\n[repositories.second]\n\
+         url = \"file://{}/second\"\nkey-file = \"main.key\"\n",
+        it.path("").display()
+    ));
+    it.good(&["-r", "main", "init"]);
+    it.good(&["-r", "second", "init"]);
+    it.good(&["backup", "--all"]);
+    std::fs::rename(it.path("repo"), it.path("gone")).unwrap();
+    for command in ["list", "status"] {
+        let ran = it.run(&[command]);
+        assert_eq!(ran.code, 3, "{ran}");
+        assert!(ran.stdout.contains("second"), "{ran}");
+        assert!(ran.stderr.contains("is its disk mounted?"), "{ran}");
+        assert_eq!(it.json(&[command])["failed"][0]["repository"], "main");
+    }
+    let ran = it.good(&["restore", "data", "--to", "out"]);
+    assert!(ran.stderr.contains("`main` was passed over"), "{ran}");
+    assert!(it.path("out").exists());
+}

@@ -26,7 +26,7 @@ fn every_document_has_its_shape() {
         ["repository", "seconds", "snapshot", "source", "warnings"]
     );
     let list = it.json(&["list"]);
-    assert_eq!(keys(&list), ["snapshots"]);
+    assert_eq!(keys(&list), ["failed", "snapshots"]);
     let snapshot = &list["snapshots"][0];
     assert_eq!(snapshot, &backup["backups"][0]["snapshot"]);
     assert_eq!(
@@ -98,13 +98,13 @@ fn every_document_has_its_shape() {
         ]
     );
     let restore = it.json(&["restore", "data", "--to", "back"]);
-    assert_eq!(keys(&restore), ["report", "seconds", "snapshot", "target"]);
+    assert_eq!(keys(&restore), ["problems", "report", "seconds", "snapshot", "target"]);
     assert_eq!(
         keys(&restore["report"]),
         ["bytes", "bytes_fetched", "bytes_written", "directories", "files", "problems", "removed"]
     );
     let status = it.json(&["status"]);
-    assert_eq!(keys(&status), ["repositories", "sources"]);
+    assert_eq!(keys(&status), ["failed", "repositories", "sources"]);
     assert_eq!(
         keys(&status["sources"][0]),
         [
