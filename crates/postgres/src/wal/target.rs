@@ -615,3 +615,38 @@ impl Seen {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_a_failover_only_the_rest_of_the_last_segment_is_on_the_old_timeline() {
+        let history = History::parse(2, b"1\t0/380000\tx").unwrap();
+        let base = RecoveryBase {
+            system_identifier: 1,
+            timeline: 1,
+            start: Lsn(0x10_0028),
+            stop: Lsn(0x10_0138),
+            segment_size: SegmentSize::MIN,
+            time_stop: Timestamp::UNIX_EPOCH,
+        };
+        let mut names = vec![
+            "000000010000000000000001",
+            "000000010000000000000002",
+            "000000010000000000000003",
+            "000000020000000000000003",
+            "000000020000000000000004",
+            "00000002.history",
+        ];
+        let found = |names: &[&str], base: &RecoveryBase| {
+            let inventory = Inventory::of(SegmentSize::MIN, names.iter().map(|name| (*name, None)));
+            parting(&inventory, &history, base).map(|parting| (parting.timeline, parting.end))
+        };
+        assert_eq!(found(&names, &base), None);
+        names.push("000000010000000000000004");
+        assert_eq!(found(&names, &base), Some((1, Lsn(0x38_0000))));
+        // A backup of the new timeline has the choice behind it.
+        assert_eq!(found(&names, &RecoveryBase { timeline: 2, ..base }), None);
+    }
+}
