@@ -220,6 +220,37 @@ fn from_setup_to_a_recovered_moment() {
     assert!(copied.stderr.contains("is not the data directory of `orders`"), "{copied}");
     let status = good(&["wal", "status"]);
     assert!(!status.stdout.contains("timeline 2"), "{status}");
+    // A hole: what lies behind it cannot be reached, however new it is.
+    let last = cluster.value("select pg_walfile_name(pg_current_wal_lsn())");
+    let archived = |name: &str| {
+        let file = name.to_owned();
+        let mut folders = vec![folder.join("repo")];
+        while let Some(next) = folders.pop() {
+            for entry in std::fs::read_dir(next).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if path.to_string_lossy().contains(&file) {
+                    return Some(path);
+                }
+            }
+        }
+        None
+    };
+    for _ in 0..2 {
+        cluster.sql("insert into t values (1)");
+        cluster.switch_wal();
+    }
+    backstay_testing::wait_until("the hole can be made", 60, || {
+        cluster.value(&format!("select (last_archived_wal > '{last}')::text from pg_stat_archiver"))
+            == "true"
+    });
+    std::fs::remove_file(archived(&last).unwrap()).unwrap();
+    let status = run(&["wal", "status"]);
+    assert_eq!(status.code, 1, "{status}");
+    assert!(status.stdout.contains("broken"), "{status}");
+    let status = run(&["status"]);
+    assert!(status.stdout.contains("archive broken"), "{status}");
     let early = run(&["restore", "orders", "--to", "x", "--at", "2020-01-01 00:00:00"]);
     assert_eq!(early.code, 1, "{early}");
     assert!(early.stderr.contains("first moment"), "{early}");
