@@ -140,7 +140,7 @@ fn a_lost_repository_does_not_hide_the_others() {
     it.good(&["-r", "main", "init"]);
     it.good(&["-r", "second", "init"]);
     it.good(&["backup", "--all"]);
-    std::fs::rename(it.path("repo"), it.path("gone")).unwrap();
+    fs::rename(it.path("repo"), it.path("gone")).unwrap();
     for command in ["list", "status"] {
         let ran = it.run(&[command]);
         assert_eq!(ran.code, 3, "{ran}");
