@@ -1,5 +1,6 @@
 """The data sets: a PostgreSQL cluster and a tree of files; and whether a copy of them is right."""
 
+import contextlib
 import filecmp
 import glob
 import os
@@ -155,6 +156,23 @@ class Cluster:
         """Brings everything to disk, so that nobody pays for what another one wrote."""
         self.sql("checkpoint")
         os.sync()
+
+    @contextlib.contextmanager
+    def put_aside(self):
+        """Keeps a copy of the data while they are changed, gives its path, and puts it back."""
+        before = os.path.join(self.root, "before")
+        complete = os.path.join(self.root, "complete")
+        self.stop()
+        # Ended in between, the next run makes the data anew.
+        os.remove(complete)
+        run(["cp", "-a", "--reflink=auto", self.data, before])
+        self.start()
+        yield before
+        self.stop()
+        shutil.rmtree(self.data)
+        os.rename(before, self.data)
+        with open(complete, "w", encoding="utf-8"):
+            pass
 
     def change_one_percent(self):
         """Changes one row in each of about 1 % of the pages of the two large tables."""
