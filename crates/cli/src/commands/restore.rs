@@ -9,6 +9,7 @@ use backstay_ops::{Error, ErrorKind, Found, moment, recover};
 use backstay_postgres::wal::{Lsn, RecoveryTarget, TargetTimeline};
 use backstay_postgres::{Restored, StartOptions, TargetAction};
 use backstay_repo::{RestoreOptions, RestoreReport, Snapshot, SourceKind};
+use backstay_sources::sqlite;
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
@@ -281,7 +282,13 @@ fn files(args: &RestoreArgs, app: &App, found: &Found) -> Result<Outcome> {
     let start = Instant::now();
     let target = options.target.clone();
     let report = work::run(app, &found.snapshot.source, |progress| {
-        found.repository.restore(&found.snapshot, options, progress)
+        let (repository, snapshot) = (&found.repository, &found.snapshot);
+        if snapshot.kind == SourceKind::Sqlite {
+            // A log of another state beside the file would be replayed into it.
+            return sqlite::restore(repository, snapshot, options, progress)
+                .map(|(report, _)| report);
+        }
+        repository.restore(snapshot, options, progress)
     })?;
     let took = start.elapsed();
     app.output.document(&json!({
