@@ -491,6 +491,7 @@ fn a_push_killed_at_any_step_is_whole_or_nothing() {
         ("local-create-written", false),
         ("local-create-synced", false),
         ("local-create-linked", true),
+        ("local-create-settled", true),
         ("archive-created", true),
     ] {
         let folder = tempfile::tempdir().unwrap();

@@ -1,5 +1,6 @@
 //! Stores a folder as a grid or as files, restores it, and says how long each step took:
-//! `cargo run --release -p backstay-repo --example folder -- FOLDER STORE [grid|files]`.
+//! `cargo run --release -p backstay-repo --example folder -- FOLDER STORE [grid|files] [sync]`.
+//! A store that has a repository already is restored from, and nothing else.
 #![allow(clippy::print_stdout)] // it is a tool for people
 
 use std::fs::File;
@@ -49,8 +50,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Ok("files") => Chunking::ContentDefined,
         _ => Chunking::Grid,
     };
+    let sync = next().is_ok_and(|word| word == "sync");
     let open = || Store::open(&format!("file://{store}"), &Default::default());
     let secret = Secret::key_file([1; 32])?;
+    if std::path::Path::new(&store).join("format").exists() {
+        let options = OpenOptions::default();
+        let repository = Repository::open(open()?, Environment::system(), &secret, options)?;
+        let snapshots = repository.snapshots()?;
+        return restore(&repository, snapshots.first().ok_or("no snapshot")?, &store, sync);
+    }
     let repository =
         Repository::init(open()?, Environment::system(), &secret, InitOptions::default())?;
     let mut found = Vec::new();
@@ -94,16 +102,26 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             stats.stored_bytes as f64 / 1e6
         );
         if round == "second" {
-            let to = format!("{store}.restored");
-            let start = Instant::now();
-            let options = RestoreOptions { sync: false, ..RestoreOptions::new(&to) };
-            let report = repository.restore(&snapshot, options, &Progress::default())?;
-            println!(
-                "restored in {:.2} s, {:.1} MB fetched",
-                start.elapsed().as_secs_f64(),
-                report.bytes_fetched as f64 / 1e6
-            );
+            restore(&repository, &snapshot, &store, sync)?;
         }
     }
+    Ok(())
+}
+
+fn restore(
+    repository: &Repository,
+    snapshot: &Snapshot,
+    store: &str,
+    sync: bool,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let to = format!("{store}.restored");
+    let start = Instant::now();
+    let options = RestoreOptions { sync, ..RestoreOptions::new(&to) };
+    let report = repository.restore(snapshot, options, &Progress::default())?;
+    println!(
+        "restored in {:.2} s, {:.1} MB fetched",
+        start.elapsed().as_secs_f64(),
+        report.bytes_fetched as f64 / 1e6
+    );
     Ok(())
 }

@@ -16,6 +16,8 @@
 //! it is about to push is there already; it has the size of the object, so that one that was cut
 //! short is not taken for one that is there.
 
+mod blocks;
+
 use std::time::SystemTime;
 
 use backstay_store::failpoint;
@@ -25,7 +27,8 @@ use crate::crypto::{Class, HEADER, PackKey, TAG, equal};
 use crate::id::hex;
 use crate::layout::WAL;
 use crate::repository::Repository;
-use crate::{Compression, RepoError, RepoErrorKind, Result};
+use crate::{Compression, Reader, RepoError, RepoErrorKind, Result};
+use blocks::{Blocks, panicked, threads};
 
 const BLOCK: usize = 1 << 20;
 const SUMMARY: usize = 48 + TAG;
@@ -100,16 +103,23 @@ impl Archive {
     ///
     /// Fails with [`RepoErrorKind::Conflict`] when other content is stored under that name.
     pub fn push(&self, name: &str, content: &[u8]) -> Result<Pushed> {
+        self.push_from(name, &content)
+    }
+
+    /// The same, for content that is read block by block and never in memory as a whole.
+    pub fn push_from(&self, name: &str, from: &dyn Reader) -> Result<Pushed> {
         self.repository.allow_write()?;
         let key = self.key(name)?;
-        if content.len() as u64 > MAX_SIZE {
+        let size = from.size();
+        if size > MAX_SIZE {
             return Err(RepoError::new(
                 RepoErrorKind::Usage,
-                format!("{name} has {} bytes, more than any segment can have", content.len()),
+                format!("{name} has {size} bytes, more than any segment can have"),
             ));
         }
-        let hash = self.hash(content);
-        let object = self.seal(&key, content, hash)?;
+        let key_of_hash = &self.repository.keys().data_id;
+        let Blocks { records, hash } = Blocks::read(name, from, key_of_hash, self.compression)?;
+        let object = self.seal(&key, size, &hash, records)?;
         failpoint::hit("archive-sealed");
         let stored = object.len() as u64;
         match self.repository.store().create(&key, object.into()) {
@@ -129,7 +139,7 @@ impl Archive {
                          hash {}",
                         there.size,
                         hex(&there.hash[..8]),
-                        content.len(),
+                        size,
                         hex(&hash[..8]),
                     ),
                 )
@@ -177,6 +187,11 @@ impl Archive {
         *hasher.finalize().as_bytes()
     }
 
+    /// The same, of content that is read block by block.
+    pub fn hash_from(&self, name: &str, from: &dyn Reader) -> Result<[u8; 32]> {
+        blocks::hash(name, from, &self.repository.keys().data_id)
+    }
+
     /// Every file, or those of one timeline, sorted by key.
     pub fn list(&self, timeline: Option<u32>) -> Result<Vec<ArchivedFile>> {
         let mut prefix = format!("{WAL}{}/", self.system_id);
@@ -198,18 +213,23 @@ impl Archive {
         Ok(files)
     }
 
-    fn seal(&self, key: &str, content: &[u8], hash: [u8; 32]) -> Result<Vec<u8>> {
+    fn seal(
+        &self,
+        key: &str,
+        size: u64,
+        hash: &[u8; 32],
+        records: Vec<Vec<u8>>,
+    ) -> Result<Vec<u8>> {
         let keys = self.repository.keys();
         let env = self.repository.environment();
         let (object_key, header) = keys.new_session(env).object(env.random(), Class::Archived);
         let (summary_key, _) = keys.index_object(object_key.id(), Class::Archived);
-        let records = compress_blocks(content, self.compression)?;
         let table = records.len() * 4 + TAG;
         let total: usize = records.iter().map(|r| r.len() + TAG).sum();
         let mut object = Vec::with_capacity(HEADER + SUMMARY + table + total);
         object.extend_from_slice(&header);
-        object.extend_from_slice(&(content.len() as u64).to_le_bytes());
-        object.extend_from_slice(&hash);
+        object.extend_from_slice(&size.to_le_bytes());
+        object.extend_from_slice(hash);
         object.extend_from_slice(&(records.len() as u32).to_le_bytes());
         // Of 1 GiB at most, and incompressible content grows by a few bytes a block.
         let stored = HEADER + SUMMARY + table + total;
@@ -330,40 +350,6 @@ fn blocks_of(size: u64) -> u64 {
 fn seal_tail(key: &PackKey, kind: u8, name: &str, object: &mut Vec<u8>, start: usize) {
     let tag = key.seal(kind, start as u64, name.as_bytes(), &mut object[start..]);
     object.extend_from_slice(&tag);
-}
-
-/// How many threads one file is worth.
-fn threads(blocks: usize) -> usize {
-    crate::session::workers(0).min(4).min(blocks).max(1)
-}
-
-fn panicked() -> RepoError {
-    RepoError::new(RepoErrorKind::Io, "a thread that worked on the archive panicked")
-}
-
-fn compress_blocks(content: &[u8], compression: Compression) -> Result<Vec<Vec<u8>>> {
-    let blocks: Vec<_> = content.chunks(BLOCK).collect();
-    let share = blocks.len().div_ceil(threads(blocks.len())).max(1);
-    let compress = |part: &[&[u8]]| {
-        let mut codec = Codec::new(compression);
-        part.iter()
-            .map(|block| {
-                let mut record = Vec::new();
-                codec.encode(block, &mut record);
-                record
-            })
-            .collect::<Vec<_>>()
-    };
-    std::thread::scope(|scope| {
-        let mut parts = blocks.chunks(share);
-        let first = parts.next().unwrap_or_default();
-        let others: Vec<_> = parts.map(|part| scope.spawn(move || compress(part))).collect();
-        let mut records = compress(first);
-        for other in others {
-            records.extend(other.join().map_err(|_| panicked())?);
-        }
-        Ok(records)
-    })
 }
 
 fn open_blocks(

@@ -117,6 +117,13 @@ impl RepoError {
         matches!(self.kind(), RepoErrorKind::Damaged | RepoErrorKind::Unsupported)
     }
 
+    /// The same error, which also says what of a tree it costs.
+    pub(crate) fn about_entries_from(mut self, first: &str) -> Self {
+        let which = if first.is_empty() { "all entries" } else { "the entries from" };
+        self.inner.message = format!("{which} {first}: {}", self.inner.message);
+        self
+    }
+
     /// A second error that says the same, for those who wait for the same work.
     pub(crate) fn repeat(&self) -> Self {
         Self {

@@ -7,6 +7,7 @@
 //! The byte layout of every object is described in `docs/format.md`.
 
 mod archive;
+mod beneath;
 mod check;
 mod chunker;
 mod codec;
@@ -29,6 +30,7 @@ mod tree;
 
 pub use archive::{Archive, ArchivedFile, Pushed};
 pub use backstay_store::{Environment, Store};
+pub use beneath::Beneath;
 pub use check::{Damage, Level, VerifyOptions, VerifyReport};
 pub use codec::Compression;
 pub use entry::{

@@ -310,10 +310,17 @@ impl Tree {
         TreeIter {
             tree: self.clone(),
             entries: Vec::new().into_iter(),
-            stack: vec![vec![self.root].into_iter()],
+            stack: vec![vec![(Vec::new(), self.root)].into_iter()],
             last: Vec::new(),
             visited: None,
+            lenient: false,
         }
+    }
+
+    /// As [`iter`](Self::iter), but a node that cannot be read is one error, which says where the
+    /// entries that it had begin, and what comes after it follows.
+    pub(crate) fn iter_past_damage(&self) -> TreeIter {
+        TreeIter { lenient: true, ..self.iter() }
     }
 
     /// As [`iter`](Self::iter), telling `visited` the id of every node on the way.
@@ -437,11 +444,13 @@ pub(crate) fn slice<'c>(object: &str, chunk: &'c [u8], extent: &Extent) -> Resul
 pub struct TreeIter {
     tree: Tree,
     entries: std::vec::IntoIter<Entry>,
-    stack: Vec<std::vec::IntoIter<ObjectId>>,
+    /// Nodes still to be read, and the first path of each.
+    stack: Vec<std::vec::IntoIter<(Vec<u8>, ObjectId)>>,
     /// The path before: the order holds across nodes too, or a path could come back later as
     /// something else.
     last: Vec<u8>,
     visited: Option<Box<dyn FnMut(ObjectId) + Send>>,
+    lenient: bool,
 }
 
 impl Iterator for TreeIter {
@@ -459,9 +468,9 @@ impl Iterator for TreeIter {
                 self.last.clone_from(&entry.path);
                 return Some(Ok(entry));
             }
-            let id = loop {
+            let (first, id) = loop {
                 match self.stack.last_mut()?.next() {
-                    Some(id) => break id,
+                    Some(node) => break node,
                     None => self.stack.pop(),
                 };
             };
@@ -476,8 +485,11 @@ impl Iterator for TreeIter {
                         let name = self.tree.name.clone();
                         return Some(Err(RepoError::damaged(&name, "its tree is too deep")));
                     }
-                    let ids: Vec<_> = children.into_iter().map(|(_, id)| id).collect();
-                    self.stack.push(ids.into_iter());
+                    self.stack.push(children.into_iter());
+                }
+                Err(error) if self.lenient && error.is_about_an_object() => {
+                    let first = String::from_utf8_lossy(&first).into_owned();
+                    return Some(Err(error.about_entries_from(&first)));
                 }
                 Err(error) => {
                     self.stack.clear();

@@ -196,11 +196,12 @@ fn dies_everywhere(work: &str, most: u64) -> BTreeSet<&'static str> {
     met
 }
 
-const LOCAL: [&str; 4] = [
+const LOCAL: [&str; 5] = [
     "local-create-temporary",
     "local-create-written",
     "local-create-synced",
     "local-create-linked",
+    "local-create-settled",
 ];
 
 fn expect(met: &BTreeSet<&str>, more: &[&str]) {

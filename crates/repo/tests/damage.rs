@@ -706,3 +706,146 @@ fn content_whose_index_segment_is_lost_is_not_taken_over() {
     }
     assert_eq!(reusable(), [false, false]);
 }
+
+/// Restores all that can be had; what is in the folder afterwards, and what is said to be wrong.
+fn restored_in_part(
+    repo: &Repository,
+    snapshot: &Snapshot,
+) -> (BTreeMap<String, Vec<u8>>, RestoreReport) {
+    let to = tempfile::tempdir().unwrap();
+    let options = RestoreOptions { keep_going: true, ..RestoreOptions::new(to.path()) };
+    let report = repo.restore(snapshot, options, &Progress::default()).unwrap();
+    let mut found = BTreeMap::new();
+    for folder in std::fs::read_dir(to.path()).unwrap() {
+        let folder = folder.unwrap();
+        for file in std::fs::read_dir(folder.path()).unwrap() {
+            let path = file.unwrap().path();
+            let name = path.strip_prefix(to.path()).unwrap().to_string_lossy().into_owned();
+            found.insert(name, std::fs::read(path).unwrap());
+        }
+    }
+    (found, report)
+}
+
+#[test]
+fn a_damaged_object_costs_the_files_that_need_it_and_no_other() {
+    let store = Store::memory();
+    let repo = repository(&store);
+    use Chunking::{ContentDefined as C, Grid as G};
+    let large = noise(9 << 20, 3);
+    let all = files(&[
+        ("d/chunked", C, noise(70_000, 1)),
+        ("d/grid", G, noise(3 << 20, 2)),
+        ("d/grouped", C, noise(20_000, 4)),
+        ("d/inline", C, noise(1000, 5)),
+        ("d/large", C, large.clone()),
+    ]);
+    let options = SessionOptions { compression: Compression::None, ..options("test") };
+    let snapshot = backup_as(&repo, &all, options).unwrap();
+    let whole = objects_of(&store);
+    let packs: Vec<&String> = whole
+        .iter()
+        .filter(|(key, o)| kind_of(key, o) == "data pack")
+        .map(|(key, _)| key)
+        .collect();
+    let (mut incomplete, mut lost) = (0, 0);
+    for key in &packs {
+        let length = whole[*key].len();
+        let mut cases = vec![None, Some(whole[*key].slice(..length / 2)), Some(Bytes::new())];
+        for at in (0..length).step_by(length / 12) {
+            let mut flipped = whole[*key].to_vec();
+            flipped[at] ^= 1;
+            cases.push(Some(flipped.into()));
+        }
+        for case in cases {
+            let mut objects = whole.clone();
+            match case {
+                Some(object) => objects.insert((*key).clone(), object),
+                None => objects.remove(*key),
+            };
+            let repo = open(&store_of(&objects));
+            let (found, report) = restored_in_part(&repo, &snapshot);
+            let mut missing = 0;
+            for (name, (_, content)) in &all {
+                let problem = report.problems.iter().find(|problem| problem.path == *name);
+                match (found.get(name), problem) {
+                    (Some(found), None) => assert!(*found == **content, "{name}"),
+                    (None, Some(problem)) => {
+                        missing += 1;
+                        assert!(problem.what.contains(key.as_str()), "{}", problem.what);
+                        let aside = found.get(&format!("{name}.backstay-incomplete"));
+                        if problem.what.starts_with("incomplete: ") {
+                            incomplete += 1;
+                            // What could be had is right, and the rest is zeros.
+                            let aside = aside.unwrap();
+                            assert!(aside.len() <= content.len());
+                            let wrong =
+                                aside.iter().zip(content.iter()).any(|(a, b)| a != b && *a != 0);
+                            assert!(!wrong, "{name}");
+                        } else {
+                            lost += 1;
+                            assert!(problem.what.starts_with("lost: ") && aside.is_none());
+                        }
+                    }
+                    other => panic!("{name} is {:?}", other.1),
+                }
+            }
+            assert_eq!(report.problems.len(), missing, "{:?}", report.problems);
+            assert_eq!(found["d/inline"], *all["d/inline"].1);
+        }
+    }
+    assert!(incomplete > 0 && lost > 0, "{incomplete} {lost}");
+}
+
+#[test]
+fn a_damaged_node_costs_the_entries_in_it_and_nothing_is_pruned_then() {
+    let store = Store::memory();
+    let repo = repository(&store);
+    let mut all = Files::new();
+    for n in 0..4000 {
+        let content = std::sync::Arc::new(noise(100, n));
+        all.insert(format!("d/{n:04}"), (Chunking::ContentDefined, content));
+    }
+    let snapshot = backup(&repo, &all).unwrap();
+    let whole = objects_of(&store);
+    let (key, pack) = whole.iter().find(|(key, o)| kind_of(key, o) == "metadata pack").unwrap();
+    let mut partly = 0;
+    for at in (200..pack.len() - 2000).step_by(pack.len() / 20) {
+        let mut flipped = pack.to_vec();
+        flipped[at] ^= 1;
+        let mut objects = whole.clone();
+        objects.insert(key.clone(), flipped.into());
+        let repo = open(&store_of(&objects));
+        let to = tempfile::tempdir().unwrap();
+        std::fs::create_dir(to.path().join("d")).unwrap();
+        for name in ["d/0000", "d/2000", "d/3999", "d/foreign"] {
+            std::fs::write(to.path().join(name), b"was here").unwrap();
+        }
+        let options = RestoreOptions {
+            delta: true,
+            prune: true,
+            keep_going: true,
+            ..RestoreOptions::new(to.path())
+        };
+        let report = repo.restore(&snapshot, options, &Progress::default()).unwrap();
+        assert_eq!(report.problems.len(), 2, "{:?}", report.problems);
+        assert!(report.problems[0].what.contains("entries"), "{:?}", report.problems);
+        assert!(report.problems[1].what.contains("nothing was removed"), "{:?}", report.problems);
+        assert_eq!(report.removed, 0);
+        let (mut right, mut lost) = (0, 0);
+        for (name, (_, content)) in &all {
+            match std::fs::read(to.path().join(name)) {
+                Ok(found) if found == **content => right += 1,
+                Ok(found) => {
+                    assert_eq!(found, b"was here", "{name}");
+                    lost += 1;
+                }
+                Err(_) => lost += 1,
+            }
+        }
+        assert_eq!((right + lost, report.files), (all.len(), right as u64));
+        assert!(lost > 0);
+        partly += usize::from(right > 0);
+    }
+    assert!(partly > 5, "{partly}");
+}

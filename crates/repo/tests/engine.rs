@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::sync::Arc;
+
 use backstay_repo::*;
 use support::*;
 
@@ -343,4 +345,87 @@ fn a_second_name_is_restored_by_its_own_path() {
     let root = RestoreOptions { delta: true, prune: true, ..RestoreOptions::new("/") };
     let refused = repo.restore(&snapshot, root, &Progress::default()).unwrap_err();
     assert_eq!(refused.kind(), RepoErrorKind::Usage);
+}
+
+#[test]
+fn a_folder_that_somebody_swaps_for_a_link_meanwhile_leads_nowhere() {
+    let store = Store::memory();
+    let repo = repository(&store);
+    use Chunking::ContentDefined as C;
+    let all = files(&[
+        ("d/e/chunked", C, noise(70_000, 1)),
+        ("d/e/inline", C, noise(100, 2)),
+        ("d/f", C, noise(5000, 3)),
+    ]);
+    let session = repo.begin(options("folders")).unwrap();
+    let mut tree = session.tree(Order::Any);
+    for folder in ["d", "d/e"] {
+        let meta = Metadata { mode: 0o755, ..Metadata::default() };
+        tree.entry(Entry { kind: EntryKind::Directory, meta, ..file(folder, 0) }).unwrap();
+    }
+    for (path, (chunking, bytes)) in &all {
+        let content = Bytes { bytes: bytes.clone(), ranges: None };
+        tree.file(file(path, bytes.len()), Box::new(content), *chunking).unwrap();
+    }
+    let root = tree.finish().unwrap();
+    let snapshot = session.commit(root, serde_json::Value::Null).unwrap();
+    let base = tempfile::tempdir().unwrap();
+    let (inside, outside) = (base.path().join("inside"), base.path().join("outside"));
+    for elsewhere in [false, true] {
+        std::fs::create_dir_all(inside.join("d/e")).unwrap();
+        std::fs::create_dir_all(outside.join("e")).unwrap();
+        let (to, swapped) = (inside.clone(), inside.join("d"));
+        let link = outside.clone();
+        // After the folders were made and looked at, and before the files are written.
+        let place = move |entry: &Entry| {
+            if entry.path == b"d/f" {
+                std::fs::rename(&swapped, swapped.with_file_name("was-d")).unwrap();
+                std::os::unix::fs::symlink(&link, &swapped).unwrap();
+            }
+            if elsewhere {
+                Placement::At(to.join(std::str::from_utf8(&entry.path).unwrap()))
+            } else {
+                Placement::Default
+            }
+        };
+        let session = RestoreOptions {
+            delta: true,
+            place: Some(Arc::new(place)),
+            ..RestoreOptions::new(if elsewhere {
+                base.path().join("other")
+            } else {
+                inside.clone()
+            })
+        };
+        let result = repo.restore(&snapshot, session, &Progress::default());
+        assert_eq!(result.unwrap_err().kind(), RepoErrorKind::Io);
+        // A folder that a caller placed is held open, and goes on being filled wherever it is.
+        assert_eq!(inside.join("was-d/e/inline").exists(), elsewhere);
+        assert_eq!(std::fs::read_dir(outside.join("e")).unwrap().count(), 0);
+        assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 1);
+        std::fs::remove_dir_all(&inside).unwrap();
+    }
+}
+
+#[test]
+fn attributes_that_the_snapshot_does_not_have_go() {
+    let store = Store::memory();
+    let repo = repository(&store);
+    use Chunking::ContentDefined as C;
+    let all = files(&[("d/chunked", C, noise(70_000, 1)), ("d/inline", C, noise(100, 2))]);
+    let snapshot = backup(&repo, &all).unwrap();
+    let to = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    restore(&repo, &snapshot, to.path());
+    let names = ["d/chunked", "d/inline"];
+    let flags = rustix::fs::XattrFlags::empty();
+    for name in names {
+        rustix::fs::setxattr(to.path().join(name), "user.left", b"over", flags).unwrap();
+    }
+    let options = RestoreOptions { delta: true, ..RestoreOptions::new(to.path()) };
+    repo.restore(&snapshot, options, &Progress::default()).unwrap();
+    for name in names {
+        let mut value = [0; 8];
+        let found = rustix::fs::getxattr(to.path().join(name), "user.left", &mut value[..]);
+        assert_eq!(found, Err(rustix::io::Errno::NODATA), "{name}");
+    }
 }

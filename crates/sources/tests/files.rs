@@ -280,6 +280,56 @@ fn a_file_changed_in_the_tick_of_the_previous_backup_is_read_again() {
     }
 }
 
+/// The kernel gives a page a new time at the first write through a mapping, and at no other until it
+/// has written the page to disk.
+#[test]
+fn what_is_written_through_a_mapping_after_a_backup_is_in_the_next_one() {
+    let (_dir, base) = folder();
+    let path = base.join("mapped");
+    fs::write(&path, [b'0'; 8192]).unwrap();
+    let script = "
+import mmap, sys
+with open(sys.argv[1], 'r+b') as f:
+    m = mmap.mmap(f.fileno(), 0)
+    for line in sys.stdin:
+        m[0:1] = line[0:1].encode()
+        print(flush=True)
+";
+    let mut writer = std::process::Command::new("python3")
+        .args(["-c", script])
+        .arg(&path)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut answers = std::io::BufReader::new(writer.stdout.take().unwrap());
+    let mut write = |what: &str| {
+        use std::io::{BufRead, Write};
+        writer.stdin.as_mut().unwrap().write_all(what.as_bytes()).unwrap();
+        answers.read_line(&mut String::new()).unwrap();
+    };
+    write("1\n");
+    // Longer than any step of a file system's clock.
+    let written = fs::metadata(&path).unwrap().modified().unwrap();
+    while written.elapsed().unwrap_or_default() < Duration::from_secs(4) {
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+    let repo = repository();
+    let source = files(&[&base]);
+    let run = || backup(&repo, &source, &BackupOptions::default()).unwrap();
+    let first = run();
+    write("2\n");
+    let second = run();
+    for (snapshot, expected) in [(first, b'1'), (second, b'2')] {
+        let stored = entry(&repo, &snapshot, &path).unwrap();
+        let mut read = Vec::new();
+        repo.tree(&snapshot).unwrap().read_file(&stored, &mut read).unwrap();
+        assert_eq!(read[0], expected);
+    }
+    writer.kill().unwrap();
+    writer.wait().unwrap();
+}
+
 #[test]
 fn a_parent_from_the_future_saves_no_reading() {
     let (_dir, base) = folder();

@@ -12,6 +12,7 @@ pub const ALL: &[&str] = &[
     "local-create-written",
     "local-create-synced",
     "local-create-linked",
+    "local-create-settled",
     // repository
     "init-keys-created",
     "session-created",

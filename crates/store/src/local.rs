@@ -41,6 +41,11 @@ const UNSETTLED: Mode = Mode::SVTX;
 /// while the rest is still being copied, and the sync at the end waits for less.
 const WRITE_BACK: usize = 8 << 20;
 
+/// How much is written at once past the cache, and how memory and length must be aligned for it:
+/// to the largest block that devices have. Bytes.
+const DIRECT: usize = 4 << 20;
+const ALIGNED: usize = 4096;
+
 /// How often a creation starts again because a directory or a temporary was taken from under it.
 const ATTEMPTS: usize = 64;
 
@@ -197,6 +202,7 @@ impl Local {
         let mut path = parent_of(key);
         let mut directory = open_directory(root, path)?;
         rustix::fs::fsync(&directory)?;
+        let mut settled = Vec::new();
         while !path.is_empty() {
             let mode = Mode::from_raw_mode(rustix::fs::fstat(&directory)?.st_mode);
             if !mode.contains(UNSETTLED) {
@@ -205,9 +211,15 @@ impl Local {
             path = parent_of(path);
             let parent = open_directory(root, path)?;
             rustix::fs::fsync(&parent)?;
-            // Another user's directory keeps the mark, and costs another sync each time.
-            let _ = rustix::fs::fchmod(&directory, mode.difference(UNSETTLED));
+            settled.push((directory, mode.difference(UNSETTLED)));
             directory = parent;
+        }
+        failpoint::hit("local-create-settled");
+        // Only now, from the top down: a directory without the mark says that all above it is
+        // durable too.
+        for (directory, mode) in settled.into_iter().rev() {
+            // Another user's directory keeps the mark, and costs another sync each time.
+            let _ = rustix::fs::fchmod(&directory, mode);
         }
         Ok(())
     }
@@ -368,7 +380,9 @@ impl<'a> Temporary<'a> {
         if body.len() <= 2 * WRITE_BACK {
             return self.file.write_all(body);
         }
-        let mut offset = 0;
+        let written = self.write_past_the_cache(body)?;
+        let body = &body[written..];
+        let mut offset = written as u64;
         for part in body.chunks(WRITE_BACK) {
             self.file.write_all(part)?;
             // Of dirty pages, DONTNEED starts the write-back and drops none.
@@ -377,6 +391,44 @@ impl<'a> Temporary<'a> {
             offset += part.len() as u64;
         }
         Ok(())
+    }
+
+    /// Writes as much as the file system takes without its cache, and says how much that was.
+    ///
+    /// A pack is written once and not read soon. In the cache it would cost another copy and push
+    /// out what the machine's databases have there.
+    fn write_past_the_cache(&mut self, body: &[u8]) -> io::Result<usize> {
+        let flags = rustix::fs::fcntl_getfl(&self.file)?;
+        if rustix::fs::fcntl_setfl(&self.file, flags | OFlags::DIRECT).is_err() {
+            return Ok(0);
+        }
+        let mut room = vec![0; DIRECT + ALIGNED];
+        let aligned = room.as_ptr().align_offset(ALIGNED).min(ALIGNED);
+        let room = &mut room[aligned..aligned + DIRECT];
+        let mut written = 0;
+        'parts: for part in body.chunks(DIRECT) {
+            let part = &part[..part.len() - part.len() % ALIGNED];
+            room[..part.len()].copy_from_slice(part);
+            let mut rest = &room[..part.len()];
+            while !rest.is_empty() {
+                match rustix::io::write(&self.file, rest) {
+                    Ok(length) if length > 0 && length % ALIGNED == 0 => {
+                        written += length;
+                        rest = &rest[length..];
+                    }
+                    // Not what the file system wants after all, or a full disk: the ordinary way
+                    // goes on from here, and says so if there is something to be said.
+                    Ok(length) => {
+                        written += length;
+                        break 'parts;
+                    }
+                    Err(Errno::INTR) => {}
+                    Err(_) => break 'parts,
+                }
+            }
+        }
+        rustix::fs::fcntl_setfl(&self.file, flags)?;
+        Ok(written)
     }
 
     /// Gives it its own name; fails with EXIST when that is taken.

@@ -35,7 +35,7 @@ fn child_that_creates() {
 fn a_writer_killed_anywhere_leaves_a_whole_object_or_none() {
     let points: Vec<_> =
         failpoint::ALL.iter().filter(|name| name.starts_with("local-create-")).collect();
-    assert_eq!(points.len(), 4);
+    assert_eq!(points.len(), 5);
     for name in points {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().join("store");
@@ -49,7 +49,7 @@ fn a_writer_killed_anywhere_leaves_a_whole_object_or_none() {
         assert_eq!(temporaries(&root), 1, "{name}");
 
         let store = open(&root);
-        let linked = *name == "local-create-linked";
+        let linked = matches!(*name, "local-create-linked" | "local-create-settled");
         let listed = store.list("").unwrap();
         assert_eq!(listed.len(), usize::from(linked), "{name}: {listed:?}");
         match store.read(KEY) {

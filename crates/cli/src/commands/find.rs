@@ -29,9 +29,7 @@ pub fn run(args: &FindArgs, app: &App) -> Result<Outcome> {
     let mut documents = Vec::new();
     let mut table = Table::new(&["SNAPSHOT", "SOURCE", "MODIFIED", ">SIZE", "PATH"]);
     let mut hits = 0_u64;
-    for config in context.config.repositories()? {
-        let repository = context.open(config)?;
-        app.show_warnings();
+    let asked = context.ask_all(|config, repository| {
         for snapshot in repository.snapshots()? {
             if args.source.as_ref().is_some_and(|source| source != &snapshot.source) {
                 continue;
@@ -63,7 +61,9 @@ pub fn run(args: &FindArgs, app: &App) -> Result<Outcome> {
                 ]);
             }
         }
-    }
+        Ok(())
+    })?;
+    app.show_warnings();
     app.output.document(&json!({ "found": documents }))?;
     if hits == 0 {
         app.output.answer(format!("No file is called {} in any snapshot.", args.pattern))?;
@@ -71,7 +71,8 @@ pub fn run(args: &FindArgs, app: &App) -> Result<Outcome> {
         app.output.answer(table.render(app.output.paint))?;
         app.output.say(format!("\n{}", count(hits, "hit", "hits")))?;
     }
-    Ok(Outcome::Done)
+    // It may be in the one that could not be asked as well.
+    Ok(if asked.failed.is_empty() { Outcome::Done } else { Outcome::Partial })
 }
 
 /// Whether `text` is what `pattern` says. Linear in the product of their lengths: a star is tried

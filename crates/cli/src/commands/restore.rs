@@ -279,6 +279,8 @@ fn files(args: &RestoreArgs, app: &App, found: &Found) -> Result<Outcome> {
     options.prune = args.prune;
     options.workers = context.workers();
     options.owner = options.owner && !args.no_owner;
+    // Of a tree, each file is worth something by itself; half a database is worth nothing.
+    options.keep_going = found.snapshot.kind != SourceKind::Sqlite;
     let start = Instant::now();
     let target = options.target.clone();
     let report = work::run(app, &found.snapshot.source, |progress| {
@@ -348,8 +350,11 @@ fn problems(app: &App, snapshot: &Snapshot, report: &RestoreReport) -> Outcome {
         app.output.warn(&format!("{number} {what}"), None);
         if !app.output.json {
             for problem in problems.iter() {
-                let path = printable(&problem.path);
-                crate::output::write_err(&format!("  {path}: {}\n", problem.what));
+                let path = match problem.path.as_str() {
+                    "" => String::new(),
+                    path => printable(path) + ": ",
+                };
+                crate::output::write_err(&format!("  {path}{}\n", problem.what));
             }
         }
     }

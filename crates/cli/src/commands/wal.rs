@@ -309,25 +309,60 @@ fn status(args: &StatusArgs, app: &App) -> Result<Outcome> {
     let source = choose(args.source.as_deref(), context)?;
     let mut documents = Vec::new();
     let mut good = true;
+    let mut failures = Vec::new();
     for config in context.config.repositories_of(source)? {
-        let repository = context.open(config)?;
+        let archive = context.open(config).and_then(|repository| Archive::of(source, repository));
         app.show_warnings();
+        match archive {
+            Ok(Some(archive)) => {
+                good &= archive.is_good();
+                documents.push(archive.document(&config.name, context.env.now()));
+                present(app, &config.name, archive.identifier, &archive.health)?;
+            }
+            Ok(None) => {
+                app.output.answer(format!(
+                    "There is no snapshot of {} in {} yet, so nothing can be recovered.",
+                    source.name, config.name
+                ))?;
+                app.output.say(format!("Make one with `backstay backup {}`.", source.name))?;
+                documents.push(json!({ "repository": config.name, "system_identifier": null }));
+                good = false;
+            }
+            Err(error) => {
+                documents.push(json!({ "repository": config.name, "error": error.to_string() }));
+                failures.push((config.name.clone(), error));
+            }
+        }
+    }
+    if failures.len() == documents.len()
+        && let Some((_, error)) = failures.pop()
+    {
+        return Err(error);
+    }
+    for (name, error) in &failures {
+        let message = format!("the repository `{name}` was passed over: {error}");
+        app.output.warn(&message, error.hint());
+    }
+    app.output.document(&json!({ "source": source.name, "archives": documents }))?;
+    Ok(if good && failures.is_empty() { Outcome::Done } else { Outcome::Failed })
+}
+
+/// What the archive of a source in one repository gives.
+struct Archive {
+    identifier: u64,
+    health: ArchiveHealth,
+}
+
+impl Archive {
+    /// None where there is no snapshot to recover from.
+    fn of(source: &SourceConfig, repository: Repository) -> Result<Option<Self>> {
         let mut snapshots = repository.snapshots()?;
         snapshots.retain(|s| s.source == source.name && s.kind == SourceKind::Postgres);
         let mut details = Vec::new();
         for snapshot in &snapshots {
             details.push((snapshot.id.clone(), BackupDetail::of(snapshot)?));
         }
-        let Some((_, newest)) = details.last() else {
-            app.output.answer(format!(
-                "There is no snapshot of {} in {} yet, so nothing can be recovered.",
-                source.name, config.name
-            ))?;
-            app.output.say(format!("Make one with `backstay backup {}`.", source.name))?;
-            documents.push(json!({ "repository": config.name, "system_identifier": null }));
-            good = false;
-            continue;
-        };
+        let Some((_, newest)) = details.last() else { return Ok(None) };
         let (identifier, size) = (newest.system_identifier, newest.segment_size);
         let backups: Vec<(String, RecoveryBase)> = details
             .iter()
@@ -335,13 +370,20 @@ fn status(args: &StatusArgs, app: &App) -> Result<Outcome> {
             .map(|(id, detail)| (id.clone(), detail.into()))
             .collect();
         let health = window(&repository.archive(identifier), size, &backups)?;
-        let rpo = health.rpo(context.env.now());
-        let last = health.windows.iter().max_by_key(|window| (window.timeline, window.to));
-        good &= health.unusable.is_empty() && last.is_some_and(|last| last.broken_by.is_none());
-        documents.push(json!({
-            "repository": config.name,
-            "system_identifier": identifier.to_string(),
-            "exposure_seconds": rpo.map(|age| age.as_secs()),
+        Ok(Some(Self { identifier, health }))
+    }
+
+    fn is_good(&self) -> bool {
+        let last = self.health.windows.iter().max_by_key(|window| (window.timeline, window.to));
+        self.health.unusable.is_empty() && last.is_some_and(|last| last.broken_by.is_none())
+    }
+
+    fn document(&self, repository: &str, now: std::time::SystemTime) -> serde_json::Value {
+        let health = &self.health;
+        json!({
+            "repository": repository,
+            "system_identifier": self.identifier.to_string(),
+            "exposure_seconds": health.rpo(now).map(|age| age.as_secs()),
             "windows": health.windows.iter().map(|window| json!({
                 "from": window.from_time,
                 "from_lsn": window.from.to_string(),
@@ -366,11 +408,8 @@ fn status(args: &StatusArgs, app: &App) -> Result<Outcome> {
                     "count": gap.count,
                 })).collect::<Vec<_>>(),
             })).collect::<Vec<_>>(),
-        }));
-        present(app, &config.name, identifier, &health)?;
+        })
     }
-    app.output.document(&json!({ "source": source.name, "archives": documents }))?;
-    Ok(if good { Outcome::Done } else { Outcome::Failed })
 }
 
 fn present(app: &App, repository: &str, identifier: u64, health: &ArchiveHealth) -> Result<()> {

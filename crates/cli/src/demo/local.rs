@@ -104,7 +104,7 @@ fn play(app: &App, stage: &Stage) -> Result<Report> {
     let alarm = Instant::now();
     let progress = Progress::default();
     let (to, to_notes) = (stage.path("restored"), stage.path("restored-notes"));
-    repository.restore(&of_shop, RestoreOptions::new(&to), &progress)?;
+    backstay_sources::sqlite::restore(&repository, &of_shop, RestoreOptions::new(&to), &progress)?;
     repository.restore(&of_notes, RestoreOptions::new(&to_notes), &progress)?;
     scenes.result("restored")?;
 

@@ -98,6 +98,93 @@ fn damage_ends_with_20_and_names_the_object() {
 }
 
 #[test]
+fn a_damaged_pack_costs_the_files_in_it_and_no_other() {
+    let it = Sandbox::ready();
+    it.write("data/random", {
+        let mut state = 1_u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        };
+        (0..300_000).map(|_| next()).collect::<Vec<u8>>()
+    });
+    it.good(&["backup", "data"]);
+    let packs = it.files("repo/packs");
+    let largest = packs.iter().max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap();
+    let mut bytes = fs::read(largest).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::remove_file(largest).unwrap();
+    fs::write(largest, bytes).unwrap();
+    let ran = it.run(&["restore", "data", "--to", "back"]);
+    assert_eq!(ran.code, 3, "{ran}");
+    for words in ["1 item could not be restored", "data/random", "packs/", "incomplete"] {
+        assert!(ran.stderr.contains(words), "{words}: {ran}");
+    }
+    let back = it.path("back").join(it.path("data").strip_prefix("/").unwrap());
+    assert!(!back.join("random").exists());
+    for name in ["notes.txt", "deep/table.csv", "link"] {
+        assert_eq!(
+            fs::read(back.join(name)).unwrap(),
+            fs::read(it.path("data").join(name)).unwrap()
+        );
+    }
+}
+
+#[test]
+fn a_database_comes_back_whole_or_not_at_all() {
+    let it = Sandbox::ready();
+    let sqlite = |file: &str, sql: &str| {
+        let script = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); \
+                      print(list(c.executescript(sys.argv[2]) if ';' in sys.argv[2] else c.execute(sys.argv[2]))); \
+                      c.commit()";
+        let output = std::process::Command::new("python3")
+            .args(["-c", script])
+            .arg(it.path(file))
+            .arg(sql)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    sqlite(
+        "shop.db",
+        "create table t (n); with recursive s(n) as (select 1 union all select n + 1 \
+            from s where n < 50000) insert into t select n from s;",
+    );
+    it.configure("[sources.shop]\nkind = \"sqlite\"\npath = \"shop.db\"\n");
+    it.good(&["backup", "shop"]);
+    // A log that lies beside the file would be replayed into another state.
+    it.write("back/shop.db-wal", "of another database");
+    for more in [&[][..], &["--delta"], &["--delta", "--prune"]] {
+        let ran = it.run(&[&["restore", "shop", "--to", "back"], more].concat());
+        assert_eq!(ran.code, 2, "{ran}");
+        assert!(!it.path("back/shop.db").exists());
+    }
+    fs::remove_file(it.path("back/shop.db-wal")).unwrap();
+    it.write("back/other", "of no concern");
+    it.good(&["restore", "shop", "--to", "back", "--delta"]);
+    assert_eq!(it.files("back").len(), 2);
+    assert_eq!(sqlite("back/shop.db", "select count(*), sum(n) from t"), "[(50000, 1250025000)]\n");
+    for path in it.files("repo/packs") {
+        let mut bytes = fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, bytes).unwrap();
+    }
+    let ran = it.run(&["restore", "shop", "--to", "other"]);
+    assert_eq!(ran.code, 20, "{ran}");
+    assert!(ran.stderr.contains("packs/"), "{ran}");
+    assert_eq!(it.files("other"), [] as [std::path::PathBuf; 0]);
+    // What is there is not touched for a database that cannot be had.
+    let before = fs::read(it.path("back/shop.db")).unwrap();
+    let ran = it.run(&["restore", "shop", "--to", "back", "--delta"]);
+    assert_eq!(ran.code, 20, "{ran}");
+    assert!(fs::read(it.path("back/shop.db")).unwrap() == before);
+}
+
+#[test]
 fn a_reader_that_goes_away_is_no_failure() {
     use std::io::Read;
     let it = Sandbox::ready();

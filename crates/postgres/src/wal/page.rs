@@ -125,6 +125,9 @@ pub struct SegmentHeader {
 }
 
 impl SegmentHeader {
+    /// Bytes at the beginning of a segment that hold it: `SizeOfXLogLongPHD`.
+    pub const SIZE: usize = 40;
+
     /// Reads the header at the beginning of a segment; needs its first 40 bytes only.
     pub fn parse(segment: &[u8]) -> Result<Self, PageError> {
         let page = PageHeader::parse(segment)?;
@@ -151,16 +154,26 @@ pub fn check_segment(
     content: &[u8],
     system_identifier: Option<u64>,
 ) -> Result<SegmentHeader> {
+    check_segment_head(name, content, content.len() as u64, system_identifier)
+}
+
+/// The same for a segment of `length` bytes of which only the first are at hand.
+pub(crate) fn check_segment_head(
+    name: SegmentName,
+    head: &[u8],
+    length: u64,
+    system_identifier: Option<u64>,
+) -> Result<SegmentHeader> {
     let damaged = |what: String| {
         PostgresError::new(
             PostgresErrorKind::Damaged,
             format!("the WAL segment {name} cannot be used: {what}"),
         )
     };
-    if content.is_empty() {
+    if length == 0 {
         return Err(damaged("it is empty".into()));
     }
-    let header = SegmentHeader::parse(content).map_err(|error| damaged(error.to_string()))?;
+    let header = SegmentHeader::parse(head).map_err(|error| damaged(error.to_string()))?;
     if let Some(expected) = system_identifier
         && expected != header.system_identifier
     {
@@ -177,10 +190,9 @@ pub fn check_segment(
         ));
     }
     let size = header.segment_size;
-    if content.len() as u64 != size.bytes() {
+    if length != size.bytes() {
         return Err(damaged(format!(
-            "it has {} bytes where its header says {}",
-            content.len(),
+            "it has {length} bytes where its header says {}",
             size.bytes()
         )));
     }

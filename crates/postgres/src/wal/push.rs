@@ -5,14 +5,16 @@
 //! goes wrong here would stay.
 
 use std::fs::File;
-use std::io::Read as _;
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use backstay_repo::{Archive, Compression, Pushed, Repository};
+use backstay_repo::{Archive, Compression, Pushed, Reader, Repository};
 use backstay_store::failpoint;
 
-use super::{History, WalName, check_segment};
+use super::page::check_segment_head;
+use super::{History, SegmentHeader, WalName};
 use crate::control::ControlFile;
 use crate::{PostgresError, PostgresErrorKind, Result};
 
@@ -70,7 +72,7 @@ pub fn push(repositories: &[Repository], path: &Path, options: &PushOptions) -> 
     // Whatever becomes of the look-ahead, what is answered is what became of this file.
     let failed = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let ahead = scope.spawn(|| work.ahead(name, file.content.len() as u64, &failed));
+        let ahead = scope.spawn(|| work.ahead(name, file.content.size, &failed));
         let pushed = work.store(&file);
         failed.store(pushed.is_err(), Ordering::Relaxed);
         let ahead = ahead.join().unwrap_or_default();
@@ -82,7 +84,50 @@ pub fn push(repositories: &[Repository], path: &Path, options: &PushOptions) -> 
 struct WalFile {
     name: WalName,
     system_identifier: u64,
-    content: Vec<u8>,
+    content: Opened,
+}
+
+/// A file and the size that it has.
+struct Opened {
+    file: File,
+    size: u64,
+}
+
+impl Opened {
+    fn open(path: &Path, limit: u64) -> Result<Self> {
+        let io = |error| PostgresError::io("read", path, error);
+        let file = File::open(path).map_err(io)?;
+        let metadata = file.metadata().map_err(io)?;
+        let size = metadata.len();
+        if !metadata.is_file() {
+            return Err(PostgresError::usage(format!("{} is no file", path.display())));
+        }
+        if size > limit {
+            return Err(PostgresError::new(
+                PostgresErrorKind::Damaged,
+                format!("{} has {size} bytes, more than such a file can have", path.display()),
+            ));
+        }
+        Ok(Self { file, size })
+    }
+
+    /// The first bytes, `most` of them or all there are.
+    fn head(&self, path: &Path, most: u64) -> Result<Vec<u8>> {
+        let mut head = vec![0; self.size.min(most) as usize];
+        let read = self.file.read_exact_at(&mut head, 0);
+        read.map_err(|error| PostgresError::io("read", path, error))?;
+        Ok(head)
+    }
+}
+
+impl Reader for Opened {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        self.file.read_exact_at(buffer, offset).map(|()| buffer.len())
+    }
 }
 
 struct Work<'a> {
@@ -111,21 +156,23 @@ impl Work<'_> {
     /// Reads a file and checks that it is whole, and of the cluster it should be of.
     fn read(&self, path: &Path, name: WalName) -> Result<WalFile> {
         let limit = if name.content().is_some() { MAX_SEGMENT } else { MAX_TEXT };
-        let content = read_file(path, limit)?;
+        let content = Opened::open(path, limit)?;
         let expected = self.expected();
         if let Some(segment) = name.content() {
-            let header = check_segment(segment, &content, expected)?;
+            let head = content.head(path, SegmentHeader::SIZE as u64)?;
+            let header = check_segment_head(segment, &head, content.size, expected)?;
             return Ok(WalFile { name, system_identifier: header.system_identifier, content });
         }
         let refused = |what: String| {
             PostgresError::new(PostgresErrorKind::Damaged, what)
                 .with_hint("nothing was archived; a file that was cut short can be pushed again")
         };
-        if content.is_empty() {
+        if content.size == 0 {
             return Err(refused(format!("{name} is empty")));
         }
         if let WalName::History(timeline) = name {
-            History::parse(timeline, &content).map_err(|error| refused(error.to_string()))?;
+            History::parse(timeline, &content.head(path, limit)?)
+                .map_err(|error| refused(error.to_string()))?;
         }
         let Some(system_identifier) = expected else {
             return Err(PostgresError::usage(format!(
@@ -174,15 +221,15 @@ impl Work<'_> {
         Ok(vec![one(only)?])
     }
 
-    fn store_in(&self, archive: &Archive, name: &str, content: &[u8]) -> Result<Pushed> {
+    fn store_in(&self, archive: &Archive, name: &str, content: &Opened) -> Result<Pushed> {
         // What an earlier look-ahead pushed is told by its hash, without sealing it again.
         if self.options.ahead > 0
             && let Some(there) = archive.stored_hash(name)?
-            && there == archive.hash(content)
+            && there == archive.hash_from(name, content)?
         {
             return Ok(Pushed::Same);
         }
-        Ok(archive.push(name, content)?)
+        Ok(archive.push_from(name, content)?)
     }
 
     fn is_ready(&self, name: &str) -> bool {
@@ -283,24 +330,4 @@ fn names(pushed: Vec<WalName>) -> Vec<String> {
 
 fn panicked<T>(_: T) -> Result<Pushed> {
     Err(PostgresError::new(PostgresErrorKind::Io, "a thread that pushed to the archive panicked"))
-}
-
-fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let io = |error| PostgresError::io("read", path, error);
-    let file = File::open(path).map_err(io)?;
-    let metadata = file.metadata().map_err(io)?;
-    let length = metadata.len();
-    if !metadata.is_file() {
-        return Err(PostgresError::usage(format!("{} is no file", path.display())));
-    }
-    if length > limit {
-        return Err(PostgresError::new(
-            PostgresErrorKind::Damaged,
-            format!("{} has {length} bytes, more than such a file can have", path.display()),
-        ));
-    }
-    // One byte of room more, so that the end is found without growing the buffer.
-    let mut content = Vec::with_capacity(length as usize + 1);
-    file.take(limit + 1).read_to_end(&mut content).map_err(io)?;
-    Ok(content)
 }

@@ -1,6 +1,7 @@
 //! The workers of a restore: small things in batches, then ranges of packs.
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::AcqRel, Ordering::Relaxed};
@@ -15,13 +16,15 @@ use crate::index::Index;
 use crate::repository::{Repository, open_record};
 use crate::session::content_id_of_data;
 use crate::tree::slice;
-use crate::{Compression, Kind, Progress, RepoError, RepoErrorKind, Result};
+use crate::{Compression, Kind, Problem, Progress, RepoError, RepoErrorKind, Result};
 use backstay_store::failpoint;
 
 /// Read at once from a pack. Bytes.
 const RANGE: u64 = 8 << 20;
 /// A gap up to this size is read along. Bytes.
 const GAP: u64 = 512 << 10;
+/// Writes from this size on are sent to the disk at once. Bytes.
+const WRITTEN_BACK: usize = 256 << 10;
 /// Files from this size on are allocated in one go. Bytes.
 const ALLOCATED: u64 = 4 << 20;
 
@@ -31,7 +34,12 @@ pub(super) struct Fetcher<'r> {
     pub owners: Option<&'r Owners>,
     pub progress: &'r Progress,
     pub delta: bool,
+    /// Whether one thing that cannot be restored costs only itself.
+    pub keep_going: bool,
     pub counters: Counters,
+    pub problems: Mutex<Vec<Problem>>,
+    /// Paths of incomplete files.
+    pub aside: Mutex<Vec<Vec<u8>>>,
 }
 
 type Batch = Vec<(Place, Entry)>;
@@ -71,7 +79,8 @@ impl Fetcher<'_> {
                         if failure.is_set() {
                             continue;
                         }
-                        if let Err(error) = self.small(&place, &entry) {
+                        let done = self.small(&place, &entry);
+                        if let Err(error) = self.allow(&entry.path, done) {
                             failure.set(error);
                         }
                     }
@@ -99,13 +108,11 @@ impl Fetcher<'_> {
         match &entry.kind {
             EntryKind::File(content) => {
                 let Body::Inline(bytes) = &content.body else { return Ok(()) };
-                if self.delta {
-                    place.prepare_existing()?;
-                }
+                place.prepare_existing(self.delta)?;
                 let file = place.open_file(true).map_err(fail)?;
                 file.write_all_at(bytes, 0).map_err(fail)?;
-                set_metadata(&file, &entry.meta, self.owners).map_err(fail)?;
                 self.counters.bytes_written.fetch_add(bytes.len() as u64, Relaxed);
+                set_metadata(&file, &entry.meta, self.owners).map_err(fail)?;
             }
             EntryKind::Symlink { target } => {
                 place.symlink(target, self.delta).map_err(fail)?;
@@ -125,12 +132,83 @@ impl Fetcher<'_> {
         Ok(())
     }
 
-    pub fn directory_metadata(&self, place: &Place, meta: &Metadata) -> Result<()> {
-        place.set_metadata(meta, self.owners, false)
+    pub fn directory_metadata(&self, place: &Place, path: &[u8], meta: &Metadata) -> Result<()> {
+        self.allow(path, place.set_metadata(meta, self.owners, false))
     }
 
-    /// Length and metadata of a file whose last extent was written.
+    pub fn problem(&self, path: &[u8], what: impl Into<String>) {
+        let problem = Problem { path: display(path), what: what.into() };
+        self.problems.lock().unwrap_or_else(|e| e.into_inner()).push(problem);
+    }
+
+    /// Whether the rest can be restored all the same: one object or one file is at fault, and not
+    /// the store, the disk or whoever stopped the work.
+    pub fn goes_on(&self, error: &RepoError) -> bool {
+        let of_the_disk = || {
+            let mut source = std::error::Error::source(error);
+            let kind = loop {
+                match source.map(|s| (s.downcast_ref::<io::Error>(), s.source())) {
+                    None => return false,
+                    Some((Some(io), _)) => break io.kind(),
+                    Some((None, next)) => source = next,
+                }
+            };
+            use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+            matches!(kind, StorageFull | ReadOnlyFilesystem | QuotaExceeded)
+        };
+        self.keep_going
+            && (error.is_about_an_object() || (error.kind() == RepoErrorKind::Io && !of_the_disk()))
+    }
+
+    /// Notes an error that costs only `path`; any other stays one.
+    pub fn allow(&self, path: &[u8], result: Result<()>) -> Result<()> {
+        match result {
+            Err(error) if self.goes_on(&error) => {
+                self.problem(path, error.to_string());
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// What `wanted` asks for cannot be had; their files are finished without it.
+    fn lose(&self, files: &[Planned], wanted: &[Wanted], error: &RepoError) -> Result<()> {
+        for planned in wanted.iter().filter_map(|wanted| files.get(wanted.file as usize)) {
+            planned.lost.get_or_init(|| error.to_string());
+            if planned.left.fetch_sub(1, AcqRel) == 1 {
+                self.finish(planned, None)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a file whose last extent was written or lost.
     pub fn finish(&self, planned: &Planned, open: Option<&File>) -> Result<()> {
+        let done = match planned.lost.get() {
+            None => self.complete(planned, open),
+            Some(why) => self.set_aside(planned, why),
+        };
+        self.progress.add_done(0, 1);
+        self.allow(&planned.path, done)
+    }
+
+    /// A file that lacks something must not pass for what it was, and what could be had of it may be
+    /// all that is left: it stays, under another name.
+    fn set_aside(&self, planned: &Planned, why: &str) -> Result<()> {
+        let what = match planned.place.set_aside()? {
+            Some(name) => {
+                let above = planned.path.iter().rposition(|b| *b == b'/').map_or(0, |at| at + 1);
+                let path = [&planned.path[..above], &name].concat();
+                self.aside.lock().unwrap_or_else(|e| e.into_inner()).push(path);
+                format!("incomplete: {why}; what could be had is in {}", display(&name))
+            }
+            None => format!("lost: {why}"),
+        };
+        self.problem(&planned.path, what);
+        Ok(())
+    }
+
+    fn complete(&self, planned: &Planned, open: Option<&File>) -> Result<()> {
         let finish = || {
             let opened;
             let file = match open {
@@ -146,9 +224,7 @@ impl Fetcher<'_> {
             }
             set_metadata(file, &planned.meta, self.owners)
         };
-        finish().map_err(|e| RepoError::io("restore", display(&planned.path), e))?;
-        self.progress.add_done(0, 1);
-        Ok(())
+        finish().map_err(|e| RepoError::io("restore", display(&planned.path), e))
     }
 
     /// Leaves out every range that a file already has, and makes holes where files have holes.
@@ -171,6 +247,11 @@ impl Fetcher<'_> {
                             return;
                         }
                         match self.compare(files, group, &mut buffer) {
+                            // Whatever is there cannot be read, so all of it is wanted.
+                            Err(error) if self.goes_on(&error) => {
+                                let mut missing = missing.lock().unwrap_or_else(|e| e.into_inner());
+                                missing.extend_from_slice(group);
+                            }
                             Ok(found) => {
                                 missing.lock().unwrap_or_else(|e| e.into_inner()).extend(found);
                             }
@@ -232,12 +313,23 @@ impl Fetcher<'_> {
     /// Fetches all of `wanted`, which is sorted by location.
     pub fn fetch_all(&self, files: &[Planned], wanted: &[Wanted], count: usize) -> Result<()> {
         let ranges = ranges(wanted);
-        let (next, failure) = (AtomicUsize::new(0), Failure::default());
+        let count = count.min(ranges.len());
+        let failure = Failure::default();
+        // Each worker begins at a place of its own: neighbours are of the same files, and two
+        // writers of one file wait for each other.
+        let length = ranges.len().div_ceil(count.max(1)).max(1);
+        let parts: Vec<_> = ranges.chunks(length).map(|part| (AtomicUsize::new(0), part)).collect();
         std::thread::scope(|scope| {
-            for _ in 0..count.min(ranges.len()) {
-                scope.spawn(|| {
+            for number in 0..count {
+                let (parts, failure) = (&parts, &failure);
+                scope.spawn(move || {
                     let mut worker = Worker::default();
-                    while let Some(range) = ranges.get(next.fetch_add(1, Relaxed)) {
+                    // Its own part first, then what others have not come to.
+                    let parts = parts.iter().cycle().skip(number).take(parts.len());
+                    let ranges = parts.flat_map(|(next, part)| {
+                        std::iter::from_fn(|| part.get(next.fetch_add(1, Relaxed)))
+                    });
+                    for range in ranges {
                         if failure.is_set() {
                             return;
                         }
@@ -259,19 +351,33 @@ impl Fetcher<'_> {
         })?;
         let start = u64::from(first.location.offset);
         let end = u64::from(last.location.offset) + u64::from(last.location.length);
-        let key = self.repository.pack_key(pack)?;
-        let bytes = self.repository.store().read_range(&pack.key(), start..end)?;
+        let key = match self.repository.pack_key(pack) {
+            Err(error) if self.goes_on(&error) => return self.lose(files, range, &error),
+            key => key?,
+        };
+        let bytes = match self.repository.store().read_range(&pack.key(), start..end) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                let error = RepoError::from(error);
+                if !self.goes_on(&error) {
+                    return Err(error);
+                }
+                if first.location == last.location {
+                    return self.lose(files, range, &error);
+                }
+                // A pack that was cut short has what lies before the cut.
+                let records = range.chunk_by(|a, b| a.location == b.location);
+                return records.into_iter().try_for_each(|one| self.fetch(files, one, worker));
+            }
+        };
         self.counters.bytes_fetched.fetch_add(bytes.len() as u64, Relaxed);
         for same in range.chunk_by(|a, b| a.location == b.location) {
             let Some(one) = same.first() else { continue };
             let at = (u64::from(one.location.offset) - start) as usize;
+            let record = bytes.get(at..at + one.location.length as usize);
             worker.record.clear();
-            worker.record.extend_from_slice(
-                bytes
-                    .get(at..at + one.location.length as usize)
-                    .ok_or_else(|| RepoError::damaged(&pack.key(), "it is cut short"))?,
-            );
-            open_record(
+            worker.record.extend_from_slice(record.unwrap_or_default());
+            let opened = open_record(
                 pack,
                 &key,
                 one.location,
@@ -280,11 +386,23 @@ impl Fetcher<'_> {
                 &mut worker.record,
                 &mut worker.codec,
                 &mut worker.content,
-            )?;
+            );
+            if let Err(error) = opened {
+                if !self.goes_on(&error) {
+                    return Err(error);
+                }
+                self.lose(files, same, &error)?;
+                continue;
+            }
             for wanted in same {
                 let planned = files.get(wanted.file as usize);
                 let planned = planned.expect("the plan numbers its own files");
-                self.write(planned, wanted, &pack.key(), worker)?;
+                match self.write(planned, wanted, &pack.key(), worker) {
+                    Err(error) if self.goes_on(&error) => {
+                        self.lose(files, std::slice::from_ref(wanted), &error)?;
+                    }
+                    done => done?,
+                }
             }
         }
         Ok(())
@@ -315,6 +433,13 @@ impl Fetcher<'_> {
                 }
             };
             file.write_all_at(bytes, wanted.extent.offset)?;
+            if bytes.len() >= WRITTEN_BACK {
+                // Of dirty pages, DONTNEED starts the write-back and drops none: the disk works
+                // while the rest is decoded, and the sync at the end waits for less.
+                let length = std::num::NonZeroU64::new(bytes.len() as u64);
+                let advice = rustix::fs::Advice::DontNeed;
+                let _ = rustix::fs::fadvise(&file, wanted.extent.offset, length, advice);
+            }
             Ok(file)
         };
         let file = write().map_err(|e| RepoError::io("restore", display(&planned.path), e))?;
@@ -381,7 +506,7 @@ fn allocate(file: &File, size: u64) {
     }
 }
 
-fn make_hole(file: &File, from: u64, to: u64) -> std::io::Result<()> {
+fn make_hole(file: &File, from: u64, to: u64) -> io::Result<()> {
     let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     if rustix::fs::fallocate(file, flags, from, to - from).is_ok() {
         return Ok(());

@@ -7,14 +7,18 @@
 //! sets its metadata. Hard links, and the metadata of directories, come last, then one `syncfs`.
 //!
 //! Nothing trusts what is already below the target: paths are opened without following links.
+//!
+//! A damaged object costs what needs it. Whoever says `keep_going` gets all the rest and a list of
+//! what is missing; a file that lacks something is never left under its own name. Nobody who
+//! restores a database says it.
 
 mod fetch;
 mod place;
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::entry::{Body, Entry, EntryKind, Metadata};
 use crate::repository::Repository;
@@ -22,7 +26,7 @@ use crate::session::workers;
 use crate::{Problem, Progress, RepoError, RepoErrorKind, Result, Snapshot, Tree};
 use backstay_store::failpoint;
 use fetch::Fetcher;
-use place::{Owners, Place, Target};
+use place::{Anchors, Opened, Owners, Place, Target};
 
 /// Batches in which workers get small things.
 const BATCH: usize = 128;
@@ -47,6 +51,8 @@ pub struct RestoreOptions {
     pub place: Option<Arc<dyn Fn(&Entry) -> Placement + Send + Sync>>,
     /// Whether everything is on the disk when this returns.
     pub sync: bool,
+    /// What cannot be restored, or not as it was, is listed in the report and costs nothing else.
+    pub keep_going: bool,
 }
 
 impl RestoreOptions {
@@ -60,6 +66,7 @@ impl RestoreOptions {
             owner: rustix::process::geteuid().is_root(),
             place: None,
             sync: true,
+            keep_going: false,
         }
     }
 }
@@ -97,6 +104,8 @@ pub(super) struct Planned {
     pub size: u64,
     /// Extents still to be written.
     pub left: AtomicU32,
+    /// Why it cannot be completed.
+    pub lost: OnceLock<String>,
     /// Whether it has no holes.
     pub dense: bool,
     /// Whether the file is there already, with a length to keep or correct.
@@ -137,12 +146,17 @@ pub(crate) fn restore(
         owners: owners.as_ref(),
         progress,
         delta: options.delta,
+        keep_going: options.keep_going,
         counters: Counters::default(),
+        problems: Mutex::default(),
+        aside: Mutex::default(),
     };
     let mut report = RestoreReport::default();
     let mut files: Vec<Planned> = Vec::new();
     let mut wanted: Vec<Wanted> = Vec::new();
-    let mut directories: Vec<(Place, Metadata)> = Vec::new();
+    let mut directories: Vec<(Place, Vec<u8>, Metadata)> = Vec::new();
+    let mut anchors = Anchors::default();
+    let mut whole = true;
     let mut hardlinks: Vec<(Place, Place, Vec<u8>)> = Vec::new();
     // Where a file is whose first name is not restored, by that name.
     let mut instead: HashMap<Vec<u8>, Place> = HashMap::new();
@@ -152,9 +166,17 @@ pub(crate) fn restore(
 
     fetcher.with_workers(count, |small| {
         let mut batch = Vec::new();
-        for entry in tree.iter() {
+        let entries = if options.keep_going { tree.iter_past_damage() } else { tree.iter() };
+        for entry in entries {
             progress.check()?;
-            let mut entry = entry?;
+            let mut entry = match entry {
+                Err(error) if fetcher.goes_on(&error) => {
+                    whole = false;
+                    fetcher.problem(b"", error.to_string());
+                    continue;
+                }
+                entry => entry?,
+            };
             if !wants(&options.paths, &entry.path) {
                 continue;
             }
@@ -162,7 +184,7 @@ pub(crate) fn restore(
             let place = match placement {
                 Placement::Skip => continue,
                 Placement::Default => target.place(&entry.path),
-                Placement::At(path) => Place::absolute(path),
+                Placement::At(path) => anchors.place(path),
             };
             if place.is_below_target() {
                 // Whoever made the tree may have made it so that a link leads out of the target. In
@@ -174,7 +196,13 @@ pub(crate) fn restore(
                 if !entry.is_directory() {
                     leaf.extend_from_slice(&entry.path);
                 }
-                made.enter(&target, &entry)?;
+                match made.enter(&target, &entry) {
+                    Err(error) if fetcher.goes_on(&error) => {
+                        fetcher.problem(&entry.path, error.to_string());
+                        continue;
+                    }
+                    entered => entered?,
+                }
                 if options.prune {
                     keep(&mut kept, &entry.path);
                 }
@@ -183,7 +211,7 @@ pub(crate) fn restore(
                 let to = to.clone();
                 let first = match instead.get(&to) {
                     Some(place) => Some(place.clone()),
-                    None => first_name(&tree, &options, &target, &to)?,
+                    None => first_name(&tree, &options, &target, &anchors, &to)?,
                 };
                 if let Some(first) = first {
                     report.files += 1;
@@ -191,13 +219,12 @@ pub(crate) fn restore(
                     continue;
                 }
                 // The name that holds the content is not wanted: this one takes its part.
-                let holder =
-                    tree.get(&to)?.filter(|e| !matches!(e.kind, EntryKind::Hardlink { .. }));
-                let Some(holder) = holder else {
-                    return Err(RepoError::damaged(
-                        &format!("the tree of snapshot {}", snapshot.short_id()),
-                        format!("{} is another name of nothing", entry.display_path()),
-                    ));
+                let holder = match holder(&tree, snapshot, &entry, &to) {
+                    Err(error) if fetcher.goes_on(&error) => {
+                        fetcher.problem(&entry.path, error.to_string());
+                        continue;
+                    }
+                    holder => holder?,
                 };
                 entry.kind = holder.kind;
                 entry.meta = holder.meta;
@@ -205,33 +232,57 @@ pub(crate) fn restore(
             }
             match entry.kind {
                 EntryKind::Directory => {
-                    place.make_directory(options.delta)?;
+                    match place.make_directory(options.delta).and_then(|()| anchors.add(&place)) {
+                        Err(error) if fetcher.goes_on(&error) => {
+                            fetcher.problem(&entry.path, error.to_string());
+                            continue;
+                        }
+                        made => made?,
+                    }
                     report.directories += 1;
-                    directories.push((place, entry.meta));
+                    directories.push((place, entry.path, entry.meta));
                 }
                 EntryKind::File(ref content) if !matches!(content.body, Body::Inline(_)) => {
                     report.files += 1;
                     report.bytes += content.size;
                     progress.add_total(content.size, 1);
-                    let extents = tree.extents(content)?;
-                    let exists = options.delta && place.prepare_existing()?;
+                    let lost = OnceLock::new();
+                    let extents = match tree.extents(content) {
+                        Err(error) if fetcher.goes_on(&error) => {
+                            lost.get_or_init(|| error.to_string());
+                            Vec::new()
+                        }
+                        extents => extents?,
+                    };
+                    let exists = match place.prepare_existing(options.delta) {
+                        Err(error) if fetcher.goes_on(&error) => {
+                            fetcher.problem(&entry.path, error.to_string());
+                            continue;
+                        }
+                        exists => exists?,
+                    };
                     let number = files.len() as u32;
+                    let mut left = 0;
                     for extent in &extents {
-                        let location = index.find(&extent.chunk).ok_or_else(|| {
-                            crate::repository::missing_chunk(
-                                crate::Kind::Data,
-                                &extent.chunk,
-                                &index,
-                            )
-                        })?;
-                        wanted.push(Wanted { location, file: number, extent: *extent });
+                        if let Some(location) = index.find(&extent.chunk) {
+                            wanted.push(Wanted { location, file: number, extent: *extent });
+                            left += 1;
+                            continue;
+                        }
+                        let kind = crate::Kind::Data;
+                        let error = crate::repository::missing_chunk(kind, &extent.chunk, &index);
+                        if !fetcher.goes_on(&error) {
+                            return Err(error);
+                        }
+                        lost.get_or_init(|| error.to_string());
                     }
                     files.push(Planned {
                         place,
                         path: entry.path,
                         meta: entry.meta,
                         size: content.size,
-                        left: AtomicU32::new(extents.len() as u32),
+                        left: AtomicU32::new(left),
+                        lost,
                         dense: extents.iter().map(|e| u64::from(e.length)).sum::<u64>()
                             == content.size,
                         exists,
@@ -265,36 +316,55 @@ pub(crate) fn restore(
 
     for (place, first, to) in hardlinks {
         if let Err(error) = first.link_to(&place, options.delta) {
-            report.problems.push(Problem {
-                path: String::from_utf8_lossy(place.display()).into_owned(),
-                what: format!("could not link it to {}: {error}", String::from_utf8_lossy(&to)),
-            });
+            let to = String::from_utf8_lossy(&to);
+            fetcher.problem(place.display(), format!("could not link it to {to}: {error}"));
         }
     }
-    if options.prune {
+    if options.prune && !whole {
+        // What is lost would pass for what the snapshot does not have.
+        fetcher
+            .problem(b"", "nothing was removed, since the list of files could not be read whole");
+    } else if options.prune {
+        for path in fetcher.aside.lock().unwrap_or_else(|e| e.into_inner()).drain(..) {
+            kept.insert(path);
+        }
         report.removed = target.remove_all_but(&kept)?;
     }
     progress.set_phase("finishing");
-    for (place, meta) in directories.iter().rev() {
-        fetcher.directory_metadata(place, meta)?;
-    }
+    // Other file systems may be mounted below the target, and tablespaces lie where they lie.
+    let mut devices: HashMap<u64, Opened> = HashMap::new();
     if options.sync {
-        target.sync()?;
-        let mut elsewhere: Vec<&Path> =
-            directories.iter().filter_map(|(place, _)| place.absolute_path()).collect();
-        elsewhere.sort_unstable();
-        let mut last: Option<&Path> = None;
-        for path in elsewhere {
-            if last.is_none_or(|last| !path.starts_with(last)) {
-                place::sync_file_system(path)?;
-                last = Some(path);
+        for (place, ..) in &directories {
+            let device = place.device()?;
+            if !devices.contains_key(&device) {
+                devices.insert(device, place.open()?);
             }
         }
     }
+    for (place, path, meta) in directories.iter().rev() {
+        fetcher.directory_metadata(place, path, meta)?;
+    }
+    if options.sync {
+        target.sync()?;
+        devices.values().try_for_each(Opened::sync)?;
+    }
     failpoint::hit("restore-synced");
+    report.problems = fetcher.problems.into_inner().unwrap_or_else(|e| e.into_inner());
+    report.problems.sort_by(|a, b| a.path.cmp(&b.path));
     report.bytes_written = fetcher.counters.bytes_written.load(Relaxed);
     report.bytes_fetched = fetcher.counters.bytes_fetched.load(Relaxed);
     Ok(report)
+}
+
+/// The entry whose content another name stands for.
+fn holder(tree: &Tree, snapshot: &Snapshot, name: &Entry, to: &[u8]) -> Result<Entry> {
+    let holder = tree.get(to)?.filter(|e| !matches!(e.kind, EntryKind::Hardlink { .. }));
+    holder.ok_or_else(|| {
+        RepoError::damaged(
+            &format!("the tree of snapshot {}", snapshot.short_id()),
+            format!("{} is another name of nothing", name.display_path()),
+        )
+    })
 }
 
 /// Whether `path` lies somewhere below `above`.
@@ -316,6 +386,7 @@ fn first_name(
     tree: &Tree,
     options: &RestoreOptions,
     target: &Target,
+    anchors: &Anchors,
     to: &[u8],
 ) -> Result<Option<Place>> {
     if options.paths.is_empty() && options.place.is_none() {
@@ -328,7 +399,7 @@ fn first_name(
     Ok(match tree.get(to)?.map(|entry| decide(&entry)) {
         None | Some(Placement::Skip) => None,
         Some(Placement::Default) => Some(target.place(to)),
-        Some(Placement::At(path)) => Some(Place::absolute(path)),
+        Some(Placement::At(path)) => Some(anchors.place(path)),
     })
 }
 

@@ -15,15 +15,22 @@ use rustix::io::Errno;
 
 use super::not_empty;
 use crate::entry::{Metadata, Time};
-use crate::{RepoError, Result};
+use crate::{Beneath, RepoError, Result};
 
-/// Longer paths are walked component by component.
-const LONG: usize = 3500;
+/// What the name of a file ends with that could not be completed.
+const INCOMPLETE: &[u8] = b".backstay-incomplete";
+/// The longest name that a file can have. Bytes.
+const NAME_MAX: usize = 255;
+
+/// What a place's path is relative to.
+struct Base {
+    folder: Beneath,
+    path: PathBuf,
+}
 
 /// The folder that a restore fills.
 pub(super) struct Target {
-    path: PathBuf,
-    folder: Arc<OwnedFd>,
+    base: Arc<Base>,
 }
 
 impl Target {
@@ -33,38 +40,67 @@ impl Target {
         if !delta && std::fs::read_dir(path).map_err(fail)?.next().is_some() {
             return Err(not_empty(path));
         }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let folder = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| fail(e.into()))?;
+        let folder = Beneath::open(path).map_err(fail)?;
         let path = path.canonicalize().map_err(fail)?;
-        Ok(Self { path, folder: Arc::new(folder) })
+        Ok(Self { base: Arc::new(Base { folder, path }) })
     }
 
     pub fn place(&self, path: &[u8]) -> Place {
-        Place { base: Some(self.folder.clone()), path: path.to_vec() }
+        Place { base: Some(self.base.clone()), in_target: true, path: path.to_vec() }
     }
 
     pub fn sync(&self) -> Result<()> {
-        rustix::fs::syncfs(&*self.folder)
-            .map_err(|e| RepoError::io("write to disk what is below", &self.path, e.into()))
+        rustix::fs::syncfs(&self.base.folder)
+            .map_err(|e| RepoError::io("write to disk what is below", &self.base.path, e.into()))
     }
 
     /// Removes whatever is not in `kept`; counts what was removed.
     pub fn remove_all_but(&self, kept: &HashSet<Vec<u8>>) -> Result<u64> {
         let mut removed = 0;
-        prune(&self.folder, Vec::new(), kept, &mut removed).map_err(|e| {
-            RepoError::io("remove what the snapshot does not have from", &self.path, e)
+        let folder = self.base.folder.as_fd();
+        prune(folder, Vec::new(), kept, &mut removed).map_err(|e| {
+            RepoError::io("remove what the snapshot does not have from", &self.base.path, e)
         })?;
         Ok(removed)
     }
 }
 
-pub(super) fn sync_file_system(path: &Path) -> Result<()> {
-    let fail = |error: io::Error| RepoError::io("write to disk what is below", path, error);
-    let folder = File::open(path).map_err(fail)?;
-    rustix::fs::syncfs(&folder).map_err(|e| fail(e.into()))
+/// The directories that were placed outside of the target. What goes below one of them is reached
+/// from there without following links, as in the target.
+#[derive(Default)]
+pub(super) struct Anchors {
+    made: Vec<Arc<Base>>,
 }
 
-fn children(folder: &OwnedFd) -> io::Result<Vec<Vec<u8>>> {
+impl Anchors {
+    pub fn place(&self, path: PathBuf) -> Place {
+        let below = self.made.iter().rev().find_map(|base| {
+            let below = path.strip_prefix(&base.path).ok()?;
+            Some((base, below.as_os_str().as_bytes())).filter(|(_, below)| !below.is_empty())
+        });
+        match below {
+            Some((base, below)) => {
+                Place { base: Some(base.clone()), in_target: false, path: below.to_vec() }
+            }
+            None => {
+                Place { base: None, in_target: false, path: path.as_os_str().as_bytes().to_vec() }
+            }
+        }
+    }
+
+    /// Remembers a directory that was just made, unless it lies below another.
+    pub fn add(&mut self, place: &Place) -> Result<()> {
+        if place.base.is_none() {
+            let path = PathBuf::from(std::ffi::OsStr::from_bytes(&place.path));
+            let folder = Beneath::open(&path);
+            let folder = folder.map_err(|e| RepoError::io("use the folder", &path, e))?;
+            self.made.push(Arc::new(Base { folder, path }));
+        }
+        Ok(())
+    }
+}
+
+fn children(folder: impl AsFd) -> io::Result<Vec<Vec<u8>>> {
     let mut names = Vec::new();
     for entry in Dir::read_from(folder)? {
         let name = entry?.file_name().to_bytes().to_vec();
@@ -81,7 +117,7 @@ fn open_folder(base: impl AsFd, name: &[u8]) -> io::Result<OwnedFd> {
 }
 
 fn prune(
-    folder: &OwnedFd,
+    folder: BorrowedFd<'_>,
     path: Vec<u8>,
     kept: &HashSet<Vec<u8>>,
     removed: &mut u64,
@@ -96,7 +132,7 @@ fn prune(
         let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         if kept.contains(&below) {
             if directory {
-                prune(&open_folder(folder, &name)?, below, kept, removed)?;
+                prune(open_folder(folder, &name)?.as_fd(), below, kept, removed)?;
             }
         } else {
             remove(folder, &name, directory)?;
@@ -119,39 +155,46 @@ fn remove(base: impl AsFd, name: &[u8], directory: bool) -> io::Result<()> {
     Ok(rustix::fs::unlinkat(base, name, AtFlags::REMOVEDIR)?)
 }
 
-/// One path: below the target, or absolute where a caller placed it.
+/// One path: below the target, below a directory elsewhere that a caller placed, or absolute.
 #[derive(Clone)]
 pub(super) struct Place {
-    base: Option<Arc<OwnedFd>>,
+    base: Option<Arc<Base>>,
+    in_target: bool,
     path: Vec<u8>,
+}
+
+/// A directory that is open, whatever its mode becomes.
+pub(super) struct Opened {
+    folder: OwnedFd,
+    place: Place,
+}
+
+impl Opened {
+    /// Brings to the disk all that is on this file system.
+    pub fn sync(&self) -> Result<()> {
+        rustix::fs::syncfs(&self.folder)
+            .map_err(|e| self.place.error("write to disk what is below", e.into()))
+    }
 }
 
 /// A folder and a name in it.
 enum Parent<'p> {
     Base(BorrowedFd<'p>, &'p [u8]),
-    Walked(OwnedFd, &'p [u8]),
+    Opened(OwnedFd, &'p [u8]),
 }
 
 impl Parent<'_> {
     fn split(&self) -> (BorrowedFd<'_>, &[u8]) {
         match self {
             Self::Base(fd, name) => (*fd, name),
-            Self::Walked(fd, name) => (fd.as_fd(), name),
+            Self::Opened(fd, name) => (fd.as_fd(), name),
         }
     }
 }
 
 impl Place {
-    pub fn absolute(path: PathBuf) -> Self {
-        Self { base: None, path: path.as_os_str().as_bytes().to_vec() }
-    }
-
     pub fn is_below_target(&self) -> bool {
-        self.base.is_some()
-    }
-
-    pub fn absolute_path(&self) -> Option<&Path> {
-        self.base.is_none().then(|| Path::new(std::ffi::OsStr::from_bytes(&self.path)))
+        self.in_target
     }
 
     pub fn display(&self) -> &[u8] {
@@ -159,30 +202,62 @@ impl Place {
     }
 
     fn error(&self, doing: &str, error: io::Error) -> RepoError {
-        RepoError::io(doing, Path::new(std::ffi::OsStr::from_bytes(&self.path)), error)
+        let path = Path::new(std::ffi::OsStr::from_bytes(&self.path));
+        match &self.base {
+            Some(base) if !self.in_target => RepoError::io(doing, base.path.join(path), error),
+            _ => RepoError::io(doing, path, error),
+        }
     }
 
+    /// The folder that this is in, never reached through a link below the base.
     fn parent(&self) -> io::Result<Parent<'_>> {
-        let base = self.base.as_ref().map_or(CWD, |fd| fd.as_fd());
-        if self.path.len() <= LONG {
-            return Ok(Parent::Base(base, &self.path));
-        }
-        let mut parts = self.path.split(|b| *b == b'/').peekable();
-        let mut folder: Option<OwnedFd> = None;
-        while let Some(part) = parts.next() {
-            if parts.peek().is_none() {
-                if let Some(folder) = folder {
-                    return Ok(Parent::Walked(folder, part));
-                }
-                break;
+        let Some(base) = &self.base else { return Ok(Parent::Base(CWD, &self.path)) };
+        let Some(at) = self.path.iter().rposition(|b| *b == b'/') else {
+            return Ok(Parent::Base(base.folder.as_fd(), &self.path));
+        };
+        let (above, name) = (&self.path[..at], &self.path[at + 1..]);
+        let above = base.folder.open_below(above, OFlags::PATH | OFlags::DIRECTORY)?;
+        Ok(Parent::Opened(above, name))
+    }
+
+    /// The device that this directory lies on.
+    pub fn device(&self) -> Result<u64> {
+        let device = || {
+            let parent = self.parent()?;
+            let (base, name) = parent.split();
+            Ok(rustix::fs::statat(base, name, AtFlags::SYMLINK_NOFOLLOW)?.st_dev)
+        };
+        device().map_err(|e| self.error("look at", e))
+    }
+
+    /// Opens this directory, to sync its file system with [`Opened::sync`] at the end.
+    pub fn open(&self) -> Result<Opened> {
+        let open = || {
+            let parent = self.parent()?;
+            let (base, name) = parent.split();
+            open_folder(base, name)
+        };
+        let folder = open().map_err(|e| self.error("open", e))?;
+        Ok(Opened { folder, place: self.clone() })
+    }
+
+    /// Gives a file that could not be completed a name that says so, and returns that name; `None`
+    /// when there is no file.
+    pub fn set_aside(&self) -> Result<Option<Vec<u8>>> {
+        let rename = || {
+            let parent = self.parent()?;
+            let (base, path) = parent.split();
+            let start = path.iter().rposition(|b| *b == b'/').map_or(0, |at| at + 1);
+            let mut aside = path.to_vec();
+            aside.truncate(start + (path.len() - start).min(NAME_MAX - INCOMPLETE.len()));
+            aside.extend_from_slice(INCOMPLETE);
+            match rustix::fs::renameat(base, path, base, &aside[..]) {
+                Ok(()) => Ok(Some(aside.split_off(start))),
+                Err(Errno::NOENT) => Ok(None),
+                Err(error) => Err(io::Error::from(error)),
             }
-            folder = Some(match &folder {
-                Some(folder) => open_folder(folder, part)?,
-                None if part.is_empty() => open_folder(base, b"/")?,
-                None => open_folder(base, part)?,
-            });
-        }
-        Ok(Parent::Base(base, &self.path))
+        };
+        rename().map_err(|e| self.error("rename the incomplete file", e))
     }
 
     fn kind(&self) -> io::Result<Option<FileType>> {
@@ -230,8 +305,11 @@ impl Place {
         make().map_err(|e| self.error("make the directory", e))
     }
 
-    /// Whether a regular file is there; anything else is removed.
-    pub fn prepare_existing(&self) -> Result<bool> {
+    /// Whether a regular file may be there, and is; anything else that is there is removed.
+    pub fn prepare_existing(&self, may_exist: bool) -> Result<bool> {
+        if !may_exist {
+            return Ok(false);
+        }
         let prepare = || match self.kind()? {
             Some(FileType::RegularFile) => {
                 // Another name of the file may belong to something else.
@@ -316,32 +394,62 @@ impl Place {
         }
     }
 
-    /// Metadata of something that is not a regular file.
+    /// Metadata of something that is not a regular file. All that can be set is set, whatever
+    /// cannot.
     pub fn set_metadata(&self, meta: &Metadata, owners: Option<&Owners>, link: bool) -> Result<()> {
         let set = || {
-            if !link && self.kind()? == Some(FileType::Directory) {
-                let parent = self.parent()?;
-                let (base, name) = parent.split();
-                return set_metadata(&File::from(open_folder(base, name)?), meta, owners);
-            }
             let parent = self.parent()?;
             let (base, name) = parent.split();
+            if !link && self.kind()? == Some(FileType::Directory) {
+                return set_metadata(&File::from(open_folder(base, name)?), meta, owners);
+            }
+            let mut first = First::default();
             if let Some(owners) = owners {
                 let (uid, gid) = owners.resolve(meta);
-                rustix::fs::chownat(base, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+                let flags = AtFlags::SYMLINK_NOFOLLOW;
+                first.note(rustix::fs::chownat(base, name, Some(uid), Some(gid), flags));
             }
             if !link {
-                rustix::fs::chmodat(base, name, Mode::from_raw_mode(meta.mode), AtFlags::empty())?;
+                let mode = Mode::from_raw_mode(meta.mode);
+                first.note(rustix::fs::chmodat(base, name, mode, AtFlags::empty()));
             }
+            let path = descriptor_path(base, name);
             for (attribute, value) in &meta.xattrs {
-                let path = descriptor_path(base, name);
-                let attribute = attribute.as_slice();
-                rustix::fs::lsetxattr(path.as_slice(), attribute, value, XattrFlags::empty())?;
+                let set =
+                    rustix::fs::lsetxattr(&path[..], &attribute[..], value, XattrFlags::empty());
+                first.note_attribute(attribute, set);
             }
-            rustix::fs::utimensat(base, name, &times(meta), AtFlags::SYMLINK_NOFOLLOW)?;
-            Ok(())
+            let flags = AtFlags::SYMLINK_NOFOLLOW;
+            first.note(rustix::fs::utimensat(base, name, &times(meta), flags));
+            first.into_result()
         };
         set().map_err(|e| self.error("set the metadata of", e))
+    }
+}
+
+/// The first error of several steps, all of which are taken.
+#[derive(Default)]
+struct First(Option<io::Error>);
+
+impl First {
+    fn note(&mut self, result: Result<(), Errno>) {
+        if let Err(error) = result {
+            self.0.get_or_insert_with(|| error.into());
+        }
+    }
+
+    fn note_attribute(&mut self, name: &[u8], result: Result<(), Errno>) {
+        if let Err(error) = result {
+            let error = io::Error::from(error);
+            self.0.get_or_insert_with(|| {
+                let name = String::from_utf8_lossy(name);
+                io::Error::new(error.kind(), format!("attribute {name}: {error}"))
+            });
+        }
+    }
+
+    fn into_result(self) -> io::Result<()> {
+        self.0.map_or(Ok(()), Err)
     }
 }
 
@@ -362,25 +470,58 @@ fn times(meta: &Metadata) -> Timestamps {
 }
 
 /// Owner, mode, attributes and times of an open file or directory; the owner first, because setting
-/// it clears the set-user-id bit, and the times last.
+/// it clears the set-user-id bit, and the times last. All that can be set is set, whatever cannot.
+/// Attributes that the snapshot does not have go: of a file that was there before, or inherited from
+/// the folder.
 pub(super) fn set_metadata(
     file: &File,
     meta: &Metadata,
     owners: Option<&Owners>,
 ) -> io::Result<()> {
+    let mut first = First::default();
     if let Some(owners) = owners {
         let (uid, gid) = owners.resolve(meta);
-        rustix::fs::fchown(file, Some(uid), Some(gid))?;
+        first.note(rustix::fs::fchown(file, Some(uid), Some(gid)));
+    }
+    for name in attributes(file) {
+        let kept = meta.xattrs.iter().any(|(wanted, _)| *wanted == name);
+        if !kept && is_ours_to_remove(&name) {
+            first.note_attribute(&name, rustix::fs::fremovexattr(file, &name[..]));
+        }
     }
     for (name, value) in &meta.xattrs {
-        rustix::fs::fsetxattr(file, name.as_slice(), value, XattrFlags::empty()).map_err(|e| {
-            let e = io::Error::from(e);
-            io::Error::new(e.kind(), format!("attribute {}: {e}", String::from_utf8_lossy(name)))
-        })?;
+        let set = rustix::fs::fsetxattr(file, &name[..], value, XattrFlags::empty());
+        first.note_attribute(name, set);
     }
-    rustix::fs::fchmod(file, Mode::from_raw_mode(meta.mode))?;
-    rustix::fs::futimens(file, &times(meta))?;
-    Ok(())
+    first.note(rustix::fs::fchmod(file, Mode::from_raw_mode(meta.mode)));
+    first.note(rustix::fs::futimens(file, &times(meta)));
+    first.into_result()
+}
+
+/// Names of the extended attributes of a file; none where the file system has none.
+fn attributes(file: &File) -> Vec<Vec<u8>> {
+    let split = |names: &[u8]| {
+        let names = names.split(|b| *b == 0);
+        names.filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect()
+    };
+    let mut room = [0; 512];
+    match rustix::fs::flistxattr(file, &mut room[..]) {
+        Ok(length) => split(&room[..length]),
+        Err(Errno::RANGE) => {
+            let mut room = vec![0; 64 << 10];
+            let length = rustix::fs::flistxattr(file, &mut room[..]).unwrap_or(0);
+            split(&room[..length])
+        }
+        Err(_) => Vec::new(),
+    }
+}
+
+/// What a person, an access list or a capability left. The rest is the system's own: a security
+/// label is given anew to whatever is created, and nobody backs it up on a system without them.
+fn is_ours_to_remove(name: &[u8]) -> bool {
+    name.starts_with(b"user.")
+        || name.starts_with(b"system.posix_acl_")
+        || name == b"security.capability"
 }
 
 /// Users and groups of this machine by name.

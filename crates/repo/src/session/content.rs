@@ -68,6 +68,19 @@ pub trait Reader: Send + Sync {
     }
 }
 
+impl Reader for &[u8] {
+    fn size(&self) -> u64 {
+        self.len() as u64
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(self.len());
+        let length = buffer.len().min(self.len() - from);
+        buffer[..length].copy_from_slice(&self[from..from + length]);
+        Ok(length)
+    }
+}
+
 /// Why content is not stored.
 #[derive(Debug)]
 pub enum ContentError {

@@ -8,12 +8,11 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use backstay_repo::{Result, compare_paths};
+use backstay_repo::{Beneath, Result, compare_paths};
 use rustix::fs::OFlags;
 
 use super::content::{data_ranges, read_at};
 use super::metadata::{FileType, Stat, xattrs_of};
-use super::open::Root;
 use super::walk::{Walk, WalkOptions, Walked};
 
 /// What is to be the same.
@@ -90,7 +89,7 @@ struct Found {
 }
 
 struct Side {
-    root: Arc<Root>,
+    root: Arc<Beneath>,
     /// Of the tree, relative to `/`.
     base: Vec<u8>,
     walk: Walk,
@@ -102,7 +101,7 @@ impl Side {
     fn new(path: &Path) -> Result<Self> {
         let failed = |error| backstay_repo::RepoError::io("read", path, error);
         let path = std::fs::canonicalize(path).map_err(failed)?;
-        let root = Arc::new(Root::open().map_err(failed)?);
+        let root = Arc::new(Beneath::root().map_err(failed)?);
         let paths: Vec<PathBuf> = vec![path.clone()];
         let walk = Walk::below(root.clone(), &paths, WalkOptions::default())?;
         let base = path.as_os_str().as_encoded_bytes();

@@ -10,12 +10,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use backstay_repo::{Content, ContentError, Entry, Reader, Time};
+use backstay_repo::{Beneath, Content, ContentError, Entry, Reader, Time};
 use rustix::fs::{self, Advice, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::metadata::{FileType, Names, Stat, Xattrs, xattrs_of};
-use super::open::Root;
 
 /// From this size on the kernel is told how a file is going to be read. Bytes.
 const LARGE: u64 = 256 << 10;
@@ -23,7 +22,7 @@ const LARGE: u64 = 256 << 10;
 /// What all files of a backup share.
 #[derive(Debug)]
 pub(super) struct Context {
-    pub root: Arc<Root>,
+    pub root: Arc<Beneath>,
     pub names: Names,
     pub notes: Mutex<Notes>,
 }
@@ -50,7 +49,7 @@ impl Context {
         let mut notes = self.notes();
         notes.changed_count += 1;
         if notes.changed.len() < CHANGED_NAMED {
-            notes.changed.push(super::open::display(path));
+            notes.changed.push(super::display(path));
         }
     }
 }
@@ -160,7 +159,7 @@ impl Content for FileContent {
     }
 }
 
-fn open_to_read(root: &Root, path: &[u8]) -> io::Result<OwnedFd> {
+fn open_to_read(root: &Beneath, path: &[u8]) -> io::Result<OwnedFd> {
     // Not blocking: what was a file may be a fifo by now.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
     match root.open_below(path, flags | OFlags::NOATIME) {

@@ -10,12 +10,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+use backstay_repo::Beneath;
 use rustix::fs::{self, Mode, OFlags, RawDir};
 use rustix::io::Errno;
 
 use super::exclude::Exclude;
 use super::metadata::{FileType, Stat, Xattrs, xattrs_of};
-use super::open::Root;
 use super::plan::PlanNode;
 
 /// Names that one task looks at.
@@ -29,7 +29,7 @@ const CACHE_TAG: &CStr = c"CACHEDIR.TAG";
 /// What all tasks of a walk know.
 #[derive(Debug)]
 pub(super) struct Context {
-    pub root: Arc<Root>,
+    pub root: Arc<Beneath>,
     pub exclude: Exclude,
     pub one_file_system: bool,
     pub skip_caches: bool,

@@ -7,10 +7,26 @@ use jiff::Timestamp;
 
 use super::metadata::{FileType, Stat};
 
-/// How long before the parent's start a file must have been at rest to be taken over. The time of a
-/// change is kept in steps of up to 10 ms by Linux, of 1 s by some and 2 s by the oldest file
-/// systems: a file changed twice within a step looks the same after both. Seconds.
-const STEP: i64 = 2;
+/// How long before the parent's start a file must have been at rest to be taken over. Seconds.
+///
+/// The time of a change is kept in steps of up to 10 ms by Linux, of 1 s by some and 2 s by the
+/// oldest file systems: a file changed twice within a step looks the same after both. And of what is
+/// written through a memory mapping only the first write to a page counts, until the kernel has
+/// written that page to disk, which it does when the page is `dirty_expire_centisecs` old and the
+/// writer wakes.
+const AT_REST: i64 = 60;
+
+/// [`AT_REST`], or longer where this system keeps changed pages for longer. File systems that are
+/// never written back, such as tmpfs, never tell of what comes through a mapping.
+fn at_rest() -> i64 {
+    let read = |name: &str| -> Option<i64> {
+        let text = std::fs::read_to_string(format!("/proc/sys/vm/{name}")).ok()?;
+        text.trim().parse().ok()
+    };
+    let expire = read("dirty_expire_centisecs").unwrap_or(3000);
+    let wakes = read("dirty_writeback_centisecs").unwrap_or(500);
+    (expire.saturating_add(wakes.saturating_mul(2)) / 100).saturating_add(1).max(AT_REST)
+}
 
 /// The entries of the parent, asked for in path order.
 pub(super) struct Parent {
@@ -31,7 +47,8 @@ impl Parent {
             );
             return Ok(nothing);
         }
-        let before = Time { seconds: snapshot.time.as_second().saturating_sub(STEP), nanos: 0 };
+        let before =
+            Time { seconds: snapshot.time.as_second().saturating_sub(at_rest()), nanos: 0 };
         let mut parent = Self { entries: Some(repo.tree(snapshot)?.iter()), next: None, before };
         parent.advance();
         Ok(parent)

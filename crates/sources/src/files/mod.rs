@@ -13,7 +13,6 @@ pub mod exclude;
 mod listing;
 mod merge;
 pub mod metadata;
-mod open;
 mod plan;
 pub mod walk;
 
@@ -27,8 +26,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use backstay_repo::{
-    Body, Chunking, Entry, EntryKind, FileContent as StoredContent, Order, RepoError, Repository,
-    Result, Session, Snapshot, SnapshotStats, SourceKind, TreeWriter,
+    Beneath, Body, Chunking, Entry, EntryKind, FileContent as StoredContent, Order, RepoError,
+    Repository, Result, Session, Snapshot, SnapshotStats, SourceKind, TreeWriter,
 };
 use rustix::fs::{AtFlags, OFlags};
 use rustix::io::Errno;
@@ -39,7 +38,6 @@ use content::{Context, FileContent, FirstName};
 use exclude::Exclude;
 use merge::Parent;
 use metadata::{FileType, Names, Stat, Xattrs, xattrs_at};
-use open::{Root, display};
 use walk::{Walk, WalkOptions, Walked};
 
 /// File trees to protect.
@@ -159,6 +157,11 @@ pub fn backup(
     }
 }
 
+/// The path as people know it.
+fn display(path: &[u8]) -> String {
+    format!("/{}", String::from_utf8_lossy(path))
+}
+
 /// Device and inode.
 type FileId = (u64, u64);
 
@@ -204,7 +207,7 @@ impl<'a> Pass<'a> {
         parent: Option<Snapshot>,
         separate: &'a HashSet<FileId>,
     ) -> Result<Self> {
-        let root = Arc::new(Root::open().map_err(|error| RepoError::io("open", "/", error))?);
+        let root = Arc::new(Beneath::root().map_err(|error| RepoError::io("open", "/", error))?);
         let walk_options = WalkOptions {
             exclude,
             one_file_system: source.one_file_system,

@@ -11,12 +11,11 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
-use backstay_repo::{RepoError, Result};
+use backstay_repo::{Beneath, RepoError, Result};
 
 use super::exclude::Exclude;
 use super::listing::{Context, Key, Listing, Node, Outcome, Task};
 use super::metadata::{FileType, Stat, Xattrs};
-use super::open::Root;
 use super::plan::Plan;
 
 /// Entries that may have been read and not yet been asked for.
@@ -87,11 +86,15 @@ impl Walk {
     /// Fails with what to do about it when none of `paths` is there. Those that are not there while
     /// others are come as problems, first of all.
     pub fn new(paths: &[PathBuf], options: WalkOptions) -> Result<Self> {
-        let root = Root::open().map_err(|error| RepoError::io("open", "/", error))?;
+        let root = Beneath::root().map_err(|error| RepoError::io("open", "/", error))?;
         Self::below(Arc::new(root), paths, options)
     }
 
-    pub(super) fn below(root: Arc<Root>, paths: &[PathBuf], options: WalkOptions) -> Result<Self> {
+    pub(super) fn below(
+        root: Arc<Beneath>,
+        paths: &[PathBuf],
+        options: WalkOptions,
+    ) -> Result<Self> {
         let plan = Plan::new(paths);
         let mut queued = VecDeque::new();
         for (path, error) in plan.missing {

@@ -16,12 +16,13 @@ use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use backstay_repo::{
-    Body, Chunking, Content, ContentError, Entry, EntryKind, FileContent, Order, Progress, Reader,
-    RepoError, RepoErrorKind, Repository, RestoreOptions, RestoreReport, Result, Snapshot,
-    SourceKind,
+    Body, Chunking, Content, ContentError, Entry, EntryKind, FileContent, Order, Placement,
+    Progress, Reader, RepoError, RepoErrorKind, Repository, RestoreOptions, RestoreReport, Result,
+    Snapshot, SourceKind,
 };
 use serde_json::json;
 
@@ -180,17 +181,25 @@ pub fn backup(
     session.commit(root, detail)
 }
 
-/// Restores the database file into `options.target` and checks it.
+/// Restores the database file into `options.target` and checks it. It has its name only when it is
+/// whole and passed; a database that was there stays until then.
 ///
 /// # Errors
-/// `Usage` when an old log lies beside the file, which SQLite would replay into it; `Damaged` when
-/// what was restored fails its check; and whatever the repository answers.
+/// `Usage` when an old log lies beside the file, which SQLite would replay into it, and for pruning;
+/// `Damaged` when what was restored fails its check; and whatever the repository answers.
 pub fn restore(
     repo: &Repository,
     snapshot: &Snapshot,
-    options: RestoreOptions,
+    mut options: RestoreOptions,
     progress: &Progress,
 ) -> Result<(RestoreReport, Integrity)> {
+    if options.prune {
+        return Err(RepoError::new(
+            RepoErrorKind::Usage,
+            "--prune would remove everything that lies beside the database",
+        )
+        .with_hint("leave it out: the database is one file, and is replaced as a whole"));
+    }
     let mut entries = repo.tree(snapshot)?.iter();
     let Some(entry) = entries.next().transpose()? else {
         return Err(RepoError::damaged(snapshot.short_id(), "it holds no database"));
@@ -209,22 +218,46 @@ pub fn restore(
             .with_hint("stop what uses the database and move that file away, or restore to an empty directory"));
         }
     }
-    let report = repo.restore(snapshot, options, progress)?;
-    let integrity = copy::check_integrity(&database, progress)?;
-    if !integrity.is_ok() {
-        return Err(RepoError::new(
+    let mut hidden = std::ffi::OsString::from(".");
+    hidden.push(&name);
+    hidden.push(".backstay");
+    let unfinished = options.target.join(hidden);
+    let (at, again) = (unfinished.clone(), options.delta);
+    options.place = Some(Arc::new(move |_| Placement::At(at.clone())));
+    let checked = repo.restore(snapshot, options, progress).and_then(|report| {
+        let integrity = copy::check_integrity(&unfinished, progress)?;
+        Ok((report, integrity))
+    });
+    let done = match checked {
+        Ok((report, integrity)) if integrity.is_ok() => {
+            put_in_place(&unfinished, &database).map(|()| (report, integrity))
+        }
+        Ok((_, integrity)) => Err(RepoError::new(
             RepoErrorKind::Damaged,
             format!(
-                "{} was restored and fails its check: {}",
+                "what was restored for {} fails its check: {}",
                 database.display(),
                 integrity.errors.join("; ")
             ),
         )
         .with_hint(
             "run `backstay verify --level thorough`, and restore an older snapshot meanwhile",
-        ));
+        )),
+        Err(error) => Err(error),
+    };
+    // A delta restore goes on with what is there.
+    if done.is_err() && !again {
+        let _ = std::fs::remove_file(&unfinished);
     }
-    Ok((report, integrity))
+    done
+}
+
+/// Gives the database its name, durably.
+fn put_in_place(unfinished: &Path, database: &Path) -> Result<()> {
+    let fail = |error| RepoError::io("put the restored database in place at", database, error);
+    std::fs::rename(unfinished, database).map_err(fail)?;
+    let folder = database.parent().unwrap_or(Path::new("."));
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(fail)
 }
 
 fn c_path(path: &Path) -> io::Result<CString> {

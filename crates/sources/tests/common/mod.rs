@@ -42,7 +42,7 @@ pub fn files(paths: &[&Path]) -> FilesSource {
 /// it counts as having been at rest. For tests that do not want to wait.
 pub fn after(parent: &Snapshot) -> BackupOptions {
     let mut parent = parent.clone();
-    parent.time += Duration::from_secs(60);
+    parent.time += Duration::from_secs(3600);
     BackupOptions { parent: Some(parent), ..BackupOptions::default() }
 }
 

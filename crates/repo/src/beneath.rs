@@ -1,11 +1,12 @@
-//! Opening a path below `/` without following any link on the way, however long the path is.
+//! Opening a path below a directory without following any link on the way, however long the path.
 //!
-//! Between the walk and the moment a worker reads a file, somebody may have put a symbolic link in
-//! the place of one of its directories. Following it would store the content of another file under
-//! this name, with this one's permissions at restore.
+//! Between two looks at a tree, somebody may put a symbolic link in the place of one of its
+//! directories. A backup that follows it stores the content of another file under this name; a
+//! restore that follows it writes, as root, to where somebody else wants it.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use rustix::fs::{self, Mode, OFlags, ResolveFlags};
@@ -14,21 +15,29 @@ use rustix::io::Errno;
 /// The kernel takes 4095 bytes of path at once.
 const LONGEST: usize = 4000;
 
-/// The root directory, and the way down from it.
+/// A directory, and the way down from it.
 #[derive(Debug)]
-pub struct Root {
+pub struct Beneath {
     fd: OwnedFd,
     /// `openat2` is missing (before Linux 5.6) or forbidden (seccomp filters that do not know it).
     by_component: AtomicBool,
 }
 
-impl Root {
-    pub fn open() -> io::Result<Self> {
+impl Beneath {
+    /// Links in `path` itself are followed.
+    pub fn open(path: impl AsRef<Path>) -> io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = fs::open(path.as_ref(), flags, Mode::empty())?;
+        Ok(Self { fd, by_component: AtomicBool::new(false) })
+    }
+
+    /// The root directory, which all paths are below.
+    pub fn root() -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(Self { fd: fs::open("/", flags, Mode::empty())?, by_component: AtomicBool::new(false) })
     }
 
-    /// Opens `path`, which is relative to `/` and has no leading slash; empty for `/` itself. A
+    /// Opens `path`, which is relative and has no leading slash; empty for the directory itself. A
     /// link anywhere in it is `ELOOP`.
     pub fn open_below(&self, path: &[u8], flags: OFlags) -> io::Result<OwnedFd> {
         let mut at: Option<OwnedFd> = None;
@@ -60,7 +69,8 @@ impl Root {
     fn step(&self, from: impl AsFd, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
         let from = from.as_fd();
         if !self.by_component.load(Relaxed) {
-            let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+            let resolve =
+                ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
             match fs::openat2(from, path, flags, Mode::empty(), resolve) {
                 // A filter that forbids the call answers EPERM; so does O_NOATIME on a file of
                 // somebody else's, which the plain call then repeats.
@@ -86,7 +96,8 @@ impl Root {
     }
 }
 
-/// The path as people know it.
-pub fn display(path: &[u8]) -> String {
-    format!("/{}", String::from_utf8_lossy(path))
+impl AsFd for Beneath {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
 }
