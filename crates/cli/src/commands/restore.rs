@@ -329,11 +329,8 @@ fn summary(report: &RestoreReport, target: &Path, took: std::time::Duration) -> 
         format_duration(took),
         format_size(speed as u64),
     );
-    if report.bytes_written < report.bytes {
-        text.push_str(&format!(
-            "; {} were right already",
-            format_size(report.bytes - report.bytes_written)
-        ));
+    if report.bytes_kept > 0 {
+        text.push_str(&format!("; {} were right already", format_size(report.bytes_kept)));
     }
     if report.removed > 0 {
         text.push_str(&format!("; {} removed", count(report.removed, "entry", "entries")));

@@ -101,7 +101,16 @@ fn every_document_has_its_shape() {
     assert_eq!(keys(&restore), ["problems", "report", "seconds", "snapshot", "target"]);
     assert_eq!(
         keys(&restore["report"]),
-        ["bytes", "bytes_fetched", "bytes_written", "directories", "files", "problems", "removed"]
+        [
+            "bytes",
+            "bytes_fetched",
+            "bytes_kept",
+            "bytes_written",
+            "directories",
+            "files",
+            "problems",
+            "removed"
+        ]
     );
     let status = it.json(&["status"]);
     assert_eq!(keys(&status), ["failed", "repositories", "sources"]);

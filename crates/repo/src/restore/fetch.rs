@@ -195,6 +195,8 @@ impl Fetcher<'_> {
     /// A file that lacks something must not pass for what it was, and what could be had of it may be
     /// all that is left: it stays, under another name.
     fn set_aside(&self, planned: &Planned, why: &str) -> Result<()> {
+        self.counters.files_lost.fetch_add(1, Relaxed);
+        self.counters.bytes_lost.fetch_add(planned.size, Relaxed);
         let what = match planned.place.set_aside()? {
             Some(name) => {
                 let above = planned.path.iter().rposition(|b| *b == b'/').map_or(0, |at| at + 1);
@@ -299,6 +301,7 @@ impl Fetcher<'_> {
                 && file.read_exact_at(buffer, extent.offset).is_ok()
                 && content_id_of_data(self.repository, buffer) == extent.chunk;
             if there {
+                self.counters.bytes_kept.fetch_add(u64::from(extent.length), Relaxed);
                 self.progress.add_done(u64::from(extent.length), 0);
                 if planned.left.fetch_sub(1, AcqRel) == 1 {
                     self.finish(planned, Some(&file))?;

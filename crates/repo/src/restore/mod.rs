@@ -15,7 +15,7 @@
 mod fetch;
 mod place;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, hash_map};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -86,9 +86,11 @@ pub enum Placement {
 pub struct RestoreReport {
     pub files: u64,
     pub directories: u64,
-    /// Content of all files.
+    /// Content of all files that are whole.
     pub bytes: u64,
     pub bytes_written: u64,
+    /// Found right in what was there already.
+    pub bytes_kept: u64,
     /// Read from the store.
     pub bytes_fetched: u64,
     /// Removed because the snapshot does not have it.
@@ -123,6 +125,10 @@ pub(super) struct Wanted {
 #[derive(Default)]
 pub(super) struct Counters {
     pub bytes_written: AtomicU64,
+    pub bytes_kept: AtomicU64,
+    /// Files that are not whole, and what they should have held.
+    pub files_lost: AtomicU64,
+    pub bytes_lost: AtomicU64,
     pub bytes_fetched: AtomicU64,
 }
 
@@ -336,8 +342,8 @@ pub(crate) fn restore(
     if options.sync {
         for (place, ..) in &directories {
             let device = place.device()?;
-            if !devices.contains_key(&device) {
-                devices.insert(device, place.open()?);
+            if let hash_map::Entry::Vacant(vacant) = devices.entry(device) {
+                vacant.insert(place.open()?);
             }
         }
     }
@@ -352,7 +358,10 @@ pub(crate) fn restore(
     report.problems = fetcher.problems.into_inner().unwrap_or_else(|e| e.into_inner());
     report.problems.sort_by(|a, b| a.path.cmp(&b.path));
     report.bytes_written = fetcher.counters.bytes_written.load(Relaxed);
+    report.bytes_kept = fetcher.counters.bytes_kept.load(Relaxed);
     report.bytes_fetched = fetcher.counters.bytes_fetched.load(Relaxed);
+    report.files -= fetcher.counters.files_lost.load(Relaxed);
+    report.bytes -= fetcher.counters.bytes_lost.load(Relaxed);
     Ok(report)
 }
 

@@ -35,7 +35,10 @@ impl Gcs {
         }
         let headers = |response: Response| {
             response
-                .header("last-modified", "Sat, 21 Nov 2026 08:00:00 GMT")
+                .header(
+                    "last-modified",
+                    &jiff::Timestamp::now().strftime("%a, %d %b %Y %H:%M:%S GMT").to_string(),
+                )
                 .header("etag", "\"e\"")
                 .header("x-goog-generation", "1")
         };
@@ -87,11 +90,12 @@ fn list(objects: &BTreeMap<String, Vec<u8>>, request: &Request) -> Response {
     let matching: Vec<_> =
         objects.iter().filter(|(key, _)| key.starts_with(&prefix) && **key > after).collect();
     let page = &matching[..matching.len().min(PAGE)];
+    let now = jiff::Timestamp::now();
     let mut xml = String::from("<?xml version='1.0' encoding='UTF-8'?><ListBucketResult>");
     for (key, body) in page {
         xml += &format!(
             "<Contents><Key>{key}</Key><Generation>1</Generation><MetaGeneration>1</MetaGeneration>\
-             <LastModified>2026-11-21T08:00:00.000Z</LastModified><ETag>\"e\"</ETag>\
+             <LastModified>{now:.3}</LastModified><ETag>\"e\"</ETag>\
              <Size>{}</Size></Contents>",
             body.len()
         );
