@@ -266,6 +266,7 @@ class Tree:
     def prepare(self):
         complete = self.path + ".complete"
         if os.path.exists(complete):
+            self.rest(complete)
             return
         shutil.rmtree(self.path, ignore_errors=True)
         os.makedirs(self.path)
@@ -285,6 +286,14 @@ class Tree:
             os.remove(listing)
         with open(complete, "w", encoding="utf-8"):
             pass
+        self.rest(complete)
+
+    @staticmethod
+    def rest(complete):
+        """Waits until the tree is as old as trees are: what has just changed is read twice by those
+        who know that a change within a minute can hide."""
+        while (left := os.stat(complete).st_ctime + 90 - time.time()) > 0:
+            time.sleep(min(left, 5))
 
     def describe(self):
         files = size = 0

@@ -171,7 +171,7 @@ mod tests {
             (13, 99),
         ] {
             let content: Vec<u8> =
-                (0..blocks * BLOCK + rest).map(|i| (i / 1000 ^ i) as u8).collect();
+                (0..blocks * BLOCK + rest).map(|i| ((i / 1000) ^ i) as u8).collect();
             let expected = *Hasher::new_keyed(&key).update(&content).finalize().as_bytes();
             let from: &dyn Reader = &content.as_slice();
             assert_eq!(hash("x", from, &key).unwrap(), expected, "{blocks} blocks and {rest}");
