@@ -10,7 +10,7 @@ SHELL := /bin/bash
 # A toolchain that scripts/prepare has just installed is not yet in the caller's path.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help demo test servers format clippy deny lint bench
+.PHONY: help demo test servers format clippy deny lint soak bench
 
 help: ## show this
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -39,6 +39,9 @@ deny: ## check the licences and origins of all dependencies
 	PATH="$$(scripts/prepare --tools)/bin:$$PATH" cargo deny --locked check --hide-inclusion-graph bans licenses sources
 
 lint: format clippy deny ## format, clippy and deny
+
+soak: ## simulate a million orders of events in the repository (SEEDS=N for another number)
+	BACKSTAY_SEEDS=$(or $(SEEDS),1000000) cargo test --locked --release -p backstay-repo --test simulation -- --nocapture
 
 bench: ## measure Backstay beside its peers, on the same data (a small set; bench/compare --help)
 	@scripts/prepare bench

@@ -16,11 +16,12 @@ use aws_lc_rs::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
 use crate::codec::Codec;
-use crate::crypto::Class;
+use crate::crypto::{Class, class_of};
 use crate::entry::{Body, EntryKind};
 use crate::id::{ObjectId, hex};
-use crate::index::{Index, PackInfo, open_object};
-use crate::layout::{INDEX, PACKS, SESSIONS, SNAPSHOTS, Work, parse_pack_key};
+use crate::index::{Current, Head, Index, PackInfo, open_object};
+use crate::layout::{PACKS, SESSIONS, SNAPSHOTS, Work, head_key, parse_pack_key};
+use crate::maintenance::{self, Tombstone};
 use crate::pack::read_footer;
 use crate::repository::{Repository, open_record};
 use crate::session::{content_id, workers};
@@ -268,14 +269,22 @@ fn report(check: Check<'_>, snapshots: u64, archived: u64, covered: f64) -> Veri
 
 /// The index from the store itself, whatever a cache says.
 fn load_index(check: &Check<'_>) -> Result<Option<Index>> {
-    let store = check.repository.store();
-    for object in store.list(INDEX)? {
-        let opened = check.read(&object.key).and_then(|body| {
-            open_object(check.repository.keys(), Class::Index, &object.key, &body)
-        });
+    let (store, keys) = (check.repository.store(), check.repository.keys());
+    let current = Current::read(store, keys)?;
+    if let Some(number) = current.head {
+        let key = head_key(number);
+        let opened = check
+            .read(&key)
+            .and_then(|body| maintenance::open::<Head>(keys, Class::Maintenance, &key, &body));
+        check.judge(&key, opened)?;
+    }
+    for object in &current.segments {
+        let opened = check
+            .read(&object.key)
+            .and_then(|body| open_object(keys, Class::Index, &object.key, &body));
         check.judge(&object.key, opened)?;
     }
-    let index = Index::load(store, check.repository.keys(), None);
+    let index = Index::load(store, keys, None);
     check.judge("the index", index)
 }
 
@@ -289,6 +298,10 @@ fn check_sessions(check: &Check<'_>, index: &Index, present: &HashMap<String, u6
             });
             check.judge(&object.key, opened)?;
         }
+    }
+    if index.current.head.is_some() {
+        // A pack that is in no segment may be what maintenance has not come to remove.
+        return Ok(());
     }
     let known: HashSet<String> = index.packs().iter().map(PackInfo::key).collect();
     let lost: HashSet<Work> =
@@ -319,17 +332,25 @@ fn of_pack(key: &str) -> Option<Work> {
 
 fn all_snapshots(check: &Check<'_>) -> Result<Vec<Snapshot>> {
     let mut snapshots = Vec::new();
-    for object in check.repository.store().list(SNAPSHOTS)? {
+    let keys = check.repository.keys();
+    let listed = check.repository.store().list(SNAPSHOTS)?;
+    let forgotten = maintenance::forgotten(check.repository, &listed)?;
+    for object in listed {
         let Some(work) = Work::from_snapshot_key(&object.key) else { continue };
-        let opened = check
-            .read(&object.key)
-            .and_then(|body| {
-                open_object(check.repository.keys(), Class::Snapshot, &object.key, &body)
-            })
-            .and_then(|plain| {
-                serde_json::from_slice::<Snapshot>(&plain)
-                    .map_err(|error| RepoError::damaged(&object.key, error))
-            });
+        if forgotten.contains(&work) {
+            continue;
+        }
+        let read = check.read(&object.key);
+        let Some(body) = check.judge(&object.key, read)? else { continue };
+        if class_of(&body) == Some(Class::Tombstone) {
+            let opened = maintenance::open::<Tombstone>(keys, Class::Tombstone, &object.key, &body);
+            check.judge(&object.key, opened)?;
+            continue;
+        }
+        let opened = open_object(keys, Class::Snapshot, &object.key, &body).and_then(|plain| {
+            serde_json::from_slice::<Snapshot>(&plain)
+                .map_err(|error| RepoError::damaged(&object.key, error))
+        });
         if let Some(mut snapshot) = check.judge(&object.key, opened)? {
             snapshot.id = hex(&work.session);
             snapshot.writer = hex(&work.writer);

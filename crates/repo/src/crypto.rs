@@ -57,6 +57,26 @@ pub(crate) enum Class {
     Archived = 4,
     Index = 5,
     Session = 6,
+    /// That a session is given up, or a snapshot forgotten.
+    Tombstone = 7,
+    /// What maintenance condemned, waits for and removes, and which segments are the index.
+    Maintenance = 8,
+}
+
+/// What the header of an object says that it is, before any of it is believed.
+pub(crate) fn class_of(object: &[u8]) -> Option<Class> {
+    const ALL: [Class; 8] = [
+        Class::DataPack,
+        Class::MetadataPack,
+        Class::Snapshot,
+        Class::Archived,
+        Class::Index,
+        Class::Session,
+        Class::Tombstone,
+        Class::Maintenance,
+    ];
+    let class = object.get(9)?;
+    ALL.into_iter().find(|known| *known as u8 == *class)
 }
 
 struct Length(usize);
@@ -139,6 +159,8 @@ pub(crate) struct Keys {
     pub index: [u8; 32],
     /// Authenticates the object `format`.
     pub format: [u8; 32],
+    /// Authenticates what leads to deletions. A host that may only write has no part in it.
+    pub maintenance: [u8; 32],
     private: PrivateKey,
     public: [u8; 32],
 }
@@ -158,6 +180,7 @@ impl Keys {
             chunker: root.derive("chunker"),
             index: root.derive("index"),
             format: root.derive("format"),
+            maintenance: root.derive("maintenance"),
             private,
             public,
         }

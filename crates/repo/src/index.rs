@@ -10,6 +10,10 @@
 //!            offset (4) ‖ sealed length with tag (4)                               = 28 bytes
 //! ```
 //!
+//! Sessions write segments of level 0. Maintenance merges them: a *head* (`index/heads/<run>`) names
+//! the merged segments that stand for everything before it, and the segments of level 0 that they
+//! took in. What counts is the newest head and the segments of level 0 that it does not name.
+//!
 //! In memory the entries of all segments are one sorted array of 28 bytes an entry, 28 MB for each
 //! TiB of chunks of 1 MiB. A segment on the local disk is kept as it was stored, so it is
 //! authenticated whenever it is read; a damaged one is fetched again.
@@ -20,9 +24,13 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 
 use crate::crypto::{Class, HEADER, Keys, TAG};
-use crate::layout::{INDEX, PACKS, Work};
-use crate::{ObjectId, RepoError, Result, Store};
+use crate::layout::{HEADS, INDEX, PACKS, Work, run_of};
+use crate::{ObjectId, RepoError, RepoErrorKind, Result, Store};
+use backstay_store::ObjectMeta;
+use serde::{Deserialize, Serialize};
 
+/// How often the list of segments is read again because maintenance replaced them.
+pub(crate) const RELOADS: usize = 16;
 /// Entries that a segment holds at most.
 pub(crate) const SEGMENT_ENTRIES: usize = 1 << 20;
 const PACK: usize = 88;
@@ -68,8 +76,122 @@ pub(crate) struct Index {
     entries: Vec<Entry>,
     /// Why segments are left out.
     unreadable: Vec<String>,
-    /// Packs that are not in the store as they were written.
-    lost: HashSet<u32>,
+    /// Packs that are not in the store as they were written, or that maintenance condemned. For a
+    /// writer what they hold is absent.
+    lost: HashMap<u32, Lost>,
+    pub current: Current,
+}
+
+/// Why nobody should count on a pack. In the order in which they are read all the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Lost {
+    Avoided,
+    Missing,
+}
+
+/// Which objects of the store are its index.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Current {
+    /// The run of the newest head.
+    pub head: Option<u64>,
+    /// Segments that count.
+    pub segments: Vec<ObjectMeta>,
+    /// Everything else below `index/`.
+    pub obsolete: Vec<String>,
+    /// That the newest head does not open, and so all segments count.
+    problem: Option<String>,
+}
+
+/// Merged segments whose head is still to come: somebody is writing them.
+fn is_of_a_later_run(key: &str, number: u64) -> bool {
+    let rest = key.strip_prefix(INDEX).and_then(|rest| rest.strip_prefix("1/"));
+    let run = rest.and_then(|rest| rest.split('/').next()?.parse::<u64>().ok());
+    run.is_some_and(|run| run > number)
+}
+
+fn replaced() -> RepoError {
+    RepoError::new(RepoErrorKind::Busy, "the index was replaced each time it was read")
+        .with_hint("run it again; if it goes on, too many runs of maintenance are at work")
+}
+
+/// What a head says.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Head {
+    /// Merged segments.
+    pub segments: Vec<String>,
+    /// Segments of level 0 that they took in.
+    pub absorbed: Vec<String>,
+}
+
+impl Current {
+    /// A list is not of one moment: while it is read, a new head may come and what it replaced may
+    /// go. So the newest head is looked up before and after; where it is the same, nothing that
+    /// counts was removed in between.
+    pub fn read(store: &Store, keys: &Keys) -> Result<Self> {
+        let newest = || -> Result<Option<u64>> {
+            Ok(store.list(HEADS)?.iter().filter_map(|object| run_of(&object.key)).max())
+        };
+        let mut before = newest()?;
+        for _ in 0..RELOADS {
+            let listed = store.list(INDEX)?;
+            let after = newest()?;
+            if before == after {
+                return Self::of(store, keys, after, listed);
+            }
+            before = after;
+        }
+        Err(replaced())
+    }
+
+    fn of(
+        store: &Store,
+        keys: &Keys,
+        newest: Option<u64>,
+        listed: Vec<ObjectMeta>,
+    ) -> Result<Self> {
+        let Some(number) = newest else {
+            return Ok(Self { segments: listed, ..Self::default() });
+        };
+        let key = crate::layout::head_key(number);
+        let head = store.read(&key).map_err(RepoError::from).and_then(|object| {
+            crate::maintenance::open::<Head>(keys, Class::Maintenance, &key, &object)
+        });
+        let head = match head {
+            Ok(head) => head,
+            Err(error) if error.is_about_an_object() => {
+                tracing::warn!(%error, "which segments are the index cannot be read: all are taken");
+                let (heads, segments) =
+                    listed.into_iter().partition(|object| object.key.starts_with(HEADS));
+                let obsolete = Vec::<ObjectMeta>::into_iter(heads).map(|o| o.key).collect();
+                let problem = Some(error.to_string());
+                return Ok(Self { head: Some(number), segments, obsolete, problem });
+            }
+            Err(error) => return Err(error),
+        };
+        let merged: HashSet<&str> = head.segments.iter().map(String::as_str).collect();
+        let absorbed: HashSet<&str> = head.absorbed.iter().map(String::as_str).collect();
+        let mut current = Self { head: Some(number), ..Self::default() };
+        for object in listed {
+            let counts = match Work::from_index_key(&object.key) {
+                Some(_) => !absorbed.contains(object.key.as_str()),
+                None => merged.contains(object.key.as_str()),
+            };
+            if counts {
+                current.segments.push(object);
+            } else if object.key != key && !is_of_a_later_run(&object.key, number) {
+                current.obsolete.push(object.key);
+            }
+        }
+        // One that is named and not listed is damage, and found when it is read.
+        let there: HashSet<&str> = current.segments.iter().map(|o| o.key.as_str()).collect();
+        let missing: Vec<ObjectMeta> = merged
+            .iter()
+            .filter(|key| !there.contains(**key))
+            .map(|key| ObjectMeta { key: (*key).to_owned(), size: 0, modified: None })
+            .collect();
+        current.segments.extend(missing);
+        Ok(current)
+    }
 }
 
 impl Index {
@@ -83,10 +205,34 @@ impl Index {
         Ok(index)
     }
 
+    /// While maintenance replaces segments, the ones that a list named may be gone: then the list is
+    /// read again.
     fn load_all(store: &Store, keys: &Keys, cache: Option<&Path>) -> Result<Self> {
-        let mut index = Self::default();
+        let mut current = Current::read(store, keys)?;
+        for _ in 0..RELOADS {
+            let index = Self::load_segments(store, keys, cache, &current)?;
+            if index.unreadable.is_empty() {
+                return Ok(index);
+            }
+            let now = Current::read(store, keys)?;
+            if now.head == current.head {
+                return Ok(index);
+            }
+            current = now;
+        }
+        Err(replaced())
+    }
+
+    fn load_segments(
+        store: &Store,
+        keys: &Keys,
+        cache: Option<&Path>,
+        current: &Current,
+    ) -> Result<Self> {
+        let mut index = Self { current: current.clone(), ..Self::default() };
+        index.unreadable.extend(current.problem.clone());
         let mut numbers = HashMap::new();
-        for object in store.list(INDEX)? {
+        for object in &current.segments {
             let added = read_segment(store, keys, cache, &object.key, object.size)
                 .and_then(|plain| index.add(&object.key, &plain, &mut numbers));
             match added {
@@ -97,12 +243,20 @@ impl Index {
                 other => other?,
             }
         }
+        if let Some(folder) = cache {
+            forget_segments(folder, current);
+        }
         Ok(index)
     }
 
     /// As [`load`](Self::load), and looks which packs are there. A chunk that lies in several is
-    /// found in one that is there.
-    pub fn load_with_packs(store: &Store, keys: &Keys, cache: Option<&Path>) -> Result<Self> {
+    /// found in one that is there, and not in one of `avoided`, if that can be.
+    pub fn load_with_packs(
+        store: &Store,
+        keys: &Keys,
+        cache: Option<&Path>,
+        avoided: &HashSet<[u8; 16]>,
+    ) -> Result<Self> {
         let mut index = Self::load_all(store, keys, cache)?;
         // After the segments: a pack is durable before a segment names it.
         let there: HashMap<String, u64> =
@@ -110,8 +264,16 @@ impl Index {
         for (number, pack) in (0..).zip(&index.packs) {
             let key = pack.key();
             if there.get(&key) != Some(&pack.size) {
-                tracing::warn!(pack = key, "missing or cut short; what it holds is stored again");
-                index.lost.insert(number);
+                // The rest of what maintenance removes goes while this reads.
+                if !avoided.contains(&pack.id) {
+                    tracing::warn!(
+                        pack = key,
+                        "missing or cut short; what it holds is stored again"
+                    );
+                }
+                index.lost.insert(number, Lost::Missing);
+            } else if avoided.contains(&pack.id) {
+                index.lost.insert(number, Lost::Avoided);
             }
         }
         index.settle();
@@ -121,14 +283,14 @@ impl Index {
     /// Sorts, and keeps one location of each chunk.
     fn settle(&mut self) {
         let lost = &self.lost;
-        self.entries.sort_unstable_by_key(|e| (e.id, lost.contains(&e.location.pack)));
+        self.entries.sort_unstable_by_key(|e| (e.id, lost.get(&e.location.pack), e.location));
         self.entries.dedup_by(|a, b| a.id == b.id);
         self.entries.shrink_to_fit();
     }
 
     /// Whether a chunk is in a pack that is there.
     pub fn holds(&self, id: &ObjectId) -> bool {
-        self.find(id).is_some_and(|at| self.lost.is_empty() || !self.lost.contains(&at.pack))
+        self.find(id).is_some_and(|at| self.lost.is_empty() || !self.lost.contains_key(&at.pack))
     }
 
     fn add(
@@ -177,9 +339,23 @@ impl Index {
     }
 
     pub fn find(&self, id: &ObjectId) -> Option<Location> {
+        self.entries.get(self.ordinal(id)?).map(|entry| entry.location)
+    }
+
+    /// The place of a chunk among all entries.
+    pub fn ordinal(&self, id: &ObjectId) -> Option<usize> {
         let prefix = &id.0[..16];
-        let at = self.entries.binary_search_by(|entry| entry.id[..].cmp(prefix)).ok()?;
-        self.entries.get(at).map(|entry| entry.location)
+        self.entries.binary_search_by(|entry| entry.id[..].cmp(prefix)).ok()
+    }
+
+    /// How many chunks there are.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether a pack is not in the store as it was written.
+    pub fn is_missing(&self, pack: u32) -> bool {
+        self.lost.get(&pack) == Some(&Lost::Missing)
     }
 
     pub fn pack(&self, number: u32) -> Option<&PackInfo> {
@@ -222,6 +398,24 @@ impl SegmentBuilder {
 
     pub fn is_empty(&self) -> bool {
         self.packs.is_empty()
+    }
+
+    /// A segment of some of an index's entries.
+    pub fn of_entries<'e>(
+        index: &Index,
+        entries: impl Iterator<Item = ([u8; 16], Location)> + 'e,
+    ) -> Self {
+        let mut it = Self::default();
+        let mut numbers = HashMap::new();
+        for (id, at) in entries {
+            let Some(pack) = index.pack(at.pack) else { continue };
+            let number = *numbers.entry(at.pack).or_insert_with(|| {
+                it.packs.push(pack.clone());
+                it.packs.len() as u32 - 1
+            });
+            it.entries.push((id, number, at.offset, at.length));
+        }
+        it
     }
 
     /// The object under the name `object`.
@@ -363,6 +557,21 @@ fn read_segment(
         keep(&path, &object);
     }
     Ok(plain)
+}
+
+/// Removes copies of segments that do not count any more.
+fn forget_segments(folder: &Path, current: &Current) {
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    let wanted: HashSet<PathBuf> =
+        current.segments.iter().map(|object| cache_path(folder, &object.key)).collect();
+    for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        // Of a session that is being committed there may be one that no list had yet: it is
+        // fetched when it is wanted.
+        if name.starts_with("index-") && !wanted.contains(&path) {
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }
 
 fn cache_path(folder: &Path, key: &str) -> PathBuf {

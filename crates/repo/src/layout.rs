@@ -9,6 +9,10 @@ pub(crate) const PACKS: &str = "packs/";
 pub(crate) const INDEX: &str = "index/";
 pub(crate) const SNAPSHOTS: &str = "snapshots/";
 pub(crate) const WAL: &str = "wal/";
+pub(crate) const TOMBSTONES: &str = "tombstones/";
+pub(crate) const GC: &str = "gc/";
+/// Which merged segments are the index, by the number of the run that made them.
+pub(crate) const HEADS: &str = "index/heads/";
 
 /// Who writes: a machine and one piece of its work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -20,6 +24,16 @@ pub(crate) struct Work {
 impl Work {
     fn path(&self) -> String {
         format!("{}/{}", hex(&self.writer), hex(&self.session))
+    }
+
+    /// Of a snapshot that was read.
+    pub fn of(snapshot: &crate::Snapshot) -> Option<Self> {
+        Some(Self { writer: unhex(&snapshot.writer)?, session: unhex(&snapshot.id)? })
+    }
+
+    /// The id of the session and of its snapshot, for people.
+    pub fn id(&self) -> String {
+        hex(&self.session)
     }
 
     pub fn session_key(&self) -> String {
@@ -39,11 +53,57 @@ impl Work {
         format!("{INDEX}0/{}/{number:06}", self.path())
     }
 
+    /// Where it is said that the snapshot is forgotten.
+    pub fn tombstone_key(&self) -> String {
+        format!("{TOMBSTONES}{}", self.path())
+    }
+
     /// The inverse of [`snapshot_key`](Self::snapshot_key).
     pub fn from_snapshot_key(key: &str) -> Option<Self> {
-        let (writer, session) = key.strip_prefix(SNAPSHOTS)?.split_once('/')?;
+        Self::from_path(key.strip_prefix(SNAPSHOTS)?)
+    }
+
+    /// The inverse of [`session_key`](Self::session_key).
+    pub fn from_session_key(key: &str) -> Option<Self> {
+        Self::from_path(key.strip_prefix(SESSIONS)?)
+    }
+
+    /// The inverse of [`tombstone_key`](Self::tombstone_key).
+    pub fn from_tombstone_key(key: &str) -> Option<Self> {
+        Self::from_path(key.strip_prefix(TOMBSTONES)?)
+    }
+
+    /// The inverse of [`index_key`](Self::index_key).
+    pub fn from_index_key(key: &str) -> Option<Self> {
+        let (path, number) = key.strip_prefix(INDEX)?.strip_prefix("0/")?.rsplit_once('/')?;
+        number.parse::<u32>().ok()?;
+        Self::from_path(path)
+    }
+
+    fn from_path(path: &str) -> Option<Self> {
+        let (writer, session) = path.split_once('/')?;
         Some(Self { writer: unhex(writer)?, session: unhex(session)? })
     }
+}
+
+/// A step of a run of maintenance.
+pub(crate) fn gc_key(number: u64, step: &str) -> String {
+    format!("{GC}{number:08}/{step}")
+}
+
+pub(crate) fn head_key(number: u64) -> String {
+    format!("{HEADS}{number:08}")
+}
+
+/// The run that an object of [`gc_key`] or [`head_key`] belongs to.
+pub(crate) fn run_of(key: &str) -> Option<u64> {
+    let rest = key.strip_prefix(GC).or_else(|| key.strip_prefix(HEADS))?;
+    rest.split('/').next()?.parse().ok()
+}
+
+/// A merged segment of the run `number`.
+pub(crate) fn merged_key(number: u64, id: &[u8; 16]) -> String {
+    format!("{INDEX}1/{number:08}/{}", hex(id))
 }
 
 /// The inverse of [`Work::pack_key`].

@@ -20,6 +20,7 @@ mod index;
 pub mod internals;
 mod keys;
 mod layout;
+mod maintenance;
 mod pack;
 mod progress;
 mod repository;
@@ -40,6 +41,7 @@ pub use entry::{
 pub use error::{RepoError, RepoErrorKind};
 pub use id::{Kind, ObjectId};
 pub use keys::{KeySlot, Secret, SlotKind};
+pub use maintenance::{MaintenanceOptions, MaintenanceReport, Waiting};
 pub use progress::{Progress, ProgressSnapshot};
 pub use repository::{InitOptions, OpenOptions, Repository, Usage};
 pub use restore::{Placement, RestoreOptions, RestoreReport};

@@ -1,6 +1,6 @@
 //! A repository: one store, one set of keys, and the way to everything in them.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, RwLock};
 
@@ -9,11 +9,12 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::Codec;
-use crate::crypto::{Class, HEADER, Keys, PackKey, RootKey, derive};
+use crate::crypto::{Class, HEADER, Keys, PackKey, RootKey, class_of, derive};
 use crate::id::{hex, unhex};
 use crate::index::{Index, Location, PackInfo, open_object};
 use crate::keys::{self, KeySlot, Secret, timestamp};
 use crate::layout::{FORMAT, INDEX, KEYS, PACKS, SNAPSHOTS, WAL, Work};
+use crate::maintenance::{self, Tombstone};
 use crate::{
     Compression, Environment, Kind, ObjectId, Progress, RepoError, RepoErrorKind, Result, Snapshot,
     Store, Tree,
@@ -346,14 +347,27 @@ impl Repository {
         Ok(1 + keys::check(&it.store, &it.id, &it.root, damaged)?)
     }
 
-    /// Every committed snapshot, oldest first. One whose object cannot be used is left out with a
-    /// warning: `verify` reports it, and all others stay usable.
+    pub(crate) fn allow_delete(&self) -> Result<()> {
+        self.allow("remove something from", &self.inner.features.delete)
+    }
+
+    /// Every committed snapshot that is not forgotten, oldest first. One whose object cannot be used
+    /// is left out with a warning: `verify` reports it, and all others stay usable.
     pub fn snapshots(&self) -> Result<Vec<Snapshot>> {
         let mut snapshots = Vec::new();
-        for object in self.inner.store.list(SNAPSHOTS)? {
+        let listed = self.inner.store.list(SNAPSHOTS)?;
+        let forgotten = maintenance::forgotten(self, &listed)?;
+        for object in listed {
             let Some(work) = Work::from_snapshot_key(&object.key) else { continue };
+            if forgotten.contains(&work) {
+                continue;
+            }
             match self.read_snapshot(work, object.size) {
-                Ok(snapshot) => snapshots.push(snapshot),
+                Ok(Some(mut snapshot)) => {
+                    snapshot.stored = object.modified.and_then(|time| time.try_into().ok());
+                    snapshots.push(snapshot);
+                }
+                Ok(None) => {}
                 Err(error) if error.is_about_an_object() => {
                     tracing::warn!(%error, "a snapshot is left out");
                 }
@@ -364,7 +378,8 @@ impl Repository {
         Ok(snapshots)
     }
 
-    pub(crate) fn read_snapshot(&self, work: Work, size: u64) -> Result<Snapshot> {
+    /// The snapshot that a session ended with; `None` where it was given up.
+    pub(crate) fn read_snapshot(&self, work: Work, size: u64) -> Result<Option<Snapshot>> {
         let key = work.snapshot_key();
         let cached = self.cache().map(|folder| folder.join(key.replace('/', "-")));
         let open = |object: &[u8]| open_object(self.keys(), Class::Snapshot, &key, object);
@@ -376,6 +391,10 @@ impl Repository {
             Some(plain) => plain,
             None => {
                 let object = self.inner.store.read(&key)?;
+                if class_of(&object) == Some(Class::Tombstone) {
+                    maintenance::open::<Tombstone>(self.keys(), Class::Tombstone, &key, &object)?;
+                    return Ok(None);
+                }
                 let plain = open(&object)?;
                 if let Some(path) = &cached {
                     crate::index::keep(path, &object);
@@ -387,26 +406,29 @@ impl Repository {
             serde_json::from_slice(&plain).map_err(|error| RepoError::damaged(&key, error))?;
         snapshot.id = hex(&work.session);
         snapshot.writer = hex(&work.writer);
-        Ok(snapshot)
+        Ok(Some(snapshot))
     }
 
     /// The snapshot whose id starts with `prefix`.
     pub fn find_snapshot(&self, prefix: &str) -> Result<Snapshot> {
+        let not_found = || {
+            RepoError::new(RepoErrorKind::NotFound, format!("there is no snapshot {prefix:?}"))
+                .with_hint("`backstay list` shows the snapshots there are")
+        };
         let mut found = Vec::new();
-        for object in self.inner.store.list(SNAPSHOTS)? {
+        let listed = self.inner.store.list(SNAPSHOTS)?;
+        let forgotten = maintenance::forgotten(self, &listed)?;
+        for object in listed {
             if let Some(work) = Work::from_snapshot_key(&object.key)
                 && hex(&work.session).starts_with(prefix)
+                && !forgotten.contains(&work)
             {
                 found.push((work, object.size));
             }
         }
         match found.as_slice() {
-            [] => Err(RepoError::new(
-                RepoErrorKind::NotFound,
-                format!("there is no snapshot {prefix:?}"),
-            )
-            .with_hint("`backstay list` shows the snapshots there are")),
-            [(work, size)] => self.read_snapshot(*work, *size),
+            [] => Err(not_found()),
+            [(work, size)] => self.read_snapshot(*work, *size)?.ok_or_else(not_found),
             _ => Err(RepoError::new(
                 RepoErrorKind::Ambiguous,
                 format!("{} snapshots start with {prefix:?}", found.len()),
@@ -465,7 +487,13 @@ impl Repository {
 
     /// The index as the store has it now.
     pub(crate) fn reload_index(&self) -> Result<Arc<Index>> {
-        let index = Arc::new(Index::load_with_packs(&self.inner.store, self.keys(), self.cache())?);
+        self.reload_index_avoiding(&HashSet::new())
+    }
+
+    /// The same; what only lies in one of `avoided` is absent for a writer.
+    pub(crate) fn reload_index_avoiding(&self, avoided: &HashSet<[u8; 16]>) -> Result<Arc<Index>> {
+        let (store, keys) = (&self.inner.store, self.keys());
+        let index = Arc::new(Index::load_with_packs(store, keys, self.cache(), avoided)?);
         *self.inner.index.write().unwrap_or_else(|e| e.into_inner()) = Some(index.clone());
         // Numbers of packs belong to one load.
         self.inner.ahead.lock().unwrap_or_else(|e| e.into_inner()).clear();
@@ -498,15 +526,37 @@ impl Repository {
     /// The content of a chunk.
     pub(crate) fn read_chunk(&self, kind: Kind, id: &ObjectId) -> Result<Vec<u8>> {
         let mut index = self.index()?;
-        let mut location = index.find(id);
-        if location.is_none() {
-            // Written since the index was loaded?
-            index = self.reload_index()?;
-            location = index.find(id);
+        let mut failed: Option<([u8; 16], RepoError)> = None;
+        // Written, or moved to another pack, since the index was loaded? Maintenance may have moved
+        // it more than once; it ends where the index stays as it was.
+        for _ in 0..crate::index::RELOADS {
+            let at = index.find(id).and_then(|at| Some((at, index.pack(at.pack)?)));
+            if let Some((at, pack)) = at
+                && failed.as_ref().is_none_or(|(other, _)| *other != pack.id)
+            {
+                match self.read_chunk_at(kind, id, at, pack) {
+                    Err(error) if error.is_about_an_object() => failed = Some((pack.id, error)),
+                    read => return read,
+                }
+            }
+            let place = |index: &Index| Some(index.pack(index.find(id)?.pack)?.id);
+            let now = self.reload_index()?;
+            let same = (now.current.head, place(&now)) == (index.current.head, place(&index));
+            index = now;
+            if same {
+                break;
+            }
         }
-        let (location, pack) = location
-            .and_then(|location| Some((location, index.pack(location.pack)?)))
-            .ok_or_else(|| missing_chunk(kind, id, &index))?;
+        Err(failed.map_or_else(|| missing_chunk(kind, id, &index), |(_, error)| error))
+    }
+
+    fn read_chunk_at(
+        &self,
+        kind: Kind,
+        id: &ObjectId,
+        location: Location,
+        pack: &PackInfo,
+    ) -> Result<Vec<u8>> {
         let key = self.pack_key(pack)?;
         let mut record = self.read_record(pack, location, kind)?.to_vec();
         let mut content = Vec::new();
@@ -569,6 +619,21 @@ impl Repository {
         progress: &Progress,
     ) -> Result<crate::VerifyReport> {
         crate::check::verify(self, options, progress)
+    }
+
+    /// Forgets the snapshot whose id starts with `prefix`: it is gone for everybody at once. What only
+    /// it needed goes with the next [`maintain`](Self::maintain). Its whole id.
+    pub fn forget(&self, prefix: &str) -> Result<String> {
+        maintenance::forget(self, prefix)
+    }
+
+    /// Removes what no snapshot needs, rewrites packs that are mostly that, and merges the index.
+    pub fn maintain(
+        &self,
+        options: &crate::MaintenanceOptions,
+        progress: &Arc<Progress>,
+    ) -> Result<crate::MaintenanceReport> {
+        maintenance::maintain(self, options, progress)
     }
 
     /// Starts to write a snapshot.

@@ -149,6 +149,9 @@ pub struct Snapshot {
     /// When the backup started.
     pub time: Timestamp,
     pub finished: Timestamp,
+    /// When the store got it, by the store's own clock, where it keeps that.
+    #[serde(skip)]
+    pub stored: Option<Timestamp>,
     pub host: String,
     /// Of the program that wrote it.
     pub version: String,

@@ -261,7 +261,7 @@ fn parse_leaf(object: &str, mut body: &[u8]) -> Result<Vec<Entry>> {
     Ok(entries)
 }
 
-enum ParsedNode {
+pub(crate) enum ParsedNode {
     Leaf(Vec<Entry>),
     Inner(Children),
 }
@@ -301,7 +301,7 @@ impl Tree {
         Self { repository, root, name: name.into() }
     }
 
-    fn node(&self, id: &ObjectId) -> Result<ParsedNode> {
+    pub(crate) fn node(&self, id: &ObjectId) -> Result<ParsedNode> {
         parse(&self.name, &self.repository.read_chunk(Kind::Tree, id)?)
     }
 

@@ -53,6 +53,20 @@ fn second_files() -> Files {
     all
 }
 
+/// Many files, most of which only a forgotten snapshot has.
+fn many_files() -> Files {
+    let content = |n| (Chunking::ContentDefined, std::sync::Arc::new(noise(70_000, 100 + n)));
+    (0..12_u64).map(|n| (format!("many/{n:02}"), content(n))).collect()
+}
+
+fn few_files() -> Files {
+    many_files().into_iter().filter(|(path, _)| path.ends_with('3')).collect()
+}
+
+fn impatient() -> MaintenanceOptions {
+    MaintenanceOptions { give_up_after: Duration::ZERO, ..MaintenanceOptions::default() }
+}
+
 fn segment() -> Vec<u8> {
     noise((2 << 20) + 77, 21)
 }
@@ -73,6 +87,9 @@ fn dies_here() {
         }
         "backup" => {
             backup(&open(&store), &second_files()).unwrap();
+        }
+        "maintain" => {
+            open(&store).maintain(&impatient(), &Default::default()).unwrap();
         }
         "push" => {
             open(&store).archive(SYSTEM).push(SEGMENT, &segment()).unwrap();
@@ -110,7 +127,16 @@ fn prepare(folder: &Path, work: &str) -> Option<Snapshot> {
     if work == "init" {
         return None;
     }
-    Some(backup(&repository(&store(folder)), &first_files()).unwrap())
+    let repo = repository(&store(folder));
+    let first = backup(&repo, &first_files()).unwrap();
+    if work == "maintain" {
+        let many = backup(&repo, &many_files()).unwrap();
+        backup(&repo, &few_files()).unwrap();
+        repo.forget(&many.id).unwrap();
+        // One that never comes to an end.
+        std::mem::forget(repo.begin(options("asleep")).unwrap());
+    }
+    Some(first)
 }
 
 /// What must be true after a death, whatever it was.
@@ -142,13 +168,30 @@ fn examine(folder: &Path, work: &str, first: Option<&Snapshot>, context: &str) {
     let snapshots = repo.snapshots().unwrap();
     for snapshot in snapshots.iter().filter(|s| s.id != first.unwrap().id) {
         // Visible, so complete.
-        assert_eq!(work, "backup", "{context}");
-        check(&repo, snapshot, &second_files());
+        match work {
+            "backup" => check(&repo, snapshot, &second_files()),
+            "maintain" => check(&repo, snapshot, &few_files()),
+            _ => panic!("{context}: where does that come from?"),
+        }
     }
     match work {
         "backup" => {
             let again = backup(&repo, &second_files()).unwrap();
             check(&open(&store), &again, &second_files());
+        }
+        "maintain" => {
+            assert_eq!(snapshots.len(), 2, "{context}");
+            repo.maintain(&impatient(), &Default::default()).unwrap();
+            let last = repo.maintain(&impatient(), &Default::default()).unwrap();
+            assert_eq!((last.packs_removed, last.packs_repacked), (0, 0), "{context}: {last:?}");
+            // What only the forgotten one needed takes no space any more.
+            let bytes = repo.usage().unwrap().packs.bytes;
+            let needed = 2_000_000 + 70_000 * few_files().len() as u64;
+            assert!(bytes < needed + needed / 4, "{context}: {bytes}");
+            for snapshot in &repo.snapshots().unwrap() {
+                let is_first = snapshot.id == first.unwrap().id;
+                check(&repo, snapshot, &if is_first { first_files() } else { few_files() });
+            }
         }
         "push" => {
             let archive = repo.archive(SYSTEM);
@@ -231,6 +274,26 @@ fn a_push_dies_at_every_step() {
 }
 
 #[test]
+fn maintenance_dies_at_every_step() {
+    let met = dies_everywhere("maintain", 3);
+    let steps = [
+        "session-created",
+        "pack-created",
+        "index-created",
+        "maintenance-repacked",
+        "maintenance-condemned",
+        "maintenance-sessions",
+        "maintenance-given-up",
+        "maintenance-sweep",
+        "maintenance-merged",
+        "maintenance-head",
+        "maintenance-pack-removed",
+        "maintenance-snapshot-removed",
+    ];
+    expect(&met, &steps);
+}
+
+#[test]
 fn a_restore_dies_at_every_step() {
     let met = dies_everywhere("restore", 3);
     expect(&met, &["restore-planned", "restore-chunk-written", "restore-synced"]);
@@ -249,6 +312,15 @@ fn every_failpoint_of_this_floor_is_met_by_some_test() {
             "snapshot-created",
             "archive-sealed",
             "archive-created",
+            "maintenance-repacked",
+            "maintenance-condemned",
+            "maintenance-sessions",
+            "maintenance-given-up",
+            "maintenance-sweep",
+            "maintenance-merged",
+            "maintenance-head",
+            "maintenance-pack-removed",
+            "maintenance-snapshot-removed",
             "restore-planned",
             "restore-chunk-written",
             "restore-synced",
@@ -265,7 +337,7 @@ fn killed_at_any_moment() {
     let seed = u64::from_le_bytes(Environment::system().random());
     println!("seed {seed}");
     let lots = Environment::seeded(seed);
-    for work in ["backup", "push", "restore", "init"] {
+    for work in ["backup", "push", "restore", "maintain", "init"] {
         // How long it takes when nobody kills it.
         let folder = tempfile::tempdir().unwrap();
         prepare(folder.path(), work);

@@ -22,6 +22,16 @@ pub const ALL: &[&str] = &[
     "snapshot-created",
     "archive-sealed",
     "archive-created",
+    // maintenance
+    "maintenance-repacked",
+    "maintenance-condemned",
+    "maintenance-sessions",
+    "maintenance-given-up",
+    "maintenance-sweep",
+    "maintenance-merged",
+    "maintenance-head",
+    "maintenance-pack-removed",
+    "maintenance-snapshot-removed",
     // restore
     "restore-planned",
     "restore-chunk-written",

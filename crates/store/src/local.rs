@@ -192,7 +192,12 @@ impl Local {
             }
         }
         failpoint::hit("local-create-linked");
-        self.sync_directory_of(root, key)
+        match self.sync_directory_of(root, key) {
+            // Somebody was so quick to delete it that the directory is gone: it was created, and
+            // there is nothing left to be made durable.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
         // The temporary goes last: while it is there, a later writer knows what to make durable.
     }
 

@@ -6,12 +6,15 @@ pub mod completions;
 pub mod diff;
 pub mod dump;
 pub mod find;
+pub mod forget;
 pub mod init;
 pub mod key;
 pub mod list;
+pub mod maintenance;
 pub mod man;
 pub mod postgres;
 pub mod restore;
+pub mod retention;
 pub mod show;
 pub mod status;
 pub mod verify;
@@ -33,9 +36,12 @@ pub enum Command {
     Show(show::ShowArgs),
     Diff(diff::DiffArgs),
     Find(find::FindArgs),
+    Forget(forget::ForgetArgs),
     Restore(restore::RestoreArgs),
     Dump(dump::DumpArgs),
     Verify(verify::VerifyArgs),
+    Maintenance(maintenance::MaintenanceArgs),
+    Retention(retention::RetentionArgs),
     Status(status::StatusArgs),
     #[command(subcommand)]
     Wal(wal::WalCommand),
@@ -62,9 +68,12 @@ pub fn run(command: Command, app: &App) -> Result<Outcome> {
         Command::Show(args) => show::run(&args, app),
         Command::Diff(args) => diff::run(&args, app),
         Command::Find(args) => find::run(&args, app),
+        Command::Forget(args) => forget::run(&args, app),
         Command::Restore(args) => restore::run(&args, app),
         Command::Dump(args) => dump::run(&args, app),
         Command::Verify(args) => verify::run(&args, app),
+        Command::Maintenance(args) => maintenance::run(&args, app),
+        Command::Retention(args) => retention::run(&args, app),
         Command::Status(args) => status::run(&args, app),
         Command::Wal(command) => wal::run(&command, app),
         Command::Postgres(command) => postgres::run(&command, app),

@@ -134,3 +134,50 @@ fn several_repositories_are_backed_up_to_in_turn() {
     ran.push(it.run(&["backup", "data"]));
     compare("several_repositories", &ran);
 }
+
+#[test]
+fn forgetting_gives_space_back() {
+    let it = Sandbox::ready();
+    let mut state = 7_u32;
+    let mut noise = || {
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        };
+        (0..400_000).map(|_| next()).collect::<Vec<u8>>()
+    };
+    for _ in 0..3 {
+        it.write("data/large", noise());
+        it.good(&["backup", "data"]);
+    }
+    let ids = it.snapshots();
+    let size =
+        || it.json(&["status"])["repositories"][0]["usage"]["packs"]["bytes"].as_u64().unwrap();
+    let before = size();
+    let mut ran = vec![
+        it.run(&["forget", "data"]),
+        it.run(&["forget", &ids[2]]),
+        it.run(&["forget", &ids[0], "--dry-run"]),
+        it.run(&["forget", &ids[0], &ids[1][..8]]),
+        it.run(&["forget", &ids[0]]),
+        it.run(&["list"]),
+        it.run(&["maintenance", "--dry-run"]),
+        it.run(&["maintenance"]),
+        it.run(&["maintenance"]),
+        it.run(&["verify", "--level", "thorough"]),
+        it.run(&["forget", &ids[2], "--even-newest"]),
+        it.run(&["maintenance"]),
+        it.run(&["retention"]),
+    ];
+    assert!(size() < before / 10, "{before} {}", size());
+    it.configure("policy = \"keep\"\n[policies.keep]\nretention = { last = 2 }\n");
+    for n in 0..5 {
+        it.write("data/notes.txt", format!("{n}"));
+        it.good(&["backup", "data"]);
+    }
+    ran.push(it.run(&["retention"]));
+    ran.push(it.run(&["retention", "--apply"]));
+    ran.push(it.run(&["retention", "--apply", "--max-share", "100%"]));
+    ran.push(it.run(&["retention"]));
+    compare("forget", &ran);
+}

@@ -1,5 +1,6 @@
 //! The workers of a restore: small things in batches, then ranges of packs.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -12,7 +13,7 @@ use super::place::{Owners, Place, set_metadata};
 use super::{Counters, Planned, Wanted};
 use crate::codec::Codec;
 use crate::entry::{Body, Entry, EntryKind, Metadata};
-use crate::index::Index;
+use crate::index::{Index, PackInfo};
 use crate::repository::{Repository, open_record};
 use crate::session::content_id_of_data;
 use crate::tree::slice;
@@ -40,6 +41,8 @@ pub(super) struct Fetcher<'r> {
     pub problems: Mutex<Vec<Problem>>,
     /// Paths of incomplete files.
     pub aside: Mutex<Vec<Vec<u8>>>,
+    /// Packs for which the index was read again; held while it is, so that not all do.
+    pub sought: Mutex<HashSet<[u8; 16]>>,
 }
 
 type Batch = Vec<(Place, Entry)>;
@@ -354,24 +357,21 @@ impl Fetcher<'_> {
         })?;
         let start = u64::from(first.location.offset);
         let end = u64::from(last.location.offset) + u64::from(last.location.length);
-        let key = match self.repository.pack_key(pack) {
-            Err(error) if self.goes_on(&error) => return self.lose(files, range, &error),
-            key => key?,
-        };
-        let bytes = match self.repository.store().read_range(&pack.key(), start..end) {
-            Ok(bytes) => bytes,
-            Err(error) => {
-                let error = RepoError::from(error);
-                if !self.goes_on(&error) {
-                    return Err(error);
-                }
+        let read = self.repository.pack_key(pack).and_then(|key| {
+            Ok((key, self.repository.store().read_range(&pack.key(), start..end)?))
+        });
+        let (key, bytes) = match read {
+            Ok(read) => read,
+            Err(error) if error.is_about_an_object() => {
+                // A pack that was cut short has what lies before the cut; what maintenance moved is
+                // in another one.
+                let mut records = range.chunk_by(|a, b| a.location == b.location);
                 if first.location == last.location {
-                    return self.lose(files, range, &error);
+                    return self.from_elsewhere(files, range, pack, error, worker);
                 }
-                // A pack that was cut short has what lies before the cut.
-                let records = range.chunk_by(|a, b| a.location == b.location);
-                return records.into_iter().try_for_each(|one| self.fetch(files, one, worker));
+                return records.try_for_each(|one| self.fetch(files, one, worker));
             }
+            Err(error) => return Err(error),
         };
         self.counters.bytes_fetched.fetch_add(bytes.len() as u64, Relaxed);
         for same in range.chunk_by(|a, b| a.location == b.location) {
@@ -397,15 +397,61 @@ impl Fetcher<'_> {
                 self.lose(files, same, &error)?;
                 continue;
             }
-            for wanted in same {
-                let planned = files.get(wanted.file as usize);
-                let planned = planned.expect("the plan numbers its own files");
-                match self.write(planned, wanted, &pack.key(), worker) {
-                    Err(error) if self.goes_on(&error) => {
-                        self.lose(files, std::slice::from_ref(wanted), &error)?;
-                    }
-                    done => done?,
+            self.write_all(files, same, &pack.key(), worker)?;
+        }
+        Ok(())
+    }
+
+    /// Places of one chunk whose pack cannot be read: another one may have it by now.
+    fn from_elsewhere(
+        &self,
+        files: &[Planned],
+        wanted: &[Wanted],
+        pack: &PackInfo,
+        error: RepoError,
+        worker: &mut Worker,
+    ) -> Result<()> {
+        let Some(first) = wanted.first() else { return Ok(()) };
+        let chunk = &first.extent.chunk;
+        let content = {
+            let mut sought = self.sought.lock().unwrap_or_else(|e| e.into_inner());
+            let mut index = self.repository.index()?;
+            let other = |index: &Index| {
+                let at = index.find(chunk)?;
+                index.pack(at.pack).is_some_and(|now| now.id != pack.id).then_some(())
+            };
+            if other(&index).is_none() && sought.insert(pack.id) {
+                index = self.repository.reload_index()?;
+            }
+            other(&index).map(|()| self.repository.read_chunk(Kind::Data, chunk))
+        };
+        match content {
+            Some(Ok(content)) => {
+                worker.content = content;
+                self.write_all(files, wanted, &pack.key(), worker)
+            }
+            Some(Err(error)) if !error.is_about_an_object() => Err(error),
+            _ if self.goes_on(&error) => self.lose(files, wanted, &error),
+            _ => Err(error),
+        }
+    }
+
+    /// Writes the chunk that the worker has to all that want it.
+    fn write_all(
+        &self,
+        files: &[Planned],
+        wanted: &[Wanted],
+        object: &str,
+        worker: &mut Worker,
+    ) -> Result<()> {
+        for wanted in wanted {
+            let planned = files.get(wanted.file as usize);
+            let planned = planned.expect("the plan numbers its own files");
+            match self.write(planned, wanted, object, worker) {
+                Err(error) if self.goes_on(&error) => {
+                    self.lose(files, std::slice::from_ref(wanted), &error)?;
                 }
+                done => done?,
             }
         }
         Ok(())

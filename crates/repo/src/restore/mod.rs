@@ -156,6 +156,7 @@ pub(crate) fn restore(
         counters: Counters::default(),
         problems: Mutex::default(),
         aside: Mutex::default(),
+        sought: Mutex::default(),
     };
     let mut report = RestoreReport::default();
     let mut files: Vec<Planned> = Vec::new();

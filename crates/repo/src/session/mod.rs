@@ -16,15 +16,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 pub use content::{Chunking, Content, ContentError, Reader};
 pub use writer::{Order, TreeRoot, TreeWriter};
 
 use crate::crypto::Class;
 use crate::entry::{Body, FileContent};
-use crate::index::{SegmentBuilder, keep_segment, seal_object, seal_with};
+use crate::index::{Index, SegmentBuilder, keep_segment, seal_object, seal_with};
 use crate::keys::timestamp;
 use crate::layout::Work;
+use crate::maintenance::{self, Reason, Tombstone};
 use crate::repository::Repository;
 use crate::tree::{PageHashes, parse_extents};
 use crate::{
@@ -93,13 +95,20 @@ pub(crate) fn begin(repository: &Repository, options: SessionOptions) -> Result<
         "host": host(),
         "started": started,
         "version": env!("CARGO_PKG_VERSION"),
+        "process": Process::own(),
     });
     let key = work.session_key();
     let body = serde_json::to_vec(&about).expect("plain JSON");
     let object = seal_object(repository.keys(), env.random(), Class::Session, &key, body);
     repository.store().create(&key, object)?;
     failpoint::hit("session-created");
-    let index = repository.reload_index()?;
+    let index = match maintenance::condemned(repository)? {
+        Some(condemned) => repository.reload_index_avoiding(&condemned)?,
+        None => {
+            repository.reload_index()?;
+            Arc::new(Index::default())
+        }
+    };
     let count = workers(options.workers);
     let shared = Arc::new(Shared::new(
         repository.clone(),
@@ -159,8 +168,22 @@ impl Session {
         &self.options.progress
     }
 
-    /// Makes the snapshot exist. All that it refers to is durable when this returns.
-    pub fn commit(mut self, root: TreeRoot, detail: serde_json::Value) -> Result<Snapshot> {
+    /// A way to store records as they were stored before.
+    pub(crate) fn mover(&self) -> Mover {
+        Mover::new(self.shared.clone())
+    }
+
+    /// Ends a session that wrote copies: they are durable, listed, and of no snapshot.
+    pub(crate) fn end_without_snapshot(mut self) -> Result<()> {
+        self.publish()?;
+        let key = self.shared.work.snapshot_key();
+        let tombstone = Tombstone::new(&self.repository, Reason::Maintenance);
+        // Given up by somebody else, it has ended as well.
+        tombstone.create(&self.repository, &key).map(drop)
+    }
+
+    /// Makes all that was written durable: packs, then the segments of the index that list them.
+    fn publish(&mut self) -> Result<()> {
         self.pool.stop();
         self.shared.flush()?;
         let env = self.repository.environment();
@@ -181,6 +204,13 @@ impl Session {
             keep_segment(self.repository.cache(), &key, &object);
             failpoint::hit("index-created");
         }
+        Ok(())
+    }
+
+    /// Makes the snapshot exist. All that it refers to is durable when this returns.
+    pub fn commit(mut self, root: TreeRoot, detail: serde_json::Value) -> Result<Snapshot> {
+        self.publish()?;
+        let (env, store) = (self.repository.environment(), self.repository.store());
         let (counted, mut problems) = self.shared.counted();
         problems.sort_by(|a, b| a.path.cmp(&b.path));
         let mut snapshot = Snapshot {
@@ -191,6 +221,7 @@ impl Session {
             type_: self.options.type_,
             time: self.started,
             finished: timestamp(env),
+            stored: None,
             host: host(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             tags: self.options.tags.clone(),
@@ -236,7 +267,54 @@ impl Drop for Session {
     }
 }
 
-fn host() -> String {
+/// What tells whether the process of a session is still there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Process {
+    pid: u32,
+    /// Since when it runs, in ticks after the machine was started: ids of processes come again.
+    began: Option<u64>,
+    /// Of this start of the machine.
+    boot: Option<String>,
+    /// Process ids mean something within it only.
+    namespace: Option<String>,
+}
+
+impl Process {
+    fn own() -> Self {
+        let pid = std::process::id();
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();
+        let namespace = std::fs::read_link("/proc/self/ns/pid").ok();
+        Self {
+            pid,
+            began: began(pid),
+            boot: boot.map(|id| id.trim().to_owned()),
+            namespace: namespace.map(|path| path.display().to_string()),
+        }
+    }
+
+    /// Of what a session says about itself.
+    pub fn of(about: &serde_json::Value) -> Option<Self> {
+        serde_json::from_value(about.get("process")?.clone()).ok()
+    }
+
+    /// Whether it certainly is no more. Of another machine or another container nothing is known.
+    pub fn is_gone(&self) -> bool {
+        let own = Self::own();
+        let here = own.boot.is_some()
+            && (&own.boot, &own.namespace) == (&self.boot, &self.namespace)
+            && own.began.is_some()
+            && self.began.is_some();
+        here && began(self.pid) != self.began
+    }
+}
+
+/// The 22nd field of `/proc/PID/stat`; the second is a name in brackets that may hold anything.
+fn began(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
+pub(crate) fn host() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
@@ -245,4 +323,4 @@ pub(crate) fn content_id_of_data(repository: &Repository, content: &[u8]) -> cra
     content_id(&repository.keys().data_id, Kind::Data, content)
 }
 
-pub(crate) use sink::content_id;
+pub(crate) use sink::{Mover, content_id};

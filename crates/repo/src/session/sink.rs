@@ -475,3 +475,25 @@ impl ChunkSink for Sink {
         self.store_as(kind, id, content)
     }
 }
+
+/// Stores records that lie in other packs already.
+pub(crate) struct Mover {
+    sink: Sink,
+}
+
+impl Mover {
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { sink: Sink::new(shared) }
+    }
+
+    /// Takes a record as the codec wrote it. Whoever calls this has looked whether it is right.
+    pub fn append(&mut self, kind: Kind, id: ObjectId, record: &[u8]) -> Result<()> {
+        let shared = self.sink.shared.clone();
+        shared.check()?;
+        if kind.is_metadata() {
+            return shared.append(&shared.metadata, Class::MetadataPack, record, kind, id);
+        }
+        let slot = self.sink.toss();
+        shared.append(&shared.data[slot], Class::DataPack, record, kind, id)
+    }
+}

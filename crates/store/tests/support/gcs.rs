@@ -37,7 +37,7 @@ impl Gcs {
             response
                 .header(
                     "last-modified",
-                    &jiff::Timestamp::now().strftime("%a, %d %b %Y %H:%M:%S GMT").to_string(),
+                    jiff::Timestamp::now().strftime("%a, %d %b %Y %H:%M:%S GMT").to_string(),
                 )
                 .header("etag", "\"e\"")
                 .header("x-goog-generation", "1")

@@ -1,0 +1,107 @@
+//! `backstay retention`: what the policies keep, and forgetting the rest.
+
+use backstay_ops::config::Percent;
+use backstay_ops::retention::{Decision, check_share, decide};
+use backstay_ops::units::count;
+use backstay_ops::{Error, moment};
+use clap::Args;
+use serde_json::json;
+
+use crate::app::{App, Outcome, Result};
+use crate::output::Style;
+use crate::table::{Cell, Table};
+
+/// Show what the policies keep and what may go; forget it with `--apply`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Each writer's snapshots are counted by themselves. The newest complete snapshot of a source is
+always kept. Space returns with `backstay maintenance`."
+)]
+pub struct RetentionArgs {
+    /// Only this source
+    source: Option<String>,
+
+    /// Forget what may go
+    #[arg(long)]
+    apply: bool,
+
+    /// Refuse to forget more than this share of a source's snapshots at once
+    #[arg(long, value_name = "PERCENT", default_value = "50", value_parser = Percent::parse)]
+    max_share: Percent,
+}
+
+pub fn run(args: &RetentionArgs, app: &App) -> Result<Outcome> {
+    let context = app.context()?;
+    if let Some(name) = &args.source {
+        context.config.source(name)?;
+    }
+    let wanted = |name: &str| args.source.as_deref().is_none_or(|source| source == name);
+    let mut documents = Vec::new();
+    let mut table = Table::new(&["SNAPSHOT", "SOURCE", "TIME", "KEPT FOR", "REPOSITORY"]);
+    let (mut kept, mut goes) = (0, 0);
+    let asked = context.ask_all(|config, repository| {
+        let all = repository.snapshots()?;
+        for source in context.config.sources.iter().filter(|source| wanted(&source.name)) {
+            let policy = context.config.policy_of(source);
+            let Some(keep) = policy.and_then(|policy| policy.retention.as_ref()) else { continue };
+            let own = all.iter().filter(|one| one.source == source.name).cloned().collect();
+            let decisions = decide(own, keep, &app.zone());
+            if args.apply {
+                check_share(&source.name, &decisions, args.max_share.0)?;
+            }
+            for Decision { snapshot, kept_for } in &decisions {
+                let keeps = !kept_for.is_empty();
+                if !keeps && args.apply {
+                    repository.forget(&snapshot.id)?;
+                }
+                *(if keeps { &mut kept } else { &mut goes }) += 1;
+                documents.push(json!({
+                    "snapshot": snapshot.id,
+                    "source": snapshot.source,
+                    "repository": config.name,
+                    "time": snapshot.time,
+                    "kept_for": kept_for,
+                    "forgotten": !keeps && args.apply,
+                }));
+                let why = match (keeps, args.apply) {
+                    (true, _) => Cell::from(kept_for.join(", ")),
+                    (false, false) => Cell::new("may go", Style::Yellow),
+                    (false, true) => Cell::new("forgotten", Style::Yellow),
+                };
+                table.row([
+                    Cell::new(snapshot.short_id(), Style::Cyan),
+                    snapshot.source.clone().into(),
+                    moment::local(snapshot.time, &app.zone()).into(),
+                    why,
+                    config.name.clone().into(),
+                ]);
+            }
+        }
+        Ok(())
+    })?;
+    app.show_warnings();
+    if documents.is_empty() && asked.failed.is_empty() {
+        let any = context.config.sources.iter().any(|source| {
+            let policy = context.config.policy_of(source);
+            wanted(&source.name) && policy.is_some_and(|policy| policy.retention.is_some())
+        });
+        if !any {
+            return Err(Error::usage(
+                "no source has a policy with `retention`: everything is kept",
+                "write one: [policies.NAME] retention = { last = 4, daily = 7, weekly = 5 }, and \
+                 policy = \"NAME\" with the source",
+            ));
+        }
+    }
+    app.output.document(&json!({ "applied": args.apply, "snapshots": documents }))?;
+    if !documents.is_empty() {
+        app.output.answer(table.render(app.output.paint))?;
+    }
+    let what = count(goes, "snapshot", "snapshots");
+    app.output.say(match (args.apply, goes) {
+        (_, 0) => format!("\nall of {} stay", count(kept, "snapshot", "snapshots")),
+        (false, _) => format!("\n{what} may go: `backstay retention --apply` forgets them"),
+        (true, _) => format!("\n{what} forgotten; `backstay maintenance` returns the space"),
+    })?;
+    Ok(if asked.failed.is_empty() { Outcome::Done } else { Outcome::Partial })
+}

@@ -1,0 +1,166 @@
+//! What snapshots refer to: a bit for each entry of the index.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use super::is_forgotten;
+use crate::crypto::HEADER;
+use crate::entry::{Body, EntryKind};
+use crate::index::Index;
+use crate::layout::Work;
+use crate::repository::{Repository, missing_chunk};
+use crate::tree::{PageHashes, ParsedNode};
+use crate::{Kind, ObjectId, Progress, RepoError, Result, Snapshot};
+
+/// Header, trailer, and the tag of the footer. Bytes.
+const PACK_OVERHEAD: u64 = HEADER as u64 + 48;
+/// What the footer says of each record. Bytes.
+const RECORD_OVERHEAD: u64 = 44;
+
+/// The chunks that are reachable, in one state of the index.
+pub(crate) struct Marks {
+    index: Arc<Index>,
+    bits: Vec<u64>,
+}
+
+impl Marks {
+    /// Walks all snapshots.
+    ///
+    /// # Errors
+    /// Damage of any tree, and a chunk that is in no pack that is there: what cannot be seen might
+    /// be needed, so nothing may be removed.
+    pub fn of(
+        repository: &Repository,
+        index: Arc<Index>,
+        snapshots: &[Snapshot],
+        progress: &Progress,
+    ) -> Result<Self> {
+        let bits = vec![0; index.len().div_ceil(64)];
+        let mut marks = Self { index, bits };
+        progress.add_total(0, snapshots.len() as u64);
+        for snapshot in snapshots {
+            let name = format!("snapshot {} of {}", snapshot.short_id(), snapshot.source);
+            match marks.snapshot(repository, snapshot, progress) {
+                Err(error) if error.is_about_an_object() => {
+                    if Work::of(snapshot)
+                        .is_some_and(|work| is_forgotten(repository, &work).unwrap_or(false))
+                    {
+                        continue;
+                    }
+                    return Err(RepoError::new(
+                        error.kind(),
+                        format!("nothing is removed while {name} cannot be read whole: {error}"),
+                    )
+                    .with_hint(format!(
+                        "repair it, or give it up with `backstay forget {}`; then run maintenance \
+                         again",
+                        snapshot.short_id()
+                    ))
+                    .with_source(error));
+                }
+                other => other?,
+            }
+            progress.add_done(0, 1);
+        }
+        Ok(marks)
+    }
+
+    fn snapshot(
+        &mut self,
+        repository: &Repository,
+        snapshot: &Snapshot,
+        progress: &Progress,
+    ) -> Result<()> {
+        let tree = repository.tree(snapshot)?;
+        let mut nodes = vec![snapshot.root];
+        while let Some(id) = nodes.pop() {
+            progress.check()?;
+            // Below a node that was met before, all is marked.
+            if !self.mark(Kind::Tree, &id)? {
+                continue;
+            }
+            match tree.node(&id)? {
+                ParsedNode::Inner(children) => nodes.extend(children.into_iter().map(|(_, id)| id)),
+                ParsedNode::Leaf(entries) => {
+                    for entry in entries {
+                        let EntryKind::File(content) = entry.kind else { continue };
+                        match content.body {
+                            Body::Inline(_) => {}
+                            Body::Extents(extents) => {
+                                for extent in &extents {
+                                    self.mark(Kind::Data, &extent.chunk)?;
+                                }
+                            }
+                            Body::Leaves(leaves) => {
+                                for leaf in leaves {
+                                    if !self.mark(Kind::Leaf, &leaf.id)? {
+                                        continue;
+                                    }
+                                    let leaf = tree.leaf(&leaf.id)?;
+                                    for extent in &leaf.extents {
+                                        self.mark(Kind::Data, &extent.chunk)?;
+                                    }
+                                    if let PageHashes::Chunk(id) = &leaf.pages {
+                                        self.mark(Kind::Pages, id)?;
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Marks a chunk; whether it was not marked before.
+    fn mark(&mut self, kind: Kind, id: &ObjectId) -> Result<bool> {
+        let index = &self.index;
+        let found = index.ordinal(id).zip(index.find(id));
+        let (ordinal, at) = found.ok_or_else(|| missing_chunk(kind, id, index))?;
+        if index.is_missing(at.pack) {
+            let pack = index.pack(at.pack).map(|pack| pack.key()).unwrap_or_default();
+            return Err(RepoError::damaged(&pack, "it is missing or cut short"));
+        }
+        let (word, bit) = (ordinal / 64, 1 << (ordinal % 64));
+        let Some(word) = self.bits.get_mut(word) else { return Ok(false) };
+        let fresh = *word & bit == 0;
+        *word |= bit;
+        Ok(fresh)
+    }
+
+    fn has(&self, ordinal: usize) -> bool {
+        self.bits.get(ordinal / 64).is_some_and(|word| word & (1 << (ordinal % 64)) != 0)
+    }
+
+    /// The packs that hold something reachable, and how many bytes a pack of that alone would have
+    /// before padding.
+    pub fn live(&self) -> HashMap<[u8; 16], u64> {
+        let mut live = HashMap::new();
+        for (ordinal, (_, at)) in self.index.locations().enumerate() {
+            if self.has(ordinal)
+                && let Some(pack) = self.index.pack(at.pack)
+            {
+                *live.entry(pack.id).or_insert(PACK_OVERHEAD) +=
+                    u64::from(at.length) + RECORD_OVERHEAD;
+            }
+        }
+        live
+    }
+
+    /// The reachable chunks of some packs, sorted by pack and offset.
+    pub fn chunks_in(&self, packs: &HashSet<[u8; 16]>) -> Vec<([u8; 16], crate::index::Location)> {
+        let wanted = |number: u32| self.index.pack(number).is_some_and(|p| packs.contains(&p.id));
+        let all = self.index.locations().enumerate();
+        let mut chunks: Vec<_> = all
+            .filter(|(ordinal, (_, at))| self.has(*ordinal) && wanted(at.pack))
+            .map(|(_, chunk)| chunk)
+            .collect();
+        chunks.sort_unstable_by_key(|(_, at)| (at.pack, at.offset));
+        chunks
+    }
+
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+}

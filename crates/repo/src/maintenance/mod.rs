@@ -1,0 +1,220 @@
+//! Maintenance: what no snapshot needs is removed, while anybody writes and reads.
+//!
+//! There are no locks, and no clock decides what is safe. A *run* is a number, and its steps are
+//! objects that are created once, so that whoever comes second goes on with what the first decided:
+//!
+//! ```text
+//! gc/<run>/condemned    packs that no snapshot needed, of sessions that have ended
+//! gc/<run>/sessions     sessions that were at work after that was created
+//! gc/<run>/sweep        condemned packs that are still not needed, after each of those has ended
+//! index/heads/<run>     the index without them
+//! ```
+//!
+//! A writer creates its session, then reads the newest `condemned`, then the index: what lies only
+//! in condemned packs counts as absent. A session that began too early to know is in `sessions`, and
+//! the run waits for its outcome before it looks again. The outcome's key is that of the snapshot:
+//! the writer creates a snapshot there, or maintenance a tombstone, and whoever is first has decided.
+//!
+//! The list `sweep` is one for all who work on a run, for ever: somebody who slept for a week
+//! removes what was agreed on then, and nobody has referred to that since. The next run may begin
+//! when the head is there. Tombstones and the objects of runs are never removed: each keeps a name
+//! taken that must not be created again.
+//!
+//! `view` is one look at the repository, `mark` finds what is reachable, `repack` moves chunks out of
+//! packs that are mostly garbage, `run` takes the steps, `signed` is how its objects are sealed.
+
+mod mark;
+mod repack;
+mod run;
+mod signed;
+mod view;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use backstay_store::ObjectMeta;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::crypto::{Class, class_of};
+use crate::keys::timestamp;
+use crate::layout::{SNAPSHOTS, TOMBSTONES, Work};
+use crate::repository::Repository;
+use crate::{Progress, RepoError, RepoErrorKind, Result};
+pub(crate) use run::condemned;
+pub(crate) use signed::open;
+
+/// How to maintain.
+#[derive(Debug, Clone)]
+pub struct MaintenanceOptions {
+    /// Only say what would be done.
+    pub dry_run: bool,
+    /// How much may be moved out of packs that are mostly garbage. Bytes.
+    pub max_repack: u64,
+    /// After how long without a sign of life a session is given up. It costs its work, nothing else.
+    pub give_up_after: Duration,
+}
+
+impl Default for MaintenanceOptions {
+    fn default() -> Self {
+        Self { dry_run: false, max_repack: u64::MAX, give_up_after: Duration::from_secs(48 * 3600) }
+    }
+}
+
+/// What a run of maintenance did, or would do. Sizes are bytes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct MaintenanceReport {
+    /// Snapshots that were forgotten, and whose objects are gone now.
+    pub snapshots_removed: u64,
+    pub packs_removed: u64,
+    pub bytes_removed: u64,
+    /// Condemned, and to be removed when the sessions in `waiting_for` have ended.
+    pub packs_waiting: u64,
+    pub bytes_waiting: u64,
+    pub waiting_for: Vec<Waiting>,
+    /// Sessions that died or were silent for too long.
+    pub given_up: Vec<Waiting>,
+    /// Packs that were mostly garbage, and what was moved out of them.
+    pub packs_repacked: u64,
+    pub bytes_repacked: u64,
+    /// Of the index.
+    pub segments_before: u64,
+    pub segments_after: u64,
+    /// What all snapshots need, in packs.
+    pub bytes_live: u64,
+    /// In packs, before anything was removed.
+    pub bytes_before: u64,
+}
+
+/// A session without an outcome.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Waiting {
+    pub session: String,
+    pub source: String,
+    pub host: String,
+    pub started: Option<Timestamp>,
+}
+
+/// Why there is no snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Reason {
+    /// A session died, or was silent for too long.
+    GivenUp,
+    /// It moved chunks, and never was to have a snapshot.
+    Maintenance,
+    /// Somebody said so.
+    Forgotten,
+}
+
+/// Stands in the place of a snapshot, or beside one that is forgotten.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Tombstone {
+    pub reason: Reason,
+    pub time: i64,
+    pub host: String,
+    pub version: String,
+}
+
+impl Tombstone {
+    pub fn new(repository: &Repository, reason: Reason) -> Self {
+        Self {
+            reason,
+            time: timestamp(repository.environment()).as_second(),
+            host: crate::session::host(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    /// Creates it at `key`; whether it is the first object there.
+    pub fn create(&self, repository: &Repository, key: &str) -> Result<bool> {
+        let (keys, env) = (repository.keys(), repository.environment());
+        let object = signed::sign(keys, env, Class::Tombstone, key, self);
+        match repository.store().create(key, object) {
+            Ok(()) => Ok(true),
+            Err(error) if error.is_already_exists() => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Which of the listed snapshots are forgotten.
+pub(crate) fn forgotten(repository: &Repository, listed: &[ObjectMeta]) -> Result<HashSet<Work>> {
+    let tombstones = repository.store().list(TOMBSTONES)?;
+    let mut forgotten = HashSet::new();
+    if tombstones.is_empty() {
+        return Ok(forgotten);
+    }
+    let there: HashSet<Work> =
+        listed.iter().filter_map(|object| Work::from_snapshot_key(&object.key)).collect();
+    for object in tombstones {
+        let Some(work) = Work::from_tombstone_key(&object.key) else { continue };
+        if !there.contains(&work) {
+            continue;
+        }
+        let read = repository.store().read(&object.key).map_err(RepoError::from);
+        let opened = read.and_then(|body| {
+            open::<Tombstone>(repository.keys(), Class::Tombstone, &object.key, &body)
+        });
+        match opened {
+            Ok(_) => {
+                forgotten.insert(work);
+            }
+            // Whoever could forge one could make snapshots vanish.
+            Err(error) if error.is_about_an_object() => {
+                tracing::warn!(%error, "a tombstone is ignored");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(forgotten)
+}
+
+/// Whether a snapshot was forgotten since it was listed: then it is no damage that it is gone.
+fn is_forgotten(repository: &Repository, work: &Work) -> Result<bool> {
+    match repository.store().head(&work.tombstone_key()) {
+        Ok(_) => Ok(true),
+        Err(error) if error.is_not_found() => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Forgets the snapshot whose id starts with `prefix`, whether it can be read or not; its whole id.
+pub(crate) fn forget(repository: &Repository, prefix: &str) -> Result<String> {
+    repository.allow_delete()?;
+    let listed = repository.store().list(SNAPSHOTS)?;
+    let forgotten = forgotten(repository, &listed)?;
+    let mut found = listed
+        .iter()
+        .filter_map(|object| Work::from_snapshot_key(&object.key))
+        .filter(|work| work.id().starts_with(prefix) && !forgotten.contains(work));
+    let not_found = || {
+        RepoError::new(RepoErrorKind::NotFound, format!("there is no snapshot {prefix:?}"))
+            .with_hint("`backstay list` shows the snapshots there are")
+    };
+    let Some(work) = found.next() else { return Err(not_found()) };
+    if found.next().is_some() {
+        return Err(RepoError::new(
+            RepoErrorKind::Ambiguous,
+            format!("several snapshots start with {prefix:?}"),
+        )
+        .with_hint("give more digits of the id"));
+    }
+    // A session that was given up has no snapshot.
+    let key = work.snapshot_key();
+    if class_of(&repository.store().read(&key)?) == Some(Class::Tombstone) {
+        return Err(not_found());
+    }
+    Tombstone::new(repository, Reason::Forgotten).create(repository, &work.tombstone_key())?;
+    Ok(work.id())
+}
+
+pub(crate) fn maintain(
+    repository: &Repository,
+    options: &MaintenanceOptions,
+    progress: &Arc<Progress>,
+) -> Result<MaintenanceReport> {
+    repository.allow_write()?;
+    repository.allow_delete()?;
+    run::Maintenance::new(repository, options, progress).run()
+}

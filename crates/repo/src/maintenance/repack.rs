@@ -1,0 +1,158 @@
+//! Moving what is needed out of packs that are mostly garbage.
+//!
+//! It is a session like any other, so that no other run of maintenance takes its packs for orphans.
+//! It ends with a tombstone: what it wrote is copies, found through the index.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use super::mark::Marks;
+use super::view::View;
+use crate::codec::Codec;
+use crate::crypto::Class;
+use crate::pack::{DATA_PACK, read_footer};
+use crate::repository::Repository;
+use crate::session::{Mover, content_id};
+use crate::{Compression, Progress, RepoError, Result, SessionOptions, SnapshotType, SourceKind};
+
+/// Garbage up to this share of what is needed stays where it is: moving costs more than it takes.
+const ALLOWED: f64 = 0.05;
+/// A pack of which more than this is needed is left alone. Padding alone can be an eighth of one.
+const LIVELY: f64 = 0.8;
+/// Packs below this size are put together when there are many of them. Bytes.
+const SMALL: u64 = DATA_PACK as u64 / 8;
+const MANY: usize = 16;
+
+/// Which packs to empty. `live` says how many bytes of each are needed.
+pub(super) fn choose(
+    view: &View,
+    live: &HashMap<[u8; 16], u64>,
+    max_repack: u64,
+) -> HashSet<[u8; 16]> {
+    let classes: HashMap<[u8; 16], Class> =
+        view.index.packs().iter().map(|pack| (pack.id, pack.class)).collect();
+    let mut packs = Vec::new();
+    for pack in &view.packs {
+        let needed = live.get(&pack.id).copied().unwrap_or(0);
+        if needed > 0
+            && view.ended.contains(&pack.work)
+            && let Some(class) = classes.get(&pack.id)
+        {
+            packs.push((pack, *class, needed.min(pack.size)));
+        }
+    }
+    let needed: u64 = packs.iter().map(|(_, _, needed)| needed).sum();
+    let mut garbage: u64 = packs.iter().map(|(pack, _, needed)| pack.size - needed).sum();
+    let allowed = (needed as f64 * ALLOWED) as u64;
+    let share =
+        |pack: &super::view::StoredPack, needed: u64| needed as f64 / pack.size.max(1) as f64;
+    packs.sort_by(|(a, _, x), (b, _, y)| {
+        share(a, *x).total_cmp(&share(b, *y)).then(a.id.cmp(&b.id))
+    });
+    let mut chosen = HashSet::new();
+    let mut moved = 0_u64;
+    for (pack, _, needed) in &packs {
+        if garbage <= allowed || share(pack, *needed) > LIVELY {
+            break;
+        }
+        if moved.saturating_add(*needed) > max_repack {
+            continue;
+        }
+        moved += needed;
+        garbage -= pack.size - needed;
+        chosen.insert(pack.id);
+    }
+    for class in [Class::DataPack, Class::MetadataPack] {
+        let small: Vec<_> = packs
+            .iter()
+            .filter(|(pack, of, _)| *of == class && pack.size < SMALL && !chosen.contains(&pack.id))
+            .collect();
+        if small.len() < MANY {
+            continue;
+        }
+        for (pack, _, needed) in small {
+            if moved.saturating_add(*needed) <= max_repack {
+                moved += needed;
+                chosen.insert(pack.id);
+            }
+        }
+    }
+    chosen
+}
+
+/// Writes what is needed of `packs` anew. Bytes that were moved.
+pub(super) fn repack(
+    repository: &Repository,
+    marks: &Marks,
+    packs: &HashSet<[u8; 16]>,
+    progress: &Arc<Progress>,
+) -> Result<u64> {
+    let chunks = marks.chunks_in(packs);
+    let mut wanted: HashMap<u32, HashSet<u32>> = HashMap::new();
+    for (_, at) in &chunks {
+        wanted.entry(at.pack).or_default().insert(at.offset);
+    }
+    let mut numbers: Vec<u32> = wanted.keys().copied().collect();
+    numbers.sort_unstable();
+    progress.add_total(chunks.iter().map(|(_, at)| u64::from(at.length)).sum(), 0);
+    let options = SessionOptions {
+        workers: 1,
+        progress: progress.clone(),
+        ..SessionOptions::new("maintenance", SourceKind::Files, SnapshotType::Full)
+    };
+    let session = repository.begin(options)?;
+    let mut mover = session.mover();
+    let mut bytes = 0;
+    for number in numbers {
+        progress.check()?;
+        let Some(pack) = marks.index().pack(number) else { continue };
+        let offsets = wanted.remove(&number).unwrap_or_default();
+        bytes += move_out_of(repository, pack, &offsets, &mut mover)?;
+        progress.add_done(offsets.len() as u64, 1);
+    }
+    drop(mover);
+    session.end_without_snapshot()?;
+    Ok(bytes)
+}
+
+fn move_out_of(
+    repository: &Repository,
+    pack: &crate::index::PackInfo,
+    offsets: &HashSet<u32>,
+    mover: &mut Mover,
+) -> Result<u64> {
+    let name = pack.key();
+    let body = repository.store().read(&name)?;
+    let key = repository.open_pack(pack, &body)?;
+    let mut codec = Codec::new(Compression::None);
+    let (mut record, mut content) = (Vec::new(), Vec::new());
+    let (mut moved, mut bytes) = (0, 0);
+    for entry in read_footer(&name, &body, &key)? {
+        if !offsets.contains(&entry.offset) {
+            continue;
+        }
+        let damaged = || {
+            RepoError::damaged(&name, format!("the chunk at byte {} is not right", entry.offset))
+        };
+        let at = entry.offset as usize;
+        record.clear();
+        record.extend_from_slice(body.get(at..at + entry.length as usize).ok_or_else(damaged)?);
+        let plain = key
+            .open(entry.kind as u8, u64::from(entry.offset), &entry.id.0, &mut record)
+            .ok_or_else(damaged)?;
+        // What is moved is right, or it is not moved.
+        codec.decode(plain, &mut content).ok_or_else(damaged)?;
+        let keys = repository.keys();
+        let id_key = if entry.kind.is_metadata() { &keys.metadata_id } else { &keys.data_id };
+        if content_id(id_key, entry.kind, &content) != entry.id {
+            return Err(damaged());
+        }
+        mover.append(entry.kind, entry.id, plain)?;
+        moved += 1;
+        bytes += u64::from(entry.length);
+    }
+    if moved != offsets.len() {
+        return Err(RepoError::damaged(&name, "it lacks a chunk that the index says it has"));
+    }
+    Ok(bytes)
+}

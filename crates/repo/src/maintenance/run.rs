@@ -1,0 +1,438 @@
+//! The steps of a run. Each can be taken by anybody, any number of times, at any time later.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::mark::Marks;
+use super::repack::{choose, repack};
+use super::view::{View, at_work, ended};
+use super::{MaintenanceOptions, MaintenanceReport, Reason, Tombstone, Waiting, open, signed};
+use crate::crypto::{Class, HEADER, class_of};
+use crate::id::hex;
+use crate::index::{
+    Current, Head, Index, SEGMENT_ENTRIES, SegmentBuilder, keep_segment, open_object,
+};
+use crate::layout::{GC, PACKS, SESSIONS, SNAPSHOTS, Work, gc_key, head_key, merged_key, run_of};
+use crate::repository::Repository;
+use crate::{Progress, RepoError, Result};
+use backstay_store::failpoint;
+
+/// With fewer segments the index is not merged for its own sake.
+const SEGMENTS: usize = 16;
+
+/// A pack that a run condemned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Condemned {
+    writer: [u8; 8],
+    session: [u8; 16],
+    id: [u8; 16],
+    /// Bytes.
+    size: u64,
+}
+
+impl Condemned {
+    fn key(&self) -> String {
+        Work { writer: self.writer, session: self.session }.pack_key(&self.id)
+    }
+}
+
+/// The packs that count as absent for a session that was created before this is called; `None`
+/// when it cannot be known, and so everything does.
+pub(crate) fn condemned(repository: &Repository) -> Result<Option<HashSet<[u8; 16]>>> {
+    let Some(number) = newest(repository)? else { return Ok(Some(HashSet::new())) };
+    match read::<Vec<Condemned>>(repository, &gc_key(number, "condemned")) {
+        Ok(Some(condemned)) => Ok(Some(condemned.into_iter().map(|pack| pack.id).collect())),
+        Ok(None) => Ok(Some(HashSet::new())),
+        Err(error) if error.is_about_an_object() => {
+            tracing::warn!(%error, "what maintenance condemned is unknown: everything is stored anew");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The newest run that was begun.
+fn newest(repository: &Repository) -> Result<Option<u64>> {
+    Ok(repository.store().list(GC)?.iter().filter_map(|object| run_of(&object.key)).max())
+}
+
+/// An object of a run; `None` when it is not there yet.
+fn read<T: DeserializeOwned>(repository: &Repository, key: &str) -> Result<Option<T>> {
+    match repository.store().read(key) {
+        Ok(object) => open(repository.keys(), Class::Maintenance, key, &object).map(Some),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+pub(super) struct Maintenance<'r> {
+    repository: &'r Repository,
+    options: &'r MaintenanceOptions,
+    progress: &'r Arc<Progress>,
+    report: MaintenanceReport,
+}
+
+impl<'r> Maintenance<'r> {
+    pub fn new(
+        repository: &'r Repository,
+        options: &'r MaintenanceOptions,
+        progress: &'r Arc<Progress>,
+    ) -> Self {
+        Self { repository, options, progress, report: MaintenanceReport::default() }
+    }
+
+    pub fn run(mut self) -> Result<MaintenanceReport> {
+        if !self.options.dry_run {
+            // What the dead have left counts as garbage from the beginning.
+            self.wait(at_work(self.repository)?.into_keys().collect())?;
+        }
+        let newest = newest(self.repository)?;
+        if let Some(number) = newest
+            && !self.has_head(number)?
+        {
+            // Somebody began it: nothing else may begin before it is through.
+            if self.options.dry_run {
+                return self.look().map(|_| self.report);
+            }
+            if !self.finish(number)? {
+                return Ok(self.report);
+            }
+        } else if let Some(number) = newest
+            && !self.options.dry_run
+        {
+            self.sweep_up(number)?;
+        }
+        let Some(condemned) = self.look()? else { return Ok(self.report) };
+        let merges = self.report.segments_before as usize > SEGMENTS;
+        if !condemned.is_empty() || merges {
+            let number = newest.map_or(1, |number| number + 1);
+            let key = gc_key(number, "condemned");
+            // Whoever creates it decides; the others go on with that.
+            self.elect(&key, || Ok(condemned))?;
+            failpoint::hit("maintenance-condemned");
+            if !self.finish(number)? {
+                return Ok(self.report);
+            }
+        }
+        self.clear()?;
+        Ok(self.report)
+    }
+
+    fn has_head(&self, number: u64) -> Result<bool> {
+        match self.repository.store().head(&head_key(number)) {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// What no snapshot needs; `None` when this is only about saying so. Moves chunks first.
+    fn look(&mut self) -> Result<Option<Vec<Condemned>>> {
+        self.progress.set_phase("looking for what is needed");
+        let mut view = View::read(self.repository, &HashSet::new())?;
+        let mut marks = self.mark(&view)?;
+        let mut live = marks.live();
+        self.report.segments_before = view.index.current.segments.len() as u64;
+        self.report.segments_after = self.report.segments_before;
+        self.report.bytes_before = view.packs.iter().map(|pack| pack.size).sum();
+        self.report.bytes_live = live.values().sum();
+        let victims = choose(&view, &live, self.options.max_repack);
+        if !victims.is_empty() {
+            let of_victims = |id: &[u8; 16]| live.get(id).copied().unwrap_or(0);
+            self.report.packs_repacked = victims.len() as u64;
+            self.report.bytes_repacked = victims.iter().map(of_victims).sum();
+        }
+        if self.options.dry_run {
+            let garbage = self.garbage(&view, &|id| live.contains_key(id) && !victims.contains(id));
+            self.report.packs_removed = garbage.len() as u64;
+            self.report.bytes_removed = garbage.iter().map(|pack| pack.size).sum();
+            self.report.snapshots_removed = view.forgotten.len() as u64;
+            self.report.waiting_for = self.about(at_work(self.repository)?.into_keys())?;
+            return Ok(None);
+        }
+        if !victims.is_empty() {
+            self.progress.set_phase("moving what is needed out of packs of garbage");
+            self.report.bytes_repacked = repack(self.repository, &marks, &victims, self.progress)?;
+            failpoint::hit("maintenance-repacked");
+            self.progress.set_phase("looking for what is needed");
+            view = View::read(self.repository, &victims)?;
+            marks = self.mark(&view)?;
+            live = marks.live();
+        }
+        Ok(Some(self.garbage(&view, &|id| live.contains_key(id))))
+    }
+
+    fn mark(&self, view: &View) -> Result<Marks> {
+        Marks::of(self.repository, view.index.clone(), &view.snapshots, self.progress)
+    }
+
+    /// Packs of sessions that have ended, in which nothing is needed.
+    fn garbage(&self, view: &View, needed: &dyn Fn(&[u8; 16]) -> bool) -> Vec<Condemned> {
+        let of_ended = view.packs.iter().filter(|pack| view.ended.contains(&pack.work));
+        of_ended
+            .filter(|pack| !needed(&pack.id))
+            .map(|pack| Condemned {
+                writer: pack.work.writer,
+                session: pack.work.session,
+                id: pack.id,
+                size: pack.size,
+            })
+            .collect()
+    }
+
+    /// What is at `key`; what `make` makes when nothing is there yet.
+    fn elect<T: Serialize + DeserializeOwned>(
+        &self,
+        key: &str,
+        make: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        if let Some(there) = read(self.repository, key)? {
+            return Ok(there);
+        }
+        let made = make()?;
+        let (keys, env) = (self.repository.keys(), self.repository.environment());
+        let object = signed::sign(keys, env, Class::Maintenance, key, &made);
+        match self.repository.store().create(key, object) {
+            Ok(()) => Ok(made),
+            Err(error) if error.is_already_exists() => {
+                read(self.repository, key)?.ok_or_else(|| {
+                    RepoError::damaged(key, "it was there and is gone, and nothing may remove it")
+                })
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Takes all steps of a run that can be taken; whether it is through.
+    fn finish(&mut self, number: u64) -> Result<bool> {
+        self.progress.check()?;
+        let key = gc_key(number, "condemned");
+        let condemned: Vec<Condemned> = read(self.repository, &key)?
+            .ok_or_else(|| RepoError::damaged(&key, "it is missing"))?;
+        self.progress.set_phase("waiting for sessions that began before");
+        let sessions: Vec<([u8; 8], [u8; 16])> = self.elect(&gc_key(number, "sessions"), || {
+            let at_work = at_work(self.repository)?.into_keys();
+            Ok(at_work.map(|work| (work.writer, work.session)).collect())
+        })?;
+        failpoint::hit("maintenance-sessions");
+        let sessions = sessions.into_iter().map(|(writer, session)| Work { writer, session });
+        let waiting = self.wait(sessions.collect())?;
+        if !waiting.is_empty() {
+            self.report.packs_waiting = condemned.len() as u64;
+            self.report.bytes_waiting = condemned.iter().map(|pack| pack.size).sum();
+            self.report.waiting_for = self.about(waiting.into_iter())?;
+            return Ok(false);
+        }
+        self.progress.set_phase("looking for what is needed");
+        let sweep = self.elect(&gc_key(number, "sweep"), || {
+            if condemned.is_empty() {
+                return Ok(Vec::new());
+            }
+            let avoided = condemned.iter().map(|pack| pack.id).collect();
+            let view = View::read(self.repository, &avoided)?;
+            let live = self.mark(&view)?.live();
+            Ok(condemned.into_iter().filter(|pack| !live.contains_key(&pack.id)).collect())
+        })?;
+        failpoint::hit("maintenance-sweep");
+        self.progress.set_phase("merging the index");
+        let head = self.elect(&head_key(number), || self.merge(number, &sweep))?;
+        failpoint::hit("maintenance-head");
+        self.report.segments_after = head.segments.len() as u64;
+        self.sweep(&sweep)?;
+        Ok(true)
+    }
+
+    fn sweep(&mut self, sweep: &[Condemned]) -> Result<()> {
+        self.progress.set_phase("removing");
+        for pack in sweep {
+            self.progress.check()?;
+            self.repository.store().delete(&pack.key())?;
+            failpoint::hit("maintenance-pack-removed");
+            self.report.packs_removed += 1;
+            self.report.bytes_removed += pack.size;
+        }
+        Ok(())
+    }
+
+    /// Removes what a run with a head has left: all of its packs must be gone before the next one
+    /// begins. A session that was given up may still write a segment that names one of them, and a
+    /// later run would take it for the copy to keep, while somebody who slept still removes it.
+    fn sweep_up(&mut self, number: u64) -> Result<()> {
+        let sweep: Vec<Condemned> =
+            read(self.repository, &gc_key(number, "sweep"))?.unwrap_or_default();
+        if sweep.is_empty() {
+            return Ok(());
+        }
+        let there: HashSet<String> =
+            self.repository.store().list(PACKS)?.into_iter().map(|object| object.key).collect();
+        let left: Vec<Condemned> =
+            sweep.into_iter().filter(|pack| there.contains(&pack.key())).collect();
+        self.sweep(&left)
+    }
+
+    /// Those of `sessions` that have no outcome and may still get one.
+    fn wait(&mut self, mut sessions: Vec<Work>) -> Result<Vec<Work>> {
+        if sessions.is_empty() {
+            return Ok(sessions);
+        }
+        let known = at_work(self.repository)?;
+        sessions.retain(|work| known.contains_key(work));
+        if sessions.is_empty() {
+            return Ok(sessions);
+        }
+        let now = self.now_of_the_store()?;
+        let mut waiting = Vec::new();
+        for work in sessions {
+            let began = known.get(&work).copied().flatten();
+            if self.is_dead(&work)? || self.is_silent(&work, began, now)? {
+                let given_up = self.about(std::iter::once(work))?;
+                let tombstone = Tombstone::new(self.repository, Reason::GivenUp);
+                // Otherwise it came to its end meanwhile.
+                if tombstone.create(self.repository, &work.snapshot_key())? {
+                    self.report.given_up.extend(given_up);
+                }
+                failpoint::hit("maintenance-given-up");
+            } else {
+                waiting.push(work);
+            }
+        }
+        Ok(waiting)
+    }
+
+    /// The time by the store's own clock, which is that of the objects it lists.
+    fn now_of_the_store(&self) -> Result<SystemTime> {
+        let (store, env) = (self.repository.store(), self.repository.environment());
+        let key = format!("probe/{}", hex(&env.random::<16>()));
+        store.create(&key, bytes::Bytes::from_static(b"what time is it?"))?;
+        let modified = store.head(&key)?.modified;
+        store.delete(&key)?;
+        Ok(modified.unwrap_or_else(|| env.now()))
+    }
+
+    /// Whether nothing came of a session for too long. A wrong answer costs its work, nothing else.
+    fn is_silent(&self, work: &Work, began: Option<SystemTime>, now: SystemTime) -> Result<bool> {
+        let prefix = work.pack_key(&[0; 16]);
+        let prefix = prefix.trim_end_matches(|c| c != '/');
+        let packs = self.repository.store().list(prefix)?;
+        let newest = packs.into_iter().map(|pack| pack.modified).chain([began]).flatten().max();
+        let silent = newest.and_then(|newest| now.duration_since(newest).ok());
+        Ok(silent.unwrap_or(Duration::ZERO) >= self.options.give_up_after)
+    }
+
+    /// Whether it was a process of this machine that is no more.
+    fn is_dead(&self, work: &Work) -> Result<bool> {
+        let Some(about) = self.session(work)? else { return Ok(false) };
+        Ok(crate::session::Process::of(&about).is_some_and(|process| process.is_gone()))
+    }
+
+    fn session(&self, work: &Work) -> Result<Option<serde_json::Value>> {
+        let key = work.session_key();
+        let opened = match self.repository.store().read(&key) {
+            Ok(object) => open_object(self.repository.keys(), Class::Session, &key, &object),
+            Err(error) if error.is_not_found() => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        match opened {
+            Ok(plain) => Ok(serde_json::from_slice(&plain).ok()),
+            // Only what it says of itself is lost.
+            Err(error) if error.is_about_an_object() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn about(&self, sessions: impl Iterator<Item = Work>) -> Result<Vec<Waiting>> {
+        let mut all = Vec::new();
+        for work in sessions {
+            let about = self.session(&work)?.unwrap_or_default();
+            let text = |key: &str| about[key].as_str().unwrap_or_default().to_owned();
+            all.push(Waiting {
+                session: work.id(),
+                source: text("source"),
+                host: text("host"),
+                started: text("started").parse().ok(),
+            });
+        }
+        all.sort_by(|a, b| (a.started, &a.session).cmp(&(b.started, &b.session)));
+        Ok(all)
+    }
+
+    /// Writes the index anew, without the packs of `sweep`.
+    fn merge(&self, number: u64, sweep: &[Condemned]) -> Result<Head> {
+        let (store, keys) = (self.repository.store(), self.repository.keys());
+        // First what has ended: all segments of those sessions are in the index that is read then.
+        let ended = ended(self.repository)?;
+        let gone: HashSet<[u8; 16]> = sweep.iter().map(|pack| pack.id).collect();
+        let index = Index::load_with_packs(store, keys, self.repository.cache(), &gone)?;
+        if let Some(why) = index.unreadable().first() {
+            return Err(RepoError::damaged("the index", why)
+                .with_hint("nothing was removed; `backstay verify` says what is affected"));
+        }
+        let removed: HashSet<u32> = (0..)
+            .zip(index.packs())
+            .filter(|(_, pack)| gone.contains(&pack.id))
+            .map(|(number, _)| number)
+            .collect();
+        let entries: Vec<_> =
+            index.locations().filter(|(_, at)| !removed.contains(&at.pack)).collect();
+        let mut head = Head::default();
+        for part in entries.chunks(SEGMENT_ENTRIES) {
+            self.progress.check()?;
+            let env = self.repository.environment();
+            let key = merged_key(number, &env.random());
+            let segment = SegmentBuilder::of_entries(&index, part.iter().copied());
+            let object = segment.seal(keys, env.random(), &key);
+            store.create(&key, object.clone())?;
+            keep_segment(self.repository.cache(), &key, &object);
+            failpoint::hit("maintenance-merged");
+            head.segments.push(key);
+        }
+        // And what earlier heads took in and nobody has removed yet: it must not count again.
+        let level0 = index.current.segments.iter().map(|object| &object.key);
+        let level0 =
+            level0.filter(|key| Work::from_index_key(key).is_some_and(|w| ended.contains(&w)));
+        let before = index.current.obsolete.iter();
+        let before = before.filter(|key| Work::from_index_key(key).is_some());
+        head.absorbed = level0.chain(before).cloned().collect();
+        Ok(head)
+    }
+
+    /// Removes what the newest head has replaced, and what ended sessions leave.
+    fn clear(&mut self) -> Result<()> {
+        let (repository, store) = (self.repository, self.repository.store());
+        self.progress.set_phase("removing");
+        let current = Current::read(store, repository.keys())?;
+        for key in current.obsolete {
+            store.delete(&key)?;
+        }
+        // A tombstone stays: its name, and that of the snapshot, must not be free again.
+        let listed = store.list(SNAPSHOTS)?;
+        for work in super::forgotten(repository, &listed)? {
+            // What ended a session without a snapshot keeps its name taken, whoever forgot it.
+            let key = work.snapshot_key();
+            match store.read_range(&key, 0..HEADER as u64) {
+                Ok(header) if class_of(&header) == Some(Class::Tombstone) => continue,
+                Ok(_) => {}
+                Err(error) => {
+                    let error = RepoError::from(error);
+                    if !error.is_about_an_object() {
+                        return Err(error);
+                    }
+                }
+            }
+            store.delete(&key)?;
+            failpoint::hit("maintenance-snapshot-removed");
+            self.report.snapshots_removed += 1;
+        }
+        let ended = ended(repository)?;
+        for object in store.list(SESSIONS)? {
+            if Work::from_session_key(&object.key).is_some_and(|work| ended.contains(&work)) {
+                store.delete(&object.key)?;
+            }
+        }
+        Ok(())
+    }
+}

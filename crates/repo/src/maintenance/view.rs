@@ -1,0 +1,108 @@
+//! One look at the repository, in the order that makes it safe to conclude from.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use super::{forgotten, is_forgotten};
+use crate::index::Index;
+use crate::layout::{PACKS, SESSIONS, SNAPSHOTS, TOMBSTONES, Work, parse_pack_key};
+use crate::repository::Repository;
+use crate::{RepoError, Result, Snapshot};
+
+/// A pack as the store lists it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StoredPack {
+    pub work: Work,
+    pub id: [u8; 16],
+    pub size: u64,
+}
+
+pub(crate) struct View {
+    /// Sessions that have ended: with a snapshot, forgotten or not, or with a tombstone.
+    pub ended: HashSet<Work>,
+    pub forgotten: HashSet<Work>,
+    pub snapshots: Vec<Snapshot>,
+    pub index: Arc<Index>,
+    pub packs: Vec<StoredPack>,
+}
+
+impl View {
+    /// What has ended is listed first: all that such a session wrote is in what is read after it.
+    ///
+    /// # Errors
+    /// Damage of a snapshot or of the index: what cannot be seen might be needed.
+    pub fn read(repository: &Repository, avoided: &HashSet<[u8; 16]>) -> Result<Self> {
+        let store = repository.store();
+        let listed = store.list(SNAPSHOTS)?;
+        let mut ended: HashSet<Work> =
+            listed.iter().filter_map(|o| Work::from_snapshot_key(&o.key)).collect();
+        ended.extend(
+            store.list(TOMBSTONES)?.iter().filter_map(|o| Work::from_tombstone_key(&o.key)),
+        );
+        let forgotten = forgotten(repository, &listed)?;
+        let mut snapshots = Vec::new();
+        for object in &listed {
+            let Some(work) = Work::from_snapshot_key(&object.key) else { continue };
+            if forgotten.contains(&work) {
+                continue;
+            }
+            match repository.read_snapshot(work, object.size) {
+                Ok(found) => snapshots.extend(found),
+                Err(error) if error.is_about_an_object() && is_forgotten(repository, &work)? => {}
+                Err(error) => {
+                    let hint = "repair it, or give it up with `backstay forget";
+                    let hint = format!("{hint} {:.8}`; then run maintenance again", work.id());
+                    return Err(unseen(error, &hint));
+                }
+            }
+        }
+        let index = repository.reload_index_avoiding(avoided)?;
+        if let Some(why) = index.unreadable().first() {
+            let error = RepoError::damaged("the index", why);
+            return Err(unseen(error, "`backstay verify` says what is affected"));
+        }
+        let packs = store.list(PACKS)?.into_iter().filter_map(|object| {
+            let (work, id) = parse_pack_key(&object.key)?;
+            Some(StoredPack { work, id, size: object.size })
+        });
+        Ok(Self { ended, forgotten, snapshots, index, packs: packs.collect() })
+    }
+}
+
+/// Damage that hides what might be needed.
+fn unseen(error: RepoError, hint: &str) -> RepoError {
+    if !error.is_about_an_object() {
+        return error;
+    }
+    RepoError::new(
+        error.kind(),
+        format!("nothing is removed while something cannot be read: {error}"),
+    )
+    .with_hint(hint)
+    .with_source(error)
+}
+
+/// Sessions without an outcome, and the time of their objects.
+pub(crate) fn at_work(
+    repository: &Repository,
+) -> Result<HashMap<Work, Option<std::time::SystemTime>>> {
+    let store = repository.store();
+    let mut sessions: HashMap<Work, _> = store
+        .list(SESSIONS)?
+        .into_iter()
+        .filter_map(|object| Some((Work::from_session_key(&object.key)?, object.modified)))
+        .collect();
+    // Listed after the sessions: one that ends in between has ended.
+    for work in ended(repository)? {
+        sessions.remove(&work);
+    }
+    Ok(sessions)
+}
+
+pub(crate) fn ended(repository: &Repository) -> Result<HashSet<Work>> {
+    let store = repository.store();
+    let mut ended: HashSet<Work> =
+        store.list(SNAPSHOTS)?.iter().filter_map(|o| Work::from_snapshot_key(&o.key)).collect();
+    ended.extend(store.list(TOMBSTONES)?.iter().filter_map(|o| Work::from_tombstone_key(&o.key)));
+    Ok(ended)
+}

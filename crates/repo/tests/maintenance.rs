@@ -1,0 +1,385 @@
+//! Forgetting and maintenance: space comes back, and nothing that anybody needs goes, whoever else is
+//! at work.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use backstay_repo::*;
+use support::*;
+
+use Chunking::{ContentDefined as C, Grid as G};
+
+fn maintain(repo: &Repository) -> MaintenanceReport {
+    repo.maintain(&MaintenanceOptions::default(), &Arc::default()).unwrap()
+}
+
+/// Whoever is silent at all is given up.
+fn impatient() -> MaintenanceOptions {
+    MaintenanceOptions { give_up_after: Duration::ZERO, ..MaintenanceOptions::default() }
+}
+
+fn keys(store: &Store, prefix: &str) -> BTreeSet<String> {
+    store.list(prefix).unwrap().into_iter().map(|object| object.key).collect()
+}
+
+fn content_of(repo: &Repository, snapshot: &Snapshot, path: &str) -> Vec<u8> {
+    let tree = repo.tree(snapshot).unwrap();
+    let entry = tree.get(path.as_bytes()).unwrap().unwrap();
+    let mut content = Vec::new();
+    tree.read_file(&entry, &mut content).unwrap();
+    content
+}
+
+fn assert_whole(repo: &Repository, snapshot: &Snapshot, files: &Files) {
+    for (path, (_, content)) in files {
+        assert!(content_of(repo, snapshot, path) == **content, "{path}");
+    }
+}
+
+fn assert_good(store: &Store) {
+    let report = verify(&open(store), Level::Thorough);
+    assert_eq!(report.damages, []);
+}
+
+fn with(seed: u64, shared: bool) -> Files {
+    let mut all = files(&[
+        ("own/chunked", C, noise(300_000, seed)),
+        ("own/grid", G, noise(1 << 20, seed + 1)),
+        ("own/grouped", C, noise(20_000, seed + 2)),
+    ]);
+    if shared {
+        all.extend(files(&[
+            ("shared/chunked", C, noise(400_000, 7)),
+            ("shared/grid", G, noise(2 << 20, 8)),
+        ]));
+    }
+    all
+}
+
+#[test]
+fn what_only_a_forgotten_snapshot_needed_goes_and_the_rest_stays() {
+    let store = Store::memory();
+    let repo = repository(&store);
+    let all: Vec<Files> = [10, 20, 30].map(|seed| with(seed, true)).into();
+    let snapshots: Vec<Snapshot> = all.iter().map(|files| backup(&repo, files).unwrap()).collect();
+    let before = repo.usage().unwrap().packs.bytes;
+    assert_eq!(maintain(&repo).packs_removed, 0);
+
+    assert_eq!(repo.forget(&snapshots[1].id[..9]).unwrap(), snapshots[1].id);
+    assert_eq!(repo.snapshots().unwrap().len(), 2);
+    let missing = repo.find_snapshot(&snapshots[1].id).unwrap_err();
+    assert_eq!(missing.kind(), RepoErrorKind::NotFound);
+    assert_eq!(repo.forget(&snapshots[1].id).unwrap_err().kind(), RepoErrorKind::NotFound);
+    // Somebody else's handle sees it at once too.
+    assert_eq!(open(&store).snapshots().unwrap().len(), 2);
+
+    let planned = {
+        let options = MaintenanceOptions { dry_run: true, ..MaintenanceOptions::default() };
+        let there = keys(&store, "");
+        let planned = repo.maintain(&options, &Arc::default()).unwrap();
+        assert_eq!(keys(&store, ""), there);
+        planned
+    };
+    let report = maintain(&repo);
+    assert!(report.packs_removed >= 2, "{report:?}");
+    assert_eq!(
+        (planned.packs_removed, planned.bytes_removed),
+        (report.packs_removed, report.bytes_removed)
+    );
+    assert_eq!(report.snapshots_removed, 1);
+    let after = repo.usage().unwrap().packs.bytes;
+    // Its own 1.3 MB are gone, and little else was added.
+    assert!(after + 1_300_000 < before, "{before} {after}");
+    for which in [0, 2] {
+        assert_whole(&repo, &snapshots[which], &all[which]);
+        assert_whole(&open(&store), &snapshots[which], &all[which]);
+    }
+    assert_good(&store);
+    // Nothing is left to do, and the same content is stored again.
+    let again = maintain(&repo);
+    assert_eq!((again.packs_removed, again.packs_repacked), (0, 0), "{again:?}");
+    let anew = backup(&repo, &all[1]).unwrap();
+    assert_whole(&open(&store), &anew, &all[1]);
+    assert_good(&store);
+}
+
+#[test]
+fn packs_that_are_mostly_garbage_are_rewritten_within_a_bound() {
+    let store = Store::memory();
+    let repo = repository(&store);
+    let mut first = Files::new();
+    for n in 0..40 {
+        first.insert(format!("f/{n:02}"), (C, Arc::new(noise(100_000, 1000 + n))));
+    }
+    let kept: Files = first
+        .iter()
+        .filter(|(path, _)| path.ends_with('3'))
+        .map(|(p, f)| (p.clone(), f.clone()))
+        .collect();
+    let old = backup(&repo, &first).unwrap();
+    let new = backup(&repo, &kept).unwrap();
+    repo.forget(&old.id).unwrap();
+    let before = repo.usage().unwrap().packs.bytes;
+    let bounded = MaintenanceOptions { max_repack: 1000, ..MaintenanceOptions::default() };
+    let report = repo.maintain(&bounded, &Arc::default()).unwrap();
+    assert!(report.bytes_repacked <= 1000, "{report:?}");
+    assert!(repo.usage().unwrap().packs.bytes > before - 100_000);
+    let report = maintain(&repo);
+    assert!(report.packs_repacked >= 1, "{report:?}");
+    let after = repo.usage().unwrap().packs.bytes;
+    assert!(after < 600_000, "{before} {after}");
+    assert_whole(&open(&store), &new, &kept);
+    assert_good(&store);
+    let again = maintain(&repo);
+    assert_eq!((again.packs_removed, again.packs_repacked), (0, 0), "{again:?}");
+}
+
+#[test]
+fn many_segments_become_one_and_the_index_says_the_same() {
+    let store = Store::memory();
+    let repo = repository(&store);
+    let all: Vec<Files> = (0..20).map(|n| files(&[("f", C, noise(70_000, 500 + n))])).collect();
+    let snapshots: Vec<Snapshot> = all.iter().map(|files| backup(&repo, files).unwrap()).collect();
+    assert_eq!(keys(&store, "index/").len(), 20);
+    let report = maintain(&repo);
+    assert_eq!((report.segments_before >= 20, report.segments_after), (true, 1), "{report:?}");
+    // One segment and its head.
+    assert_eq!(keys(&store, "index/").len(), 2);
+    let fresh = open(&store);
+    for (snapshot, files) in snapshots.iter().zip(&all) {
+        assert_whole(&fresh, snapshot, files);
+    }
+    let again = backup(&fresh, &all[3]).unwrap();
+    assert_eq!(again.stats.new_bytes, 0, "{:?}", again.stats);
+    assert_good(&store);
+}
+
+#[test]
+fn a_writer_that_began_before_keeps_what_it_refers_to() {
+    let store = Store::memory();
+    let repo = repository(&store);
+    let files = with(40, false);
+    let old = backup(&repo, &files).unwrap();
+    // Another host has begun, and knows an index in which all of it is there.
+    let other = open(&store);
+    let session = other.begin(options("slow")).unwrap();
+    repo.forget(&old.id).unwrap();
+    let report = maintain(&repo);
+    assert_eq!(report.packs_removed, 0, "{report:?}");
+    assert!(report.packs_waiting >= 1, "{report:?}");
+    assert_eq!(report.waiting_for.len(), 1);
+    assert_eq!(report.waiting_for[0].source, "slow");
+    // A third one begins after that: for it the condemned packs are not there.
+    let third = open(&store);
+    let anew = backup(&third, &files).unwrap();
+    assert!(anew.stats.new_bytes > 1_300_000, "{:?}", anew.stats);
+
+    let mut tree = session.tree(Order::Any);
+    for (path, (chunking, bytes)) in &files {
+        let content = Bytes { bytes: bytes.clone(), ranges: None };
+        tree.file(file(path, bytes.len()), Box::new(content), *chunking).unwrap();
+    }
+    let root = tree.finish().unwrap();
+    let slow = session.commit(root, serde_json::Value::Null).unwrap();
+    assert_eq!(slow.stats.new_bytes, 0, "it refers to what is condemned");
+    let report = maintain(&repo);
+    assert_eq!(report.waiting_for, []);
+    for snapshot in [&slow, &anew] {
+        assert_whole(&open(&store), snapshot, &files);
+    }
+    assert_good(&store);
+    // With all of them gone, all of it goes.
+    for snapshot in [&slow, &anew] {
+        repo.forget(&snapshot.id).unwrap();
+    }
+    maintain(&repo);
+    assert_eq!(repo.usage().unwrap().packs.objects, 0);
+    assert_good(&store);
+}
+
+#[test]
+fn a_writer_that_was_given_up_is_told_so_and_loses_only_its_work() {
+    let store = Store::memory();
+    let repo = repository(&store);
+    let files = with(50, true);
+    let old = backup(&repo, &files).unwrap();
+    let other = open(&store);
+    let session = other.begin(options("asleep")).unwrap();
+    repo.forget(&old.id).unwrap();
+    let report = repo.maintain(&impatient(), &Arc::default()).unwrap();
+    assert_eq!(report.given_up.len(), 1, "{report:?}");
+    assert!(report.packs_removed >= 2, "{report:?}");
+
+    let mut tree = session.tree(Order::Any);
+    for (path, (chunking, bytes)) in &files {
+        let content = Bytes { bytes: bytes.clone(), ranges: None };
+        tree.file(file(path, bytes.len()), Box::new(content), *chunking).unwrap();
+    }
+    let root = tree.finish().unwrap();
+    let error = session.commit(root, serde_json::Value::Null).unwrap_err();
+    assert_eq!(error.kind(), RepoErrorKind::Busy, "{error}");
+    assert!(repo.snapshots().unwrap().is_empty());
+    let again = backup(&other, &files).unwrap();
+    assert_whole(&open(&store), &again, &files);
+    assert_good(&store);
+    maintain(&repo);
+    assert_whole(&open(&store), &again, &files);
+}
+
+#[test]
+fn a_reader_with_an_old_index_finds_what_was_moved() {
+    let store = Store::memory();
+    let repo = repository(&store);
+    let mut first = Files::new();
+    for n in 0..30 {
+        first.insert(format!("f/{n:02}"), (C, Arc::new(noise(100_000, 2000 + n))));
+    }
+    let kept: Files = first
+        .iter()
+        .filter(|(path, _)| path.ends_with('5'))
+        .map(|(p, f)| (p.clone(), f.clone()))
+        .collect();
+    let old = backup(&repo, &first).unwrap();
+    let new = backup(&repo, &kept).unwrap();
+    let reader = open(&store);
+    assert_whole(&reader, &new, &kept);
+    repo.forget(&old.id).unwrap();
+    assert!(maintain(&repo).packs_repacked > 0);
+    assert_whole(&reader, &new, &kept);
+    let to = tempfile::tempdir().unwrap();
+    restore(&reader, &new, to.path());
+    assert_restored(&kept, to.path());
+}
+
+#[test]
+fn nothing_is_removed_while_something_cannot_be_seen() {
+    let whole = || {
+        let store = Store::memory();
+        let repo = repository(&store);
+        let first = backup(&repo, &with(60, true)).unwrap();
+        let second = backup(&repo, &with(61, true)).unwrap();
+        repo.forget(&first.id).unwrap();
+        (store, second)
+    };
+    let metadata_pack = |store: &Store, second: &Snapshot| {
+        let mine = format!("/{}/", second.id);
+        let packs = keys(store, "packs/").into_iter().filter(|key| key.contains(&mine));
+        packs.into_iter().find(|key| store.read(key).unwrap()[9] == 2).unwrap()
+    };
+    let data_pack = |store: &Store, second: &Snapshot| {
+        let mine = format!("/{}/", second.id);
+        let packs = keys(store, "packs/").into_iter().filter(|key| key.contains(&mine));
+        packs.into_iter().find(|key| store.read(key).unwrap()[9] == 1).unwrap()
+    };
+    let snapshot_object =
+        |_: &Store, second: &Snapshot| format!("snapshots/{}/{}", second.writer, second.id);
+    let segment = |store: &Store, second: &Snapshot| {
+        keys(store, "index/").into_iter().find(|key| key.contains(&second.id)).unwrap()
+    };
+    type Which<'a> = &'a dyn Fn(&Store, &Snapshot) -> String;
+    let which: [(&str, Which<'_>, bool); 4] = [
+        ("a snapshot", &snapshot_object, true),
+        ("a segment", &segment, true),
+        ("a node", &metadata_pack, true),
+        ("content", &data_pack, false),
+    ];
+    for (what, which, flipped) in which {
+        for missing in [true, false] {
+            // A flipped byte of content is not seen without reading all of it, and needs not be:
+            // the pack is still there, and so is what can be had of it.
+            if !missing && !flipped || missing && what == "a snapshot" {
+                continue;
+            }
+            let (store, second) = whole();
+            let key = which(&store, &second);
+            let object = store.read(&key).unwrap();
+            store.delete(&key).unwrap();
+            if !missing {
+                let mut altered = object.to_vec();
+                for at in (170..altered.len()).step_by(97) {
+                    altered[at] ^= 1;
+                }
+                store.create(&key, altered.into()).unwrap();
+            }
+            if missing && what == "a segment" {
+                // Then its chunks are in no pack of the index.
+            }
+            let there = keys(&store, "packs/");
+            let repo = open(&store);
+            let error = repo.maintain(&MaintenanceOptions::default(), &Arc::default()).unwrap_err();
+            assert_eq!(error.kind(), RepoErrorKind::Damaged, "{what}: {error}");
+            assert!(error.to_string().contains("nothing is removed"), "{what}: {error}");
+            assert!(error.hint().is_some(), "{what}: {error}");
+            assert_eq!(keys(&store, "packs/"), there, "{what}");
+            // Given up, it is in nobody's way.
+            if what != "a segment" || missing {
+                repo.forget(&second.id[..10]).unwrap();
+                maintain(&open(&store));
+                assert_eq!(open(&store).usage().unwrap().packs.objects, 0, "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_tombstone_of_somebody_without_the_key_hides_nothing() {
+    let (store, foreign) = (Store::memory(), Store::memory());
+    let repo = repository(&store);
+    let stranger = repository(&foreign);
+    let snapshot = backup(&repo, &with(70, false)).unwrap();
+    let theirs = backup(&stranger, &with(70, false)).unwrap();
+    stranger.forget(&theirs.id).unwrap();
+    let forged = foreign.read(&format!("tombstones/{}/{}", theirs.writer, theirs.id)).unwrap();
+    let key = format!("tombstones/{}/{}", snapshot.writer, snapshot.id);
+    for body in [forged, bytes::Bytes::from_static(b"forgotten")] {
+        store.create(&key, body).unwrap();
+        assert_eq!(repo.snapshots().unwrap().len(), 1);
+        maintain(&repo);
+        assert_whole(&open(&store), &snapshot, &with(70, false));
+        store.delete(&key).unwrap();
+    }
+    // Nor does one that was made for another snapshot of the same repository.
+    let other = backup(&repo, &with(71, false)).unwrap();
+    repo.forget(&other.id).unwrap();
+    let own = store.read(&format!("tombstones/{}/{}", other.writer, other.id)).unwrap();
+    store.create(&key, own).unwrap();
+    assert_eq!(repo.snapshots().unwrap().len(), 1);
+}
+
+#[test]
+fn several_runs_at_once_end_as_one_would() {
+    let store = Store::memory();
+    let repo = repository(&store);
+    let mut kept = Vec::new();
+    for n in 0..8 {
+        let files = with(80 + n * 10, true);
+        let snapshot = backup(&repo, &files).unwrap();
+        if n % 2 == 0 {
+            repo.forget(&snapshot.id).unwrap();
+        } else {
+            kept.push((snapshot, files));
+        }
+    }
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let repo = open(&store);
+                for _ in 0..3 {
+                    repo.maintain(&MaintenanceOptions::default(), &Arc::default()).unwrap();
+                }
+            });
+        }
+    });
+    for (snapshot, files) in &kept {
+        assert_whole(&open(&store), snapshot, files);
+    }
+    assert_good(&store);
+    maintain(&repo);
+    let last = maintain(&repo);
+    assert_eq!((last.packs_removed, last.packs_repacked), (0, 0), "{last:?}");
+}
