@@ -31,6 +31,13 @@ impl Beneath {
         Ok(Self { fd, by_component: AtomicBool::new(false) })
     }
 
+    /// As [`open`](Self::open), but `path` itself must be no link.
+    pub fn open_itself(path: impl AsRef<Path>) -> io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = fs::open(path.as_ref(), flags, Mode::empty())?;
+        Ok(Self { fd, by_component: AtomicBool::new(false) })
+    }
+
     /// The root directory, which all paths are below.
     pub fn root() -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;

@@ -352,36 +352,49 @@ impl Tree {
 
     /// The extents of a file with absolute offsets; empty for inline content.
     pub(crate) fn extents(&self, content: &FileContent) -> Result<Vec<Extent>> {
-        match &content.body {
-            Body::Inline(_) => Ok(Vec::new()),
-            Body::Extents(extents) => Ok(extents.clone()),
+        match self.extents_past_damage(content)? {
+            (_, Some(error)) => Err(error),
+            (extents, None) => Ok(extents),
+        }
+    }
+
+    /// The extents that can be known, and why there may be others.
+    pub(crate) fn extents_past_damage(
+        &self,
+        content: &FileContent,
+    ) -> Result<(Vec<Extent>, Option<RepoError>)> {
+        let outside = || RepoError::damaged(&self.name, "an extent lies outside of its file");
+        let mut damage = None;
+        let extents = match &content.body {
+            Body::Inline(_) => Vec::new(),
+            Body::Extents(extents) => extents.clone(),
             Body::Leaves(leaves) => {
                 let mut all = Vec::new();
                 for leaf in leaves {
-                    for extent in self.leaf(&leaf.id)?.extents {
-                        let offset = extent.offset.checked_add(leaf.offset).ok_or_else(|| {
-                            RepoError::damaged(&self.name, "an extent lies outside of its file")
-                        })?;
+                    let read = match self.leaf(&leaf.id) {
+                        Err(error) if error.is_about_an_object() => {
+                            damage.get_or_insert(error);
+                            continue;
+                        }
+                        leaf => leaf?,
+                    };
+                    for extent in read.extents {
+                        let offset = extent.offset.checked_add(leaf.offset).ok_or_else(outside)?;
                         all.push(Extent { offset, ..extent });
                     }
                 }
-                Ok(all)
+                all
             }
+        };
+        let mut end = 0;
+        for extent in &extents {
+            let stop = extent.offset.checked_add(u64::from(extent.length));
+            if extent.offset < end || stop.is_none_or(|stop| stop > content.size) {
+                return Err(outside());
+            }
+            end = extent.offset + u64::from(extent.length);
         }
-        .and_then(|extents| {
-            let mut end = 0;
-            for extent in &extents {
-                let stop = extent.offset.checked_add(u64::from(extent.length));
-                if extent.offset < end || stop.is_none_or(|stop| stop > content.size) {
-                    return Err(RepoError::damaged(
-                        &self.name,
-                        "an extent lies outside of its file",
-                    ));
-                }
-                end = extent.offset + u64::from(extent.length);
-            }
-            Ok(extents)
-        })
+        Ok((extents, damage))
     }
 
     pub(crate) fn leaf(&self, id: &ObjectId) -> Result<ExtentLeaf> {

@@ -849,3 +849,111 @@ fn a_damaged_node_costs_the_entries_in_it_and_nothing_is_pruned_then() {
     }
     assert!(partly > 5, "{partly}");
 }
+
+fn goes_on(to: &Path, delta: bool) -> RestoreOptions {
+    RestoreOptions { delta, keep_going: true, ..RestoreOptions::new(to) }
+}
+
+#[test]
+fn what_is_right_in_the_target_stays_though_the_index_lost_it() {
+    let store = Store::memory();
+    let repo = repository(&store);
+    let all = files(&[
+        ("d/chunked", Chunking::ContentDefined, noise(6 << 20, 1)),
+        ("d/grid", Chunking::Grid, noise(5 << 20, 2)),
+        ("d/other", Chunking::ContentDefined, noise(90_000, 3)),
+    ]);
+    let first = backup(&repo, &files(&[("x", Chunking::ContentDefined, noise(9, 9))])).unwrap();
+    let snapshot = backup(&repo, &all).unwrap();
+    let to = tempfile::tempdir().unwrap();
+    restore(&repo, &snapshot, to.path());
+    // The metadata is needed to know what is wanted: only where content lies is lost.
+    let data: Vec<String> = objects_of(&store)
+        .into_iter()
+        .filter(|(key, object)| kind_of(key, object) == "data pack" && !key.contains(&first.id))
+        .map(|(key, _)| key)
+        .collect();
+    for key in data {
+        store.delete(&key).unwrap();
+    }
+    std::fs::write(to.path().join("d/other"), noise(90_000, 4)).unwrap();
+    let report =
+        open(&store).restore(&snapshot, goes_on(to.path(), true), &Progress::default()).unwrap();
+    for name in ["d/chunked", "d/grid"] {
+        assert!(std::fs::read(to.path().join(name)).unwrap() == **all[name].1, "{name}");
+    }
+    assert_eq!(report.problems.len(), 1, "{:?}", report.problems);
+    assert!(report.problems[0].what.starts_with("left as it was"), "{:?}", report.problems);
+    assert!(std::fs::read(to.path().join("d/other")).unwrap() == noise(90_000, 4));
+    assert_eq!(report.files, 2);
+}
+
+#[test]
+fn what_was_set_aside_before_is_not_replaced() {
+    let store = Store::memory();
+    let repo = repository(&store);
+    let content = noise(6 << 20, 1);
+    let long = "n".repeat(250);
+    let (one, two) = (format!("d/{long}1"), format!("d/{long}2"));
+    let all = files(&[
+        ("d/a", Chunking::ContentDefined, content.clone()),
+        (&one, Chunking::ContentDefined, content.clone()),
+        (&two, Chunking::ContentDefined, content),
+    ]);
+    let options = SessionOptions { compression: Compression::None, ..options("test") };
+    let snapshot = backup_as(&repo, &all, options).unwrap();
+    let whole = objects_of(&store);
+    let (key, pack) = whole
+        .iter()
+        .filter(|(key, object)| kind_of(key, object) == "data pack")
+        .max_by_key(|(_, object)| object.len())
+        .unwrap();
+    let mut flipped = pack.to_vec();
+    flipped[pack.len() / 2] ^= 1;
+    let mut objects = whole.clone();
+    objects.insert(key.clone(), flipped.into());
+    let repo = open(&store_of(&objects));
+    let to = tempfile::tempdir().unwrap();
+    for round in 1..=2 {
+        repo.restore(&snapshot, goes_on(to.path(), true), &Progress::default()).unwrap();
+        let names = std::fs::read_dir(to.path().join("d")).unwrap();
+        let aside = names
+            .filter(|name| {
+                name.as_ref()
+                    .unwrap()
+                    .file_name()
+                    .to_string_lossy()
+                    .contains(".backstay-incomplete")
+            })
+            .count();
+        assert_eq!(aside, 3 * round);
+    }
+}
+
+#[test]
+fn a_second_name_of_a_lost_file_is_no_link_to_what_was_there() {
+    let store = Store::memory();
+    let repo = repository(&store);
+    let session = repo.begin(options("links")).unwrap();
+    let mut tree = session.tree(Order::Any);
+    let bytes = std::sync::Arc::new(noise(300_000, 1));
+    let content = support::Bytes { bytes: bytes.clone(), ranges: None };
+    tree.file(file("d/a", bytes.len()), Box::new(content), Chunking::ContentDefined).unwrap();
+    let kind = EntryKind::Hardlink { to: b"d/a".to_vec() };
+    tree.entry(Entry { kind, ..file("d/z", 0) }).unwrap();
+    let root = tree.finish().unwrap();
+    let snapshot = session.commit(root, serde_json::Value::Null).unwrap();
+    for (key, object) in objects_of(&store) {
+        if kind_of(&key, &object) == "data pack" {
+            store.delete(&key).unwrap();
+        }
+    }
+    let to = tempfile::tempdir().unwrap();
+    std::fs::create_dir(to.path().join("d")).unwrap();
+    std::fs::write(to.path().join("d/a"), b"an older state").unwrap();
+    let report =
+        open(&store).restore(&snapshot, goes_on(to.path(), true), &Progress::default()).unwrap();
+    assert_eq!((report.files, report.problems.len()), (0, 2), "{:?}", report.problems);
+    assert_eq!(std::fs::read(to.path().join("d/a")).unwrap(), b"an older state");
+    assert!(!to.path().join("d/z").exists());
+}

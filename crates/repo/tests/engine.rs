@@ -429,3 +429,97 @@ fn attributes_that_the_snapshot_does_not_have_go() {
         assert_eq!(found, Err(rustix::io::Errno::NODATA), "{name}");
     }
 }
+
+#[test]
+fn a_program_that_runs_is_replaced_and_goes_on_running() {
+    let store = Store::memory();
+    let repo = repository(&store);
+    let sleep = std::fs::read("/bin/sleep").unwrap();
+    let all = files(&[("bin/sleep", Chunking::ContentDefined, sleep)]);
+    let snapshot = backup(&repo, &all).unwrap();
+    let to = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    restore(&repo, &snapshot, to.path());
+    let program = to.path().join("bin/sleep");
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut running = std::process::Command::new(&program).arg("600").spawn().unwrap();
+    for keep_going in [false, true] {
+        let options = RestoreOptions { delta: true, keep_going, ..RestoreOptions::new(to.path()) };
+        let report = repo.restore(&snapshot, options, &Progress::default()).unwrap();
+        assert_eq!(report.problems, []);
+        assert_restored(&all, to.path());
+        assert_eq!(std::fs::read_dir(program.parent().unwrap()).unwrap().count(), 1);
+    }
+    assert!(running.try_wait().unwrap().is_none());
+    running.kill().unwrap();
+    running.wait().unwrap();
+}
+
+/// A backup with one file of somebody else's, by its mode.
+fn of_somebody_else(repo: &Repository, mode: u32) -> Snapshot {
+    let session = repo.begin(options("modes")).unwrap();
+    let mut tree = session.tree(Order::Any);
+    let content = Bytes { bytes: noise(100_000, 1).into(), ranges: None };
+    let mut entry = file("f", 100_000);
+    entry.meta = Metadata { mode, uid: 12_345, gid: 12_345, ..entry.meta };
+    tree.file(entry, Box::new(content), Chunking::ContentDefined).unwrap();
+    let root = tree.finish().unwrap();
+    session.commit(root, serde_json::Value::Null).unwrap()
+}
+
+#[test]
+fn a_program_acts_as_its_owner_only_when_it_belongs_to_him() {
+    use std::os::unix::fs::MetadataExt;
+    let store = Store::memory();
+    let repo = repository(&store);
+    let snapshot = of_somebody_else(&repo, 0o6755);
+    let root = rustix::process::geteuid().is_root();
+    for owner in [false, true] {
+        if owner && !root {
+            continue;
+        }
+        let to = tempfile::tempdir().unwrap();
+        let options = RestoreOptions { owner, ..RestoreOptions::new(to.path()) };
+        repo.restore(&snapshot, options, &Progress::default()).unwrap();
+        let found = std::fs::metadata(to.path().join("f")).unwrap();
+        let expected =
+            if owner { (0o6755, 12_345) } else { (0o755, rustix::process::geteuid().as_raw()) };
+        assert_eq!((found.mode() & 0o7777, found.uid()), expected);
+    }
+}
+
+#[test]
+fn nothing_is_restored_into_a_folder_that_somebody_else_made_first() {
+    let store = Store::memory();
+    let repo = repository(&store);
+    let session = repo.begin(options("folders")).unwrap();
+    let mut tree = session.tree(Order::Any);
+    for folder in ["d", "d/e"] {
+        tree.entry(Entry { kind: EntryKind::Directory, ..file(folder, 0) }).unwrap();
+    }
+    for name in ["a", "d/e/secret", "d/secret"] {
+        let content = Bytes { bytes: noise(100_000, 1).into(), ranges: None };
+        tree.file(file(name, 100_000), Box::new(content), Chunking::ContentDefined).unwrap();
+    }
+    let root = tree.finish().unwrap();
+    let snapshot = session.commit(root, serde_json::Value::Null).unwrap();
+    let to = tempfile::tempdir().unwrap();
+    let folder = to.path().to_path_buf();
+    // Somebody is quicker, after the target was found empty; and with a file too.
+    let place = move |entry: &Entry| {
+        if entry.path == b"a" {
+            std::fs::create_dir(folder.join("d")).unwrap();
+            std::fs::write(folder.join("a"), b"held open by somebody").unwrap();
+        }
+        Placement::Default
+    };
+    let options = RestoreOptions {
+        keep_going: true,
+        place: Some(Arc::new(place)),
+        ..RestoreOptions::new(to.path())
+    };
+    let report = repo.restore(&snapshot, options, &Progress::default()).unwrap();
+    assert_eq!(std::fs::read_dir(to.path().join("d")).unwrap().count(), 0);
+    assert_eq!(std::fs::read(to.path().join("a")).unwrap(), b"held open by somebody");
+    assert_eq!(report.problems.len(), 2, "{:?}", report.problems);
+}

@@ -56,7 +56,10 @@ impl StoreError {
     /// Maps an error of the operating system.
     pub fn from_io(doing: &'static str, key: impl Into<String>, error: std::io::Error) -> Self {
         use std::io::ErrorKind as Io;
+        // EIO: a sector that cannot be read.
+        let unreadable = doing == "read" && error.raw_os_error() == Some(5);
         let kind = match error.kind() {
+            _ if unreadable => ErrorKind::Damaged,
             Io::NotFound => ErrorKind::NotFound,
             Io::AlreadyExists => ErrorKind::AlreadyExists,
             Io::PermissionDenied | Io::ReadOnlyFilesystem => ErrorKind::Denied,

@@ -64,9 +64,12 @@ pub fn run(args: &FindArgs, app: &App) -> Result<Outcome> {
         Ok(())
     })?;
     app.show_warnings();
-    app.output.document(&json!({ "found": documents }))?;
+    let failed: Vec<&String> = asked.failed.iter().map(|(name, _)| name).collect();
+    app.output.document(&json!({ "found": documents, "failed": failed }))?;
     if hits == 0 {
-        app.output.answer(format!("No file is called {} in any snapshot.", args.pattern))?;
+        let which =
+            if failed.is_empty() { "any snapshot" } else { "the snapshots that could be read" };
+        app.output.answer(format!("No file is called {} in {which}.", args.pattern))?;
     } else {
         app.output.answer(table.render(app.output.paint))?;
         app.output.say(format!("\n{}", count(hits, "hit", "hits")))?;

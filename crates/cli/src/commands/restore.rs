@@ -280,7 +280,7 @@ fn files(args: &RestoreArgs, app: &App, found: &Found) -> Result<Outcome> {
     options.workers = context.workers();
     options.owner = options.owner && !args.no_owner;
     // Of a tree, each file is worth something by itself; half a database is worth nothing.
-    options.keep_going = found.snapshot.kind != SourceKind::Sqlite;
+    options.keep_going = found.snapshot.kind == SourceKind::Files;
     let start = Instant::now();
     let target = options.target.clone();
     let report = work::run(app, &found.snapshot.source, |progress| {

@@ -107,7 +107,14 @@ pub(super) fn repack(
         progress.check()?;
         let Some(pack) = marks.index().pack(number) else { continue };
         let offsets = wanted.remove(&number).unwrap_or_default();
-        bytes += move_out_of(repository, pack, &offsets, &mut mover)?;
+        match move_out_of(repository, pack, &offsets, &mut mover) {
+            // Another run has emptied and removed it meanwhile; or it is damaged, and stays where it
+            // is, with all that can be had of it. What is needed is looked for again either way.
+            Err(error) if error.is_about_an_object() => {
+                tracing::warn!(%error, "a pack is not rewritten");
+            }
+            moved => bytes += moved?,
+        }
         progress.add_done(offsets.len() as u64, 1);
     }
     drop(mover);

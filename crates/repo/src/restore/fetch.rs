@@ -8,13 +8,14 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::AcqRel, Ordering::Relaxed};
 
 use rustix::fs::{FallocateFlags, FileType};
+use rustix::io::Errno;
 
-use super::place::{Owners, Place, set_metadata};
-use super::{Counters, Planned, Wanted};
+use super::place::{OURS, Owners, Place, set_metadata};
+use super::{Counters, NOWHERE, Planned, Wanted};
 use crate::codec::Codec;
 use crate::entry::{Body, Entry, EntryKind, Metadata};
 use crate::index::{Index, PackInfo};
-use crate::repository::{Repository, open_record};
+use crate::repository::{Repository, missing_chunk, open_record};
 use crate::session::content_id_of_data;
 use crate::tree::slice;
 use crate::{Compression, Kind, Problem, Progress, RepoError, RepoErrorKind, Result};
@@ -37,10 +38,14 @@ pub(super) struct Fetcher<'r> {
     pub delta: bool,
     /// Whether one thing that cannot be restored costs only itself.
     pub keep_going: bool,
+    /// Whether attributes that the snapshot does not have are to go.
+    pub strip: bool,
     pub counters: Counters,
     pub problems: Mutex<Vec<Problem>>,
     /// Paths of incomplete files.
     pub aside: Mutex<Vec<Vec<u8>>>,
+    /// Paths of which nothing, or not all, was restored.
+    pub failed: Mutex<HashSet<Vec<u8>>>,
     /// Packs for which the index was read again; held while it is, so that not all do.
     pub sought: Mutex<HashSet<[u8; 16]>>,
 }
@@ -111,15 +116,19 @@ impl Fetcher<'_> {
         match &entry.kind {
             EntryKind::File(content) => {
                 let Body::Inline(bytes) = &content.body else { return Ok(()) };
-                place.prepare_existing(self.delta)?;
-                let file = place.open_file(true).map_err(fail)?;
-                file.write_all_at(bytes, 0).map_err(fail)?;
+                let file = match self.inline(place, bytes) {
+                    Err(error) if self.goes_on(&error) => {
+                        self.fail(&entry.path, entry.size(), error.to_string());
+                        return Ok(());
+                    }
+                    file => file?,
+                };
                 self.counters.bytes_written.fetch_add(bytes.len() as u64, Relaxed);
-                set_metadata(&file, &entry.meta, self.owners).map_err(fail)?;
+                set_metadata(&file, &entry.meta, self.owners, self.strip).map_err(fail)?;
             }
             EntryKind::Symlink { target } => {
                 place.symlink(target, self.delta).map_err(fail)?;
-                place.set_metadata(&entry.meta, self.owners, true)?;
+                place.set_metadata(&entry.meta, self.owners, true, false)?;
             }
             kind => {
                 let (kind, device) = match kind {
@@ -128,15 +137,41 @@ impl Fetcher<'_> {
                     _ => (FileType::Fifo, 0),
                 };
                 place.special(kind, device, self.delta).map_err(fail)?;
-                place.set_metadata(&entry.meta, self.owners, false)?;
+                place.set_metadata(&entry.meta, self.owners, false, false)?;
             }
         }
         self.progress.add_done(entry.size(), 1);
         Ok(())
     }
 
+    /// Writes a short file whole.
+    fn inline(&self, place: &Place, bytes: &[u8]) -> Result<File> {
+        let exists = place.prepare_existing(self.delta)?;
+        let write = || {
+            let file = if exists {
+                let file = place.open_existing()?;
+                rustix::fs::fchmod(&file, OURS)?;
+                file.set_len(0)?;
+                file
+            } else {
+                place.create()?
+            };
+            file.write_all_at(bytes, 0)?;
+            Ok(file)
+        };
+        write().map_err(|error| RepoError::io("restore", display(place.display()), error))
+    }
+
     pub fn directory_metadata(&self, place: &Place, path: &[u8], meta: &Metadata) -> Result<()> {
-        self.allow(path, place.set_metadata(meta, self.owners, false))
+        self.allow(path, place.set_metadata(meta, self.owners, false, self.strip))
+    }
+
+    /// A file of which not all was restored.
+    pub fn fail(&self, path: &[u8], size: u64, what: impl Into<String>) {
+        self.counters.files_lost.fetch_add(1, Relaxed);
+        self.counters.bytes_lost.fetch_add(size, Relaxed);
+        self.failed.lock().unwrap_or_else(|e| e.into_inner()).insert(path.to_vec());
+        self.problem(path, what);
     }
 
     pub fn problem(&self, path: &[u8], what: impl Into<String>) {
@@ -149,15 +184,23 @@ impl Fetcher<'_> {
     pub fn goes_on(&self, error: &RepoError) -> bool {
         let of_the_disk = || {
             let mut source = std::error::Error::source(error);
-            let kind = loop {
+            let error = loop {
                 match source.map(|s| (s.downcast_ref::<io::Error>(), s.source())) {
                     None => return false,
-                    Some((Some(io), _)) => break io.kind(),
+                    Some((Some(io), _)) => break io,
                     Some((None, next)) => source = next,
                 }
             };
-            use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
-            matches!(kind, StorageFull | ReadOnlyFilesystem | QuotaExceeded)
+            let of_all = [
+                Errno::NOSPC,
+                Errno::DQUOT,
+                Errno::ROFS,
+                Errno::IO,
+                Errno::MFILE,
+                Errno::NFILE,
+                Errno::NOMEM,
+            ];
+            Errno::from_io_error(error).is_some_and(|error| of_all.contains(&error))
         };
         self.keep_going
             && (error.is_about_an_object() || (error.kind() == RepoErrorKind::Io && !of_the_disk()))
@@ -187,49 +230,92 @@ impl Fetcher<'_> {
 
     /// Ends a file whose last extent was written or lost.
     pub fn finish(&self, planned: &Planned, open: Option<&File>) -> Result<()> {
-        let done = match planned.lost.get() {
-            None => self.complete(planned, open),
-            Some(why) => self.set_aside(planned, why),
-        };
         self.progress.add_done(0, 1);
-        self.allow(&planned.path, done)
+        if planned.lost.get().is_none() {
+            match self.complete(planned, open) {
+                Err(error) if self.goes_on(&error) => {
+                    planned.lost.get_or_init(|| error.to_string());
+                }
+                Err(error) => return Err(error),
+                Ok(file) => {
+                    let file = file.as_ref().or(open);
+                    let Some(file) = file else { return Ok(()) };
+                    let set = set_metadata(file, &planned.meta, self.owners, self.strip);
+                    let set = set.map_err(|e| RepoError::io("restore", display(&planned.path), e));
+                    return self.allow(&planned.path, set);
+                }
+            }
+        }
+        let why = planned.lost.get().map_or("", String::as_str);
+        self.allow(&planned.path, self.set_aside(planned, why))
     }
 
     /// A file that lacks something must not pass for what it was, and what could be had of it may be
     /// all that is left: it stays, under another name.
+    /// One that was there before and was not written to is left as it was.
     fn set_aside(&self, planned: &Planned, why: &str) -> Result<()> {
-        self.counters.files_lost.fetch_add(1, Relaxed);
-        self.counters.bytes_lost.fetch_add(planned.size, Relaxed);
+        let begun = *planned.begun.lock().unwrap_or_else(|e| e.into_inner());
+        if !begun {
+            let what = if planned.exists { "left as it was" } else { "lost" };
+            self.fail(&planned.path, planned.size, format!("{what}: {why}"));
+            return Ok(());
+        }
+        if !planned.exists {
+            // What is missing at the end reads as zeros, like what is missing elsewhere.
+            let _ = planned.place.open_existing().and_then(|file| file.set_len(planned.size));
+        }
         let what = match planned.place.set_aside()? {
             Some(name) => {
                 let above = planned.path.iter().rposition(|b| *b == b'/').map_or(0, |at| at + 1);
                 let path = [&planned.path[..above], &name].concat();
                 self.aside.lock().unwrap_or_else(|e| e.into_inner()).push(path);
-                format!("incomplete: {why}; what could be had is in {}", display(&name))
+                let over = if planned.exists { ", over what was there before" } else { "" };
+                format!("incomplete: {why}; what could be had is in {}{over}", display(&name))
             }
             None => format!("lost: {why}"),
         };
-        self.problem(&planned.path, what);
+        self.fail(&planned.path, planned.size, what);
         Ok(())
     }
 
-    fn complete(&self, planned: &Planned, open: Option<&File>) -> Result<()> {
-        let finish = || {
-            let opened;
+    /// Opens a file to write to it: the first time it is created, or made ours alone.
+    fn begin(&self, planned: &Planned) -> io::Result<File> {
+        let mut begun = planned.begun.lock().unwrap_or_else(|e| e.into_inner());
+        if !planned.exists && !*begun {
+            let file = planned.place.create()?;
+            *begun = true;
+            if planned.size >= ALLOCATED && planned.dense {
+                allocate(&file, planned.size);
+            }
+            return Ok(file);
+        }
+        let file = planned.place.open_existing()?;
+        if !*begun {
+            rustix::fs::fchmod(&file, OURS)?;
+            *begun = true;
+        }
+        Ok(file)
+    }
+
+    /// Gives a file its length; the file where it was not open.
+    fn complete(&self, planned: &Planned, open: Option<&File>) -> Result<Option<File>> {
+        let complete = || {
+            let mut opened = None;
             let file = match open {
                 Some(file) => file,
                 None => {
                     // It has no extent: whatever is there goes.
-                    opened = planned.place.open_file(true)?;
-                    &opened
+                    let file = self.begin(planned)?;
+                    file.set_len(0)?;
+                    opened.insert(file)
                 }
             };
             if file.metadata()?.len() != planned.size {
                 file.set_len(planned.size)?;
             }
-            set_metadata(file, &planned.meta, self.owners)
+            Ok(opened)
         };
-        finish().map_err(|e| RepoError::io("restore", display(&planned.path), e))
+        complete().map_err(|e| RepoError::io("restore", display(&planned.path), e))
     }
 
     /// Leaves out every range that a file already has, and makes holes where files have holes.
@@ -252,10 +338,11 @@ impl Fetcher<'_> {
                             return;
                         }
                         match self.compare(files, group, &mut buffer) {
-                            // Whatever is there cannot be read, so all of it is wanted.
+                            // What cannot be looked at is left alone.
                             Err(error) if self.goes_on(&error) => {
-                                let mut missing = missing.lock().unwrap_or_else(|e| e.into_inner());
-                                missing.extend_from_slice(group);
+                                if let Err(error) = self.lose(files, group, &error) {
+                                    failure.set(error);
+                                }
                             }
                             Ok(found) => {
                                 missing.lock().unwrap_or_else(|e| e.into_inner()).extend(found);
@@ -284,16 +371,23 @@ impl Fetcher<'_> {
         }
         self.progress.check()?;
         let fail = |e| RepoError::io("compare", display(&planned.path), e);
-        let file = planned.place.open_file(false).map_err(fail)?;
+        let file = planned.place.open_existing().map_err(fail)?;
         let length = file.metadata().map_err(fail)?.len();
         let mut end = 0;
         let gaps =
             group.iter().map(|w| w.extent.offset..w.extent.offset + u64::from(w.extent.length));
+        let mut holes = Vec::new();
         for range in gaps.chain(std::iter::once(planned.size..planned.size)) {
             if range.start > end && end < length {
-                make_hole(&file, end, range.start.min(length)).map_err(fail)?;
+                holes.push(end..range.start.min(length));
             }
             end = range.end;
+        }
+        if !holes.is_empty() {
+            let file = self.begin(planned).map_err(fail)?;
+            for hole in holes {
+                make_hole(&file, hole.start, hole.end).map_err(fail)?;
+            }
         }
         let mut missing = Vec::new();
         for wanted in group {
@@ -316,8 +410,17 @@ impl Fetcher<'_> {
         Ok(missing)
     }
 
-    /// Fetches all of `wanted`, which is sorted by location.
+    /// Fetches all of `wanted`, which is sorted by location. What is nowhere comes last.
     pub fn fetch_all(&self, files: &[Planned], wanted: &[Wanted], count: usize) -> Result<()> {
+        let there = wanted.partition_point(|wanted| wanted.location != NOWHERE);
+        let (wanted, nowhere) = wanted.split_at(there);
+        for one in nowhere {
+            let error = missing_chunk(Kind::Data, &one.extent.chunk, self.index);
+            if !self.goes_on(&error) {
+                return Err(error);
+            }
+            self.lose(files, std::slice::from_ref(one), &error)?;
+        }
         let ranges = ranges(wanted);
         let count = count.min(ranges.len());
         let failure = Failure::default();
@@ -465,21 +568,10 @@ impl Fetcher<'_> {
         worker: &mut Worker,
     ) -> Result<()> {
         let bytes = slice(object, &worker.content, &wanted.extent)?;
-        let whole = bytes.len() as u64 == planned.size;
         let mut write = || {
             let file = match worker.open.take() {
                 Some((number, file)) if number == wanted.file => file,
-                _ => {
-                    let file = planned.place.open_file(whole && !planned.exists)?;
-                    if planned.size >= ALLOCATED
-                        && planned.dense
-                        && !planned.exists
-                        && file.metadata()?.len() == 0
-                    {
-                        allocate(&file, planned.size);
-                    }
-                    file
-                }
+                _ => self.begin(planned)?,
             };
             file.write_all_at(bytes, wanted.extent.offset)?;
             if bytes.len() >= WRITTEN_BACK {

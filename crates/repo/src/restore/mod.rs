@@ -21,12 +21,17 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::entry::{Body, Entry, EntryKind, Metadata};
+use crate::index::Location;
 use crate::repository::Repository;
 use crate::session::workers;
-use crate::{Problem, Progress, RepoError, RepoErrorKind, Result, Snapshot, Tree};
+use crate::{Problem, Progress, RepoError, RepoErrorKind, Result, Snapshot, SourceKind, Tree};
 use backstay_store::failpoint;
 use fetch::Fetcher;
 use place::{Anchors, Opened, Owners, Place, Target};
+
+/// Where a chunk lies that is in no pack of the index. What is in the target may be right all the
+/// same.
+const NOWHERE: Location = Location { pack: u32::MAX, offset: u32::MAX, length: 0 };
 
 /// Batches in which workers get small things.
 const BATCH: usize = 128;
@@ -108,6 +113,8 @@ pub(super) struct Planned {
     pub left: AtomicU32,
     /// Why it cannot be completed.
     pub lost: OnceLock<String>,
+    /// Whether this restore has created it, or written to it.
+    pub begun: Mutex<bool>,
     /// Whether it has no holes.
     pub dense: bool,
     /// Whether the file is there already, with a length to keep or correct.
@@ -117,7 +124,7 @@ pub(super) struct Planned {
 /// A range of a planned file and where its bytes are.
 #[derive(Clone, Copy)]
 pub(super) struct Wanted {
-    pub location: crate::index::Location,
+    pub location: Location,
     pub file: u32,
     pub extent: crate::Extent,
 }
@@ -153,9 +160,12 @@ pub(crate) fn restore(
         progress,
         delta: options.delta,
         keep_going: options.keep_going,
+        // Only file trees are stored with their attributes, as far as those could be read.
+        strip: snapshot.kind == SourceKind::Files && snapshot.problems.is_empty(),
         counters: Counters::default(),
         problems: Mutex::default(),
         aside: Mutex::default(),
+        failed: Mutex::default(),
         sought: Mutex::default(),
     };
     let mut report = RestoreReport::default();
@@ -170,6 +180,8 @@ pub(crate) fn restore(
     let mut kept: HashSet<Vec<u8>> = HashSet::new();
     let mut made = DirectoryStack::default();
     let mut leaf: Vec<u8> = Vec::new();
+    // A directory that could not be made: nothing below it is restored into somebody else's.
+    let mut unmade: Option<Vec<u8>> = None;
 
     fetcher.with_workers(count, |small| {
         let mut batch = Vec::new();
@@ -193,6 +205,12 @@ pub(crate) fn restore(
                 Placement::Default => target.place(&entry.path),
                 Placement::At(path) => anchors.place(path),
             };
+            if place.is_below_target() && options.prune {
+                keep(&mut kept, &entry.path);
+            }
+            if unmade.as_ref().is_some_and(|unmade| is_below(&entry.path, unmade)) {
+                continue;
+            }
             if place.is_below_target() {
                 // Whoever made the tree may have made it so that a link leads out of the target. In
                 // the order of paths, what is below an entry follows it directly.
@@ -209,9 +227,6 @@ pub(crate) fn restore(
                         continue;
                     }
                     entered => entered?,
-                }
-                if options.prune {
-                    keep(&mut kept, &entry.path);
                 }
             }
             if let EntryKind::Hardlink { to } = &entry.kind {
@@ -241,7 +256,9 @@ pub(crate) fn restore(
                 EntryKind::Directory => {
                     match place.make_directory(options.delta).and_then(|()| anchors.add(&place)) {
                         Err(error) if fetcher.goes_on(&error) => {
-                            fetcher.problem(&entry.path, error.to_string());
+                            let what = format!("nothing below it is restored: {error}");
+                            fetcher.problem(&entry.path, what);
+                            unmade = Some(entry.path);
                             continue;
                         }
                         made => made?,
@@ -254,42 +271,48 @@ pub(crate) fn restore(
                     report.bytes += content.size;
                     progress.add_total(content.size, 1);
                     let lost = OnceLock::new();
-                    let extents = match tree.extents(content) {
-                        Err(error) if fetcher.goes_on(&error) => {
-                            lost.get_or_init(|| error.to_string());
-                            Vec::new()
-                        }
+                    let (mut extents, damage) = match tree.extents_past_damage(content) {
+                        Err(error) if fetcher.goes_on(&error) => (Vec::new(), Some(error)),
                         extents => extents?,
                     };
                     let exists = match place.prepare_existing(options.delta) {
                         Err(error) if fetcher.goes_on(&error) => {
-                            fetcher.problem(&entry.path, error.to_string());
+                            fetcher.fail(&entry.path, content.size, error.to_string());
                             continue;
                         }
                         exists => exists?,
                     };
-                    let number = files.len() as u32;
-                    let mut left = 0;
-                    for extent in &extents {
-                        if let Some(location) = index.find(&extent.chunk) {
-                            wanted.push(Wanted { location, file: number, extent: *extent });
-                            left += 1;
-                            continue;
-                        }
-                        let kind = crate::Kind::Data;
-                        let error = crate::repository::missing_chunk(kind, &extent.chunk, &index);
+                    if let Some(error) = damage {
                         if !fetcher.goes_on(&error) {
                             return Err(error);
                         }
                         lost.get_or_init(|| error.to_string());
+                        if exists {
+                            // Where its holes are is not known: it is left alone.
+                            extents.clear();
+                        }
+                    }
+                    let number = files.len() as u32;
+                    for extent in &extents {
+                        let location = index.find(&extent.chunk).unwrap_or(NOWHERE);
+                        if location == NOWHERE && !options.keep_going {
+                            let kind = crate::Kind::Data;
+                            return Err(crate::repository::missing_chunk(
+                                kind,
+                                &extent.chunk,
+                                &index,
+                            ));
+                        }
+                        wanted.push(Wanted { location, file: number, extent: *extent });
                     }
                     files.push(Planned {
                         place,
                         path: entry.path,
                         meta: entry.meta,
                         size: content.size,
-                        left: AtomicU32::new(left),
+                        left: AtomicU32::new(extents.len() as u32),
                         lost,
+                        begun: Mutex::new(false),
                         dense: extents.iter().map(|e| u64::from(e.length)).sum::<u64>()
                             == content.size,
                         exists,
@@ -322,9 +345,18 @@ pub(crate) fn restore(
     fetcher.fetch_all(&files, &wanted, count)?;
 
     for (place, first, to) in hardlinks {
-        if let Err(error) = first.link_to(&place, options.delta) {
+        let failed = fetcher.failed.lock().unwrap_or_else(|e| e.into_inner()).contains(&to);
+        // A name that this restore did not come by may stand for anything.
+        let lost = failed || (!whole && !tree.get(&to).is_ok_and(|entry| entry.is_some()));
+        let linked = if lost {
+            Err(std::io::Error::other("that one could not be restored"))
+        } else {
+            first.link_to(&place, options.delta)
+        };
+        if let Err(error) = linked {
             let to = String::from_utf8_lossy(&to);
-            fetcher.problem(place.display(), format!("could not link it to {to}: {error}"));
+            let what = format!("could not link it to {to}: {error}");
+            fetcher.fail(place.display(), 0, what);
         }
     }
     if options.prune && !whole {

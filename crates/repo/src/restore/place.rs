@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{
-    Access, AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags,
+    Access, AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, Uid,
+    XattrFlags,
 };
 use rustix::io::Errno;
 
@@ -21,6 +22,8 @@ use crate::{Beneath, RepoError, Result};
 const INCOMPLETE: &[u8] = b".backstay-incomplete";
 /// The longest name that a file can have. Bytes.
 const NAME_MAX: usize = 255;
+/// The mode of a file that is worked on.
+pub(super) const OURS: Mode = Mode::RUSR.union(Mode::WUSR);
 
 /// What a place's path is relative to.
 struct Base {
@@ -92,7 +95,7 @@ impl Anchors {
     pub fn add(&mut self, place: &Place) -> Result<()> {
         if place.base.is_none() {
             let path = PathBuf::from(std::ffi::OsStr::from_bytes(&place.path));
-            let folder = Beneath::open(&path);
+            let folder = Beneath::open_itself(&path);
             let folder = folder.map_err(|e| RepoError::io("use the folder", &path, e))?;
             self.made.push(Arc::new(Base { folder, path }));
         }
@@ -241,21 +244,45 @@ impl Place {
         Ok(Opened { folder, place: self.clone() })
     }
 
-    /// Gives a file that could not be completed a name that says so, and returns that name; `None`
+    /// Gives a file that could not be completed a name that says so, and that nothing has; `None`
     /// when there is no file.
     pub fn set_aside(&self) -> Result<Option<Vec<u8>>> {
         let rename = || {
             let parent = self.parent()?;
             let (base, path) = parent.split();
             let start = path.iter().rposition(|b| *b == b'/').map_or(0, |at| at + 1);
-            let mut aside = path.to_vec();
-            aside.truncate(start + (path.len() - start).min(NAME_MAX - INCOMPLETE.len()));
-            aside.extend_from_slice(INCOMPLETE);
-            match rustix::fs::renameat(base, path, base, &aside[..]) {
-                Ok(()) => Ok(Some(aside.split_off(start))),
-                Err(Errno::NOENT) => Ok(None),
-                Err(error) => Err(io::Error::from(error)),
+            for number in 1..1000 {
+                let mut end = INCOMPLETE.to_vec();
+                if path.len() - start + end.len() > NAME_MAX {
+                    // Names that begin alike are still told apart.
+                    let hash = blake3::hash(&path[start..]).to_hex();
+                    end.extend_from_slice(&hash.as_bytes()[..8]);
+                }
+                if number > 1 {
+                    end.extend_from_slice(format!("-{number}").as_bytes());
+                }
+                let mut aside = path.to_vec();
+                aside.truncate(start + (path.len() - start).min(NAME_MAX - end.len()));
+                aside.extend_from_slice(&end);
+                let flags = RenameFlags::NOREPLACE;
+                let renamed = match rustix::fs::renameat_with(base, path, base, &aside[..], flags) {
+                    // A file system that cannot promise it is asked first.
+                    Err(Errno::INVAL | Errno::NOSYS) => {
+                        match rustix::fs::statat(base, &aside[..], AtFlags::SYMLINK_NOFOLLOW) {
+                            Ok(_) => Err(Errno::EXIST),
+                            Err(_) => rustix::fs::renameat(base, path, base, &aside[..]),
+                        }
+                    }
+                    other => other,
+                };
+                match renamed {
+                    Ok(()) => return Ok(Some(aside.split_off(start))),
+                    Err(Errno::NOENT) => return Ok(None),
+                    Err(Errno::EXIST) => {}
+                    Err(error) => return Err(error.into()),
+                }
             }
+            Err(io::Error::from(Errno::EXIST))
         };
         rename().map_err(|e| self.error("rename the incomplete file", e))
     }
@@ -292,7 +319,8 @@ impl Place {
                         if rustix::fs::accessat(base, name, Access::WRITE_OK, AtFlags::empty())
                             .is_err()
                         {
-                            let _ = rustix::fs::chmodat(base, name, Mode::RWXU, AtFlags::empty());
+                            let _ = open_folder(base, name)
+                                .map(|folder| rustix::fs::fchmod(folder, Mode::RWXU));
                         }
                         return Ok(());
                     }
@@ -305,52 +333,46 @@ impl Place {
         make().map_err(|e| self.error("make the directory", e))
     }
 
-    /// Whether a regular file may be there, and is; anything else that is there is removed.
+    /// Whether a regular file may be there, is, and can be written to; anything else that is there
+    /// is removed.
     pub fn prepare_existing(&self, may_exist: bool) -> Result<bool> {
         if !may_exist {
             return Ok(false);
         }
         let prepare = || match self.kind()? {
-            Some(FileType::RegularFile) => {
+            Some(FileType::RegularFile) => match self.open_existing() {
                 // Another name of the file may belong to something else.
-                let parent = self.parent()?;
-                let (base, name) = parent.split();
-                let stat = rustix::fs::statat(base, name, AtFlags::SYMLINK_NOFOLLOW)?;
-                // Ours alone while it is worked on, whatever its mode was. Who may not change that
-                // makes a new file in its place.
-                let ours = Mode::RUSR | Mode::WUSR;
-                if stat.st_nlink == 1
-                    && rustix::fs::chmodat(base, name, ours, AtFlags::empty()).is_ok()
-                {
-                    return Ok(true);
-                }
-                self.clear()?;
-                Ok(false)
-            }
+                Ok(file) if rustix::fs::fstat(&file)?.st_nlink == 1 => Ok(true),
+                Ok(_) => self.clear().map(|()| false),
+                Err(error) => match Errno::from_io_error(&error) {
+                    // One that may not be written, or is being executed, is replaced.
+                    Some(Errno::ACCESS | Errno::PERM | Errno::TXTBSY) => {
+                        self.clear().map(|()| false)
+                    }
+                    _ => Err(error),
+                },
+            },
             Some(_) => self.clear().map(|()| false),
             None => Ok(false),
         };
         prepare().map_err(|e| self.error("replace", e))
     }
 
-    /// Opens the file for writing; creates it where `exists` is false and it is not there yet.
-    pub fn open_file(&self, fresh: bool) -> io::Result<File> {
+    /// Opens a file that is there, for reading and writing.
+    pub fn open_existing(&self) -> io::Result<File> {
+        self.open_file(OFlags::empty())
+    }
+
+    /// Creates a file that is not there: nobody else may have a hand in it.
+    pub fn create(&self) -> io::Result<File> {
+        self.open_file(OFlags::CREATE | OFlags::EXCL)
+    }
+
+    fn open_file(&self, more: OFlags) -> io::Result<File> {
         let parent = self.parent()?;
         let (base, name) = parent.split();
-        let mut flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::CREATE;
-        if fresh {
-            flags |= OFlags::TRUNC;
-        }
-        let mode = Mode::RUSR | Mode::WUSR;
-        match rustix::fs::openat(base, name, flags, mode) {
-            Ok(file) => Ok(File::from(file)),
-            // A file that may not be written, or is being executed, is replaced.
-            Err(Errno::ACCESS | Errno::TXTBSY) if fresh => {
-                self.clear()?;
-                Ok(File::from(rustix::fs::openat(base, name, flags, mode)?))
-            }
-            Err(error) => Err(error.into()),
-        }
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | more;
+        Ok(File::from(rustix::fs::openat(base, name, flags, OURS)?))
     }
 
     pub fn symlink(&self, target: &[u8], replace: bool) -> io::Result<()> {
@@ -396,12 +418,18 @@ impl Place {
 
     /// Metadata of something that is not a regular file. All that can be set is set, whatever
     /// cannot.
-    pub fn set_metadata(&self, meta: &Metadata, owners: Option<&Owners>, link: bool) -> Result<()> {
+    pub fn set_metadata(
+        &self,
+        meta: &Metadata,
+        owners: Option<&Owners>,
+        link: bool,
+        strip: bool,
+    ) -> Result<()> {
         let set = || {
             let parent = self.parent()?;
             let (base, name) = parent.split();
             if !link && self.kind()? == Some(FileType::Directory) {
-                return set_metadata(&File::from(open_folder(base, name)?), meta, owners);
+                return set_metadata(&File::from(open_folder(base, name)?), meta, owners, strip);
             }
             let mut first = First::default();
             if let Some(owners) = owners {
@@ -410,8 +438,16 @@ impl Place {
                 first.note(rustix::fs::chownat(base, name, Some(uid), Some(gid), flags));
             }
             if !link {
-                let mode = Mode::from_raw_mode(meta.mode);
-                first.note(rustix::fs::chmodat(base, name, mode, AtFlags::empty()));
+                // Not by name: what has it now may be a link to something else.
+                let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let it = rustix::fs::openat(base, name, flags, Mode::empty())?;
+                let mode = Mode::from_raw_mode(meta.mode & !SET_ID);
+                let kind = FileType::from_raw_mode(rustix::fs::fstat(&it)?.st_mode);
+                if kind == FileType::Symlink {
+                    return Err(Errno::LOOP.into());
+                }
+                let path = descriptor_path(it.as_fd(), b"");
+                first.note(rustix::fs::chmodat(CWD, &path[..], mode, AtFlags::empty()));
             }
             let path = descriptor_path(base, name);
             for (attribute, value) in &meta.xattrs {
@@ -426,6 +462,9 @@ impl Place {
         set().map_err(|e| self.error("set the metadata of", e))
     }
 }
+
+/// The bits of a mode that let a program act as its owner or group.
+const SET_ID: u32 = 0o6000;
 
 /// The first error of several steps, all of which are taken.
 #[derive(Default)]
@@ -448,8 +487,10 @@ impl First {
         }
     }
 
+    /// An attribute that is too large for this file system, or a quota of owners, is no full disk:
+    /// the error keeps its words alone.
     fn into_result(self) -> io::Result<()> {
-        self.0.map_or(Ok(()), Err)
+        self.0.map_or(Ok(()), |error| Err(io::Error::other(error.to_string())))
     }
 }
 
@@ -461,6 +502,9 @@ fn descriptor_path(base: BorrowedFd<'_>, name: &[u8]) -> Vec<u8> {
     }
     let mut path = format!("/proc/self/fd/{}/", base.as_raw_fd()).into_bytes();
     path.extend_from_slice(name);
+    if path.last() == Some(&b'/') {
+        path.pop();
+    }
     path
 }
 
@@ -471,29 +515,45 @@ fn times(meta: &Metadata) -> Timestamps {
 
 /// Owner, mode, attributes and times of an open file or directory; the owner first, because setting
 /// it clears the set-user-id bit, and the times last. All that can be set is set, whatever cannot.
-/// Attributes that the snapshot does not have go: of a file that was there before, or inherited from
-/// the folder.
+/// With `strip`, attributes that the snapshot does not have go: of a file that was there before, or
+/// inherited from the folder.
 pub(super) fn set_metadata(
     file: &File,
     meta: &Metadata,
     owners: Option<&Owners>,
+    strip: bool,
 ) -> io::Result<()> {
     let mut first = First::default();
     if let Some(owners) = owners {
         let (uid, gid) = owners.resolve(meta);
         first.note(rustix::fs::fchown(file, Some(uid), Some(gid)));
     }
-    for name in attributes(file) {
+    for name in if strip { attributes(file) } else { Vec::new() } {
         let kept = meta.xattrs.iter().any(|(wanted, _)| *wanted == name);
         if !kept && is_ours_to_remove(&name) {
             first.note_attribute(&name, rustix::fs::fremovexattr(file, &name[..]));
         }
     }
+    // What lets a program act as its owner, or as root, is for that owner's programs alone.
+    let privileged = meta.mode & SET_ID != 0
+        || meta.xattrs.iter().any(|(name, _)| name == b"security.capability");
+    let owned = !privileged || {
+        let stat = rustix::fs::fstat(file)?;
+        let (uid, gid) = owners.map_or_else(
+            || (Uid::from_raw(meta.uid), Gid::from_raw(meta.gid)),
+            |owners| owners.resolve(meta),
+        );
+        (stat.st_uid, stat.st_gid) == (uid.as_raw(), gid.as_raw())
+    };
     for (name, value) in &meta.xattrs {
+        if name == b"security.capability" && !owned {
+            continue;
+        }
         let set = rustix::fs::fsetxattr(file, &name[..], value, XattrFlags::empty());
         first.note_attribute(name, set);
     }
-    first.note(rustix::fs::fchmod(file, Mode::from_raw_mode(meta.mode)));
+    let mode = if owned { meta.mode } else { meta.mode & !SET_ID };
+    first.note(rustix::fs::fchmod(file, Mode::from_raw_mode(mode)));
     first.note(rustix::fs::futimens(file, &times(meta)));
     first.into_result()
 }

@@ -25,6 +25,11 @@ fn at_rest() -> i64 {
     };
     let expire = read("dirty_expire_centisecs").unwrap_or(3000);
     let wakes = read("dirty_writeback_centisecs").unwrap_or(500);
+    if wakes == 0 {
+        // It never wakes by itself: nothing is known to be at rest.
+        tracing::warn!("vm.dirty_writeback_centisecs is 0: every file is read");
+        return i64::MAX;
+    }
     (expire.saturating_add(wakes.saturating_mul(2)) / 100).saturating_add(1).max(AT_REST)
 }
 

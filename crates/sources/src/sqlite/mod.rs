@@ -206,23 +206,14 @@ pub fn restore(
     };
     let name = std::ffi::OsStr::from_bytes(&entry.path).to_owned();
     let database = options.target.join(&name);
-    for suffix in ["-wal", "-journal"] {
-        let mut beside = database.clone().into_os_string();
-        beside.push(suffix);
-        let beside = PathBuf::from(beside);
-        if beside.symlink_metadata().is_ok() {
-            return Err(RepoError::new(
-                RepoErrorKind::Usage,
-                format!("{} belongs to another state of the database", beside.display()),
-            )
-            .with_hint("stop what uses the database and move that file away, or restore to an empty directory"));
-        }
-    }
+    refuse_logs(&database)?;
     let mut hidden = std::ffi::OsString::from(".");
     hidden.push(&name);
     hidden.push(".backstay");
     let unfinished = options.target.join(hidden);
-    let (at, again) = (unfinished.clone(), options.delta);
+    // What another restore is at work on, or what one has left that a delta restore goes on with.
+    let again = unfinished.symlink_metadata().is_ok();
+    let at = unfinished.clone();
     options.place = Some(Arc::new(move |_| Placement::At(at.clone())));
     let checked = repo.restore(snapshot, options, progress).and_then(|report| {
         let integrity = copy::check_integrity(&unfinished, progress)?;
@@ -245,19 +236,41 @@ pub fn restore(
         )),
         Err(error) => Err(error),
     };
-    // A delta restore goes on with what is there.
     if done.is_err() && !again {
         let _ = std::fs::remove_file(&unfinished);
     }
     done
 }
 
-/// Gives the database its name, durably.
+/// A log of another state of the database would be replayed into this one.
+fn refuse_logs(database: &Path) -> Result<()> {
+    for suffix in ["-wal", "-journal"] {
+        let mut beside = database.as_os_str().to_owned();
+        beside.push(suffix);
+        let beside = PathBuf::from(beside);
+        if beside.symlink_metadata().is_ok() {
+            return Err(RepoError::new(
+                RepoErrorKind::Usage,
+                format!("{} belongs to another state of the database", beside.display()),
+            )
+            .with_hint(
+                "stop what uses the database and move that file away, or restore to an empty \
+                 directory",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Gives the database its name, durably. The one that was there may have been used until now.
 fn put_in_place(unfinished: &Path, database: &Path) -> Result<()> {
+    refuse_logs(database)?;
     let fail = |error| RepoError::io("put the restored database in place at", database, error);
     std::fs::rename(unfinished, database).map_err(fail)?;
     let folder = database.parent().unwrap_or(Path::new("."));
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(fail)
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(fail)?;
+    // Whoever had the old one open in between has written a log for the new one to find.
+    refuse_logs(database)
 }
 
 fn c_path(path: &Path) -> io::Result<CString> {
