@@ -287,7 +287,7 @@ fn load_index(check: &Check<'_>) -> Result<Option<Index>> {
         check.judge(&object.key, opened)?;
     }
     // A chunk may lie in a pack that is there and in one that is not.
-    let index = Index::load_with_packs(store, keys, None, &HashSet::new());
+    let index = Index::load(store, keys, None, &HashSet::new());
     check.judge("the index", index)
 }
 

@@ -195,16 +195,6 @@ impl Current {
 }
 
 impl Index {
-    /// Reads every segment of the store, from `cache` where it is there and right.
-    ///
-    /// A damaged segment is left out, so that what the others list can still be restored. For a
-    /// writer the chunks of that segment are absent, and it stores them again.
-    pub fn load(store: &Store, keys: &Keys, cache: Option<&Path>) -> Result<Self> {
-        let mut index = Self::load_all(store, keys, cache)?;
-        index.settle();
-        Ok(index)
-    }
-
     /// While maintenance replaces segments, the ones that a list named may be gone: then the list is
     /// read again.
     fn load_all(store: &Store, keys: &Keys, cache: Option<&Path>) -> Result<Self> {
@@ -249,9 +239,13 @@ impl Index {
         Ok(index)
     }
 
-    /// As [`load`](Self::load), and looks which packs are there. A chunk that lies in several is
-    /// found in one that is there, and not in one of `avoided`, if that can be.
-    pub fn load_with_packs(
+    /// Reads every segment that counts, from `cache` where it is there and right, and looks which
+    /// packs are there. A chunk that lies in several is found in one that is there, and not in one of
+    /// `avoided`, if that can be.
+    ///
+    /// A damaged segment is left out, so that what the others list can still be restored. For a
+    /// writer the chunks of that segment are absent, and it stores them again.
+    pub fn load(
         store: &Store,
         keys: &Keys,
         cache: Option<&Path>,

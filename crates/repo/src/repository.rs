@@ -493,7 +493,7 @@ impl Repository {
     /// The same; what only lies in one of `avoided` is absent for a writer.
     pub(crate) fn reload_index_avoiding(&self, avoided: &HashSet<[u8; 16]>) -> Result<Arc<Index>> {
         let (store, keys) = (&self.inner.store, self.keys());
-        let index = Arc::new(Index::load_with_packs(store, keys, self.cache(), avoided)?);
+        let index = Arc::new(Index::load(store, keys, self.cache(), avoided)?);
         *self.inner.index.write().unwrap_or_else(|e| e.into_inner()) = Some(index.clone());
         // Numbers of packs belong to one load.
         self.inner.ahead.lock().unwrap_or_else(|e| e.into_inner()).clear();

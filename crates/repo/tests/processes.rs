@@ -39,7 +39,8 @@ fn files_of(seed: u64) -> Files {
     for n in 0..1 + below(&lots, 6) {
         let which = below(&lots, 12);
         let size = [2000, 30_000, 90_000, 1 << 20][which as usize % 4];
-        let chunking = if which % 3 == 0 { Chunking::Grid } else { Chunking::ContentDefined };
+        let chunking =
+            if which.is_multiple_of(3) { Chunking::Grid } else { Chunking::ContentDefined };
         all.insert(format!("{n}/{which}"), (chunking, Arc::new(noise(size, which))));
     }
     all

@@ -263,7 +263,8 @@ fn some_files(lots: &mut Lots, pool: &[Arc<Vec<u8>>]) -> Files {
     let mut files = Files::new();
     for n in 0..1 + lots.below(4) {
         let which = lots.below(pool.len());
-        let chunking = if which % 3 == 0 { Chunking::Grid } else { Chunking::ContentDefined };
+        let chunking =
+            if which.is_multiple_of(3) { Chunking::Grid } else { Chunking::ContentDefined };
         files.insert(format!("{n}/{which}"), (chunking, pool[which].clone()));
     }
     files
@@ -289,7 +290,7 @@ fn live(seed: u64, pool: &[Arc<Vec<u8>>]) -> Known {
     let init = Store::new(Seat { world: world.clone(), actor: None });
     Repository::init(init, Environment::seeded(seed), &key(), InitOptions::default()).unwrap();
     let known = Mutex::new(Known::default());
-    let deadly = seed % 3 == 0;
+    let deadly = seed.is_multiple_of(3);
     std::thread::scope(|scope| {
         for actor in 0..actors {
             let (world, known) = (&world, &known);

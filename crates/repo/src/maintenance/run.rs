@@ -366,7 +366,7 @@ impl<'r> Maintenance<'r> {
         // First what has ended: all segments of those sessions are in the index that is read then.
         let ended = ended(self.repository)?;
         let gone: HashSet<[u8; 16]> = sweep.iter().map(|pack| pack.id).collect();
-        let index = Index::load_with_packs(store, keys, self.repository.cache(), &gone)?;
+        let index = Index::load(store, keys, self.repository.cache(), &gone)?;
         if let Some(why) = index.unreadable().first() {
             return Err(RepoError::damaged("the index", why)
                 .with_hint("nothing was removed; `backstay verify` says what is affected"));

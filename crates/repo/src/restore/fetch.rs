@@ -470,7 +470,7 @@ impl Fetcher<'_> {
                 // in another one.
                 let mut records = range.chunk_by(|a, b| a.location == b.location);
                 if first.location == last.location {
-                    return self.from_elsewhere(files, range, pack, error, worker);
+                    return self.fetch_elsewhere(files, range, pack, error, worker);
                 }
                 return records.try_for_each(|one| self.fetch(files, one, worker));
             }
@@ -506,7 +506,7 @@ impl Fetcher<'_> {
     }
 
     /// Places of one chunk whose pack cannot be read: another one may have it by now.
-    fn from_elsewhere(
+    fn fetch_elsewhere(
         &self,
         files: &[Planned],
         wanted: &[Wanted],
