@@ -301,10 +301,18 @@ impl Process {
     pub fn is_gone(&self) -> bool {
         let own = Self::own();
         let here = own.boot.is_some()
-            && (&own.boot, &own.namespace) == (&self.boot, &self.namespace)
-            && own.began.is_some()
-            && self.began.is_some();
-        here && began(self.pid) != self.began
+            && own.namespace.is_some()
+            && (&own.boot, &own.namespace) == (&self.boot, &self.namespace);
+        let pid = i32::try_from(self.pid).ok().and_then(rustix::process::Pid::from_raw);
+        let Some(pid) = pid.filter(|_| here) else { return false };
+        match rustix::process::test_kill_process(pid) {
+            Err(rustix::io::Errno::SRCH) => true,
+            // Another one may have its id by now. What cannot be seen is taken to live.
+            _ => match (began(self.pid), self.began) {
+                (Some(now), Some(then)) => now != then,
+                _ => false,
+            },
+        }
     }
 }
 
@@ -324,3 +332,32 @@ pub(crate) fn content_id_of_data(repository: &Repository, content: &[u8]) -> cra
 }
 
 pub(crate) use sink::{Mover, content_id};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_gone_when_it_is_and_not_before() {
+        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        let pid = child.id();
+        let it = Process { pid, began: began(pid), ..Process::own() };
+        assert!(it.began.is_some());
+        assert!(!it.is_gone() && !Process::own().is_gone());
+        // Its id was given to another one, or the machine was started again, or it is elsewhere.
+        assert!(Process { began: Some(1), ..it.clone() }.is_gone());
+        for elsewhere in [
+            Process { boot: Some("another".into()), ..it.clone() },
+            Process { namespace: Some("pid:[1]".into()), ..it.clone() },
+            Process { boot: None, ..it.clone() },
+        ] {
+            assert!(!elsewhere.is_gone());
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(it.is_gone());
+        let about = serde_json::json!({ "process": it });
+        assert_eq!(Process::of(&about), Some(it));
+        assert_eq!(Process::of(&serde_json::json!({})), None);
+    }
+}
