@@ -74,6 +74,8 @@ pub(crate) struct Index {
     packs: Vec<PackInfo>,
     /// Sorted by id.
     entries: Vec<Entry>,
+    /// Where else chunks lie that are in `entries`, sorted by id.
+    copies: Vec<Entry>,
     /// Why segments are left out.
     unreadable: Vec<String>,
     /// Packs that are not in the store as they were written, or that maintenance condemned. For a
@@ -109,6 +111,11 @@ fn is_of_a_later_run(key: &str, number: u64) -> bool {
     run.is_some_and(|run| run > number)
 }
 
+/// The run of the newest head.
+pub(crate) fn newest_head(store: &Store) -> Result<Option<u64>> {
+    Ok(store.list(HEADS)?.iter().filter_map(|object| run_of(&object.key)).max())
+}
+
 fn replaced() -> RepoError {
     RepoError::new(RepoErrorKind::Busy, "the index was replaced each time it was read")
         .with_hint("run it again; if it goes on, too many runs of maintenance are at work")
@@ -128,13 +135,10 @@ impl Current {
     /// go. So the newest head is looked up before and after; where it is the same, nothing that
     /// counts was removed in between.
     pub fn read(store: &Store, keys: &Keys) -> Result<Self> {
-        let newest = || -> Result<Option<u64>> {
-            Ok(store.list(HEADS)?.iter().filter_map(|object| run_of(&object.key)).max())
-        };
-        let mut before = newest()?;
+        let mut before = newest_head(store)?;
         for _ in 0..RELOADS {
             let listed = store.list(INDEX)?;
-            let after = newest()?;
+            let after = newest_head(store)?;
             if before == after {
                 return Self::of(store, keys, after, listed);
             }
@@ -274,12 +278,42 @@ impl Index {
         Ok(index)
     }
 
-    /// Sorts, and keeps one location of each chunk.
+    /// Sorts, and puts the best location of each chunk first and any other aside.
     fn settle(&mut self) {
-        let lost = &self.lost;
+        let (lost, copies) = (&self.lost, &mut self.copies);
         self.entries.sort_unstable_by_key(|e| (e.id, lost.get(&e.location.pack), e.location));
-        self.entries.dedup_by(|a, b| a.id == b.id);
+        self.entries.dedup_by(|copy, first| {
+            let same = copy.id == first.id;
+            if same && copy.location != first.location {
+                copies.push(*copy);
+            }
+            same
+        });
         self.entries.shrink_to_fit();
+        self.copies.dedup_by_key(|copy| (copy.id, copy.location));
+    }
+
+    /// Where else a chunk lies.
+    pub fn copies_of(&self, id: &ObjectId) -> impl Iterator<Item = Location> + '_ {
+        let mut prefix = [0; 16];
+        prefix.copy_from_slice(&id.0[..16]);
+        let from = self.copies.partition_point(|copy| copy.id < prefix);
+        let copies = self.copies.get(from..).unwrap_or_default().iter();
+        copies.take_while(move |copy| copy.id == prefix).map(|copy| copy.location)
+    }
+
+    /// All locations besides those of [`locations`](Self::locations), and the place of the chunk
+    /// among these.
+    pub fn copies(&self) -> impl Iterator<Item = ([u8; 16], Location, usize)> + '_ {
+        self.copies.iter().filter_map(|copy| {
+            let at = self.entries.binary_search_by(|entry| entry.id.cmp(&copy.id)).ok()?;
+            Some((copy.id, copy.location, at))
+        })
+    }
+
+    /// The location at a place among all entries.
+    pub fn location(&self, ordinal: usize) -> Option<Location> {
+        self.entries.get(ordinal).map(|entry| entry.location)
     }
 
     /// Whether a chunk is in a pack that is there.

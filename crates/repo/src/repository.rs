@@ -538,6 +538,21 @@ impl Repository {
                     Err(error) if error.is_about_an_object() => failed = Some((pack.id, error)),
                     read => return read,
                 }
+                // Of two copies one may be right.
+                for copy in index.copies_of(id) {
+                    let Some(pack) = index.pack(copy.pack) else { continue };
+                    match self.read_chunk_at(kind, id, copy, pack) {
+                        Err(error) if error.is_about_an_object() => {}
+                        read => return read,
+                    }
+                }
+            }
+            // What maintenance moves it removes only behind a new head: without one there is nothing
+            // new to be found, however many chunks are damaged.
+            if failed.is_some()
+                && crate::index::newest_head(&self.inner.store)? == index.current.head
+            {
+                break;
             }
             let place = |index: &Index| Some(index.pack(index.find(id)?.pack)?.id);
             let now = self.reload_index()?;

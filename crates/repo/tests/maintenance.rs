@@ -383,3 +383,131 @@ fn several_runs_at_once_end_as_one_would() {
     let last = maintain(&repo);
     assert_eq!((last.packs_removed, last.packs_repacked), (0, 0), "{last:?}");
 }
+
+#[test]
+fn a_name_alone_ends_no_session_and_begins_no_run() {
+    let junk = || bytes::Bytes::from_static(b"junk");
+    let store = Store::memory();
+    let repo = repository(&store);
+    let files = with(90, true);
+    let other = open(&store);
+    let session = other.begin(options("asleep")).unwrap();
+    let mut tree = session.tree(Order::Any);
+    for (path, (chunking, bytes)) in &files {
+        let content = Bytes { bytes: bytes.clone(), ranges: None };
+        tree.file(file(path, bytes.len()), Box::new(content), *chunking).unwrap();
+    }
+    let root = tree.finish().unwrap();
+    let name = keys(&store, "sessions/").pop_first().unwrap();
+    let name = name.strip_prefix("sessions/").unwrap().to_owned();
+    // Somebody without a key creates what looks like an end of it, and other names.
+    store.create(&format!("tombstones/{name}"), junk()).unwrap();
+    store.create("gc/99999999/x", junk()).unwrap();
+    store.create("gc/x/condemned", junk()).unwrap();
+    let report = maintain(&repo);
+    assert_eq!((report.packs_removed, report.given_up.len()), (0, 0), "{report:?}");
+    let snapshot = session.commit(root, serde_json::Value::Null).unwrap();
+    assert_whole(&open(&store), &snapshot, &files);
+    assert_good(&store);
+    // And what lies in the place of a tombstone keeps nobody from forgetting.
+    assert_eq!(repo.snapshots().unwrap().len(), 1);
+    repo.forget(&snapshot.id).unwrap();
+    assert!(repo.snapshots().unwrap().is_empty());
+    maintain(&repo);
+    assert_eq!(repo.usage().unwrap().packs.objects, 0);
+}
+
+#[test]
+fn a_run_that_cannot_be_read_is_no_reason_to_trust_what_it_condemned() {
+    let store = Store::memory();
+    let repo = repository(&store);
+    let files = with(95, false);
+    let first = backup(&repo, &files).unwrap();
+    store.create("gc/00000001/condemned", bytes::Bytes::from_static(b"rotten")).unwrap();
+    // A writer stores everything anew, and nothing is removed.
+    let second = backup(&open(&store), &files).unwrap();
+    assert!(second.stats.new_bytes > 1_300_000, "{:?}", second.stats);
+    repo.forget(&first.id).unwrap();
+    let there = keys(&store, "packs/");
+    let error = repo.maintain(&MaintenanceOptions::default(), &Arc::default()).unwrap_err();
+    assert_eq!(error.kind(), RepoErrorKind::Damaged);
+    assert!(error.hint().unwrap().contains("gc/00000001/"), "{error}");
+    assert_eq!(keys(&store, "packs/"), there);
+    store.delete("gc/00000001/condemned").unwrap();
+    maintain(&repo);
+    assert_whole(&open(&store), &second, &files);
+    assert_good(&store);
+}
+
+#[test]
+fn a_damaged_tombstone_of_a_session_is_forgotten_like_a_damaged_snapshot() {
+    let store = Store::memory();
+    let repo = repository(&store);
+    let session = open(&store).begin(options("asleep")).unwrap();
+    repo.maintain(&impatient(), &Arc::default()).unwrap();
+    drop(session);
+    let key = keys(&store, "snapshots/").pop_first().unwrap();
+    let mut object = store.read(&key).unwrap().to_vec();
+    object[170] ^= 1;
+    store.delete(&key).unwrap();
+    store.create(&key, object.into()).unwrap();
+    let error = repo.maintain(&MaintenanceOptions::default(), &Arc::default()).unwrap_err();
+    let id = key.rsplit('/').next().unwrap();
+    assert!(error.hint().unwrap().contains(&id[..8]), "{error}");
+    repo.forget(id).unwrap();
+    maintain(&repo);
+    // Its name stays taken.
+    assert!(keys(&store, "snapshots/").contains(&key));
+}
+
+#[test]
+fn of_two_copies_the_one_that_is_right_is_kept_and_read() {
+    let store = Store::memory();
+    repository(&store);
+    let files = with(97, true);
+    // Two hosts at once: neither knows what the other stores.
+    let hosts = [open(&store), open(&store)];
+    let sessions = hosts.each_ref().map(|host| host.begin(options("both")).unwrap());
+    let snapshots = sessions.map(|session| {
+        let mut tree = session.tree(Order::Any);
+        for (path, (chunking, bytes)) in &files {
+            let content = Bytes { bytes: bytes.clone(), ranges: None };
+            tree.file(file(path, bytes.len()), Box::new(content), *chunking).unwrap();
+        }
+        let root = tree.finish().unwrap();
+        session.commit(root, serde_json::Value::Null).unwrap()
+    });
+    let whole: Vec<(String, bytes::Bytes)> = keys(&store, "packs/")
+        .into_iter()
+        .map(|key| (key.clone(), store.read(&key).unwrap()))
+        .collect();
+    for rotten in &snapshots {
+        let copy = Store::memory();
+        for key in keys(&store, "") {
+            let mut object = store.read(&key).unwrap().to_vec();
+            // All records, and neither header nor footer.
+            if whole.iter().any(|(pack, _)| *pack == key) && key.contains(&rotten.id) {
+                let end = object.len() / 2;
+                object[170..end].iter_mut().step_by(61).for_each(|byte| *byte ^= 1);
+            }
+            copy.create(&key, object.into()).unwrap();
+        }
+        for snapshot in &snapshots {
+            assert_whole(&open(&copy), snapshot, &files);
+            let to = tempfile::tempdir().unwrap();
+            restore(&open(&copy), snapshot, to.path());
+            assert_restored(&files, to.path());
+        }
+        for _ in 0..3 {
+            maintain(&open(&copy));
+        }
+        for snapshot in &snapshots {
+            assert_whole(&open(&copy), snapshot, &files);
+        }
+    }
+    // With both right, one of them goes.
+    let before = keys(&store, "packs/").len();
+    maintain(&open(&store));
+    assert!(keys(&store, "packs/").len() < before);
+    assert_good(&store);
+}

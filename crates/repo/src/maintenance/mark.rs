@@ -160,6 +160,22 @@ impl Marks {
         chunks
     }
 
+    /// For each needed chunk that has a copy in one of `packs`: the pack and the offset where it is
+    /// read from, and the pack of the copy.
+    pub fn kept_for(&self, packs: &HashSet<[u8; 16]>) -> Vec<(u32, u32, [u8; 16])> {
+        let mut kept = Vec::new();
+        for (_, copy, ordinal) in self.index.copies().filter(|(_, _, at)| self.has(*at)) {
+            if let Some(pack) = self.index.pack(copy.pack)
+                && packs.contains(&pack.id)
+                && let Some(at) = self.index.location(ordinal)
+            {
+                kept.push((at.pack, at.offset, pack.id));
+            }
+        }
+        kept.sort_unstable();
+        kept
+    }
+
     pub fn index(&self) -> &Index {
         &self.index
     }

@@ -37,7 +37,7 @@ use backstay_store::ObjectMeta;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::crypto::{Class, class_of};
+use crate::crypto::Class;
 use crate::keys::timestamp;
 use crate::layout::{SNAPSHOTS, TOMBSTONES, Work};
 use crate::repository::Repository;
@@ -149,31 +149,60 @@ pub(crate) fn forgotten(repository: &Repository, listed: &[ObjectMeta]) -> Resul
         listed.iter().filter_map(|object| Work::from_snapshot_key(&object.key)).collect();
     for object in tombstones {
         let Some(work) = Work::from_tombstone_key(&object.key) else { continue };
-        if !there.contains(&work) {
-            continue;
-        }
-        let read = repository.store().read(&object.key).map_err(RepoError::from);
-        let opened = read.and_then(|body| {
-            open::<Tombstone>(repository.keys(), Class::Tombstone, &object.key, &body)
-        });
-        match opened {
-            Ok(_) => {
-                forgotten.insert(work);
-            }
-            // Whoever could forge one could make snapshots vanish.
-            Err(error) if error.is_about_an_object() => {
-                tracing::warn!(%error, "a tombstone is ignored");
-            }
-            Err(error) => return Err(error),
+        if there.contains(&work) && is_tombstone(repository, &object)? {
+            forgotten.insert(work);
         }
     }
     Ok(forgotten)
 }
 
+/// Whether an object is a tombstone of this repository. Whoever could forge one by its name alone
+/// could make snapshots vanish, and sessions at work pass for ended.
+fn is_tombstone(repository: &Repository, object: &ObjectMeta) -> Result<bool> {
+    let key = &object.key;
+    let opens = |body: &[u8]| open::<Tombstone>(repository.keys(), Class::Tombstone, key, body);
+    let cached = repository.cache().map(|folder| folder.join(key.replace('/', "-")));
+    if let Some(path) = &cached
+        && let Ok(body) = std::fs::read(path)
+        && body.len() as u64 == object.size
+        && opens(&body).is_ok()
+    {
+        return Ok(true);
+    }
+    let read = repository.store().read(key).map_err(RepoError::from);
+    match read.and_then(|body| opens(&body).map(|_| body)) {
+        Ok(body) => {
+            if let Some(path) = cached {
+                crate::index::keep(&path, &body);
+            }
+            Ok(true)
+        }
+        Err(error) if error.is_about_an_object() => {
+            tracing::warn!(%error, "a tombstone is ignored");
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Sessions that have ended: with an object in the place of their snapshot, which nothing removes
+/// unless there is a tombstone, or with a tombstone.
+fn ended(repository: &Repository, listed: &[ObjectMeta]) -> Result<HashSet<Work>> {
+    let mut ended: HashSet<Work> =
+        listed.iter().filter_map(|o| Work::from_snapshot_key(&o.key)).collect();
+    for object in repository.store().list(TOMBSTONES)? {
+        let Some(work) = Work::from_tombstone_key(&object.key) else { continue };
+        if !ended.contains(&work) && is_tombstone(repository, &object)? {
+            ended.insert(work);
+        }
+    }
+    Ok(ended)
+}
+
 /// Whether a snapshot was forgotten since it was listed: then it is no damage that it is gone.
 fn is_forgotten(repository: &Repository, work: &Work) -> Result<bool> {
     match repository.store().head(&work.tombstone_key()) {
-        Ok(_) => Ok(true),
+        Ok(object) => is_tombstone(repository, &object),
         Err(error) if error.is_not_found() => Ok(false),
         Err(error) => Err(error.into()),
     }
@@ -200,12 +229,27 @@ pub(crate) fn forget(repository: &Repository, prefix: &str) -> Result<String> {
         )
         .with_hint("give more digits of the id"));
     }
-    // A session that was given up has no snapshot.
+    // A session that was given up has no snapshot. What does not open may be anything: it can be
+    // forgotten, and keeps its name.
     let key = work.snapshot_key();
-    if class_of(&repository.store().read(&key)?) == Some(Class::Tombstone) {
-        return Err(not_found());
+    let ended = repository
+        .store()
+        .read(&key)
+        .map_err(RepoError::from)
+        .and_then(|body| open::<Tombstone>(repository.keys(), Class::Tombstone, &key, &body));
+    match ended {
+        Ok(_) => return Err(not_found()),
+        Err(error) if error.is_about_an_object() => {}
+        Err(error) => return Err(error),
     }
-    Tombstone::new(repository, Reason::Forgotten).create(repository, &work.tombstone_key())?;
+    let (tombstone, key) = (Tombstone::new(repository, Reason::Forgotten), work.tombstone_key());
+    if !tombstone.create(repository, &key)? && !is_forgotten(repository, &work)? {
+        // What is there is no tombstone, so it says nothing.
+        repository.store().delete(&key)?;
+        if !tombstone.create(repository, &key)? && !is_forgotten(repository, &work)? {
+            return Err(RepoError::damaged(&key, "it is no tombstone, and comes back"));
+        }
+    }
     Ok(work.id())
 }
 

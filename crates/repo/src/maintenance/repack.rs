@@ -122,44 +122,82 @@ pub(super) fn repack(
     Ok(bytes)
 }
 
+/// Which of `packs` must stay: a chunk that is needed has a copy there, and where it would be read
+/// from otherwise it is not right. Of two copies one may have rotted.
+pub(super) fn needed_after_all(
+    repository: &Repository,
+    marks: &Marks,
+    packs: &HashSet<[u8; 16]>,
+    progress: &Progress,
+) -> Result<HashSet<[u8; 16]>> {
+    let mut needed = HashSet::new();
+    for same in marks.kept_for(packs).chunk_by(|a, b| a.0 == b.0) {
+        progress.check()?;
+        let Some(pack) = same.first().and_then(|one| marks.index().pack(one.0)) else { continue };
+        let mut right = HashSet::new();
+        match for_each_right(repository, pack, |entry, _| {
+            right.insert(entry.offset);
+            Ok(())
+        }) {
+            // Then none of it is known to be right.
+            Err(error) if error.is_about_an_object() => {
+                tracing::warn!(%error, "a copy is kept");
+                right.clear();
+            }
+            read => read?,
+        }
+        let wrong = same.iter().filter(|(_, offset, _)| !right.contains(offset));
+        needed.extend(wrong.map(|(_, _, copy)| *copy));
+    }
+    Ok(needed)
+}
+
+/// Reads a pack, and tells of every record that is what its id says.
+fn for_each_right(
+    repository: &Repository,
+    pack: &crate::index::PackInfo,
+    mut tell: impl FnMut(&crate::pack::Record, &[u8]) -> Result<()>,
+) -> Result<()> {
+    let name = pack.key();
+    let body = repository.store().read(&name)?;
+    let key = repository.open_pack(pack, &body)?;
+    let mut codec = Codec::new(Compression::None);
+    let (mut record, mut content) = (Vec::new(), Vec::new());
+    for entry in read_footer(&name, &body, &key)? {
+        let at = entry.offset as usize;
+        record.clear();
+        record.extend_from_slice(body.get(at..at + entry.length as usize).unwrap_or_default());
+        let (kind, offset) = (entry.kind as u8, u64::from(entry.offset));
+        let Some(plain) = key.open(kind, offset, &entry.id.0, &mut record) else { continue };
+        let keys = repository.keys();
+        let id_key = if entry.kind.is_metadata() { &keys.metadata_id } else { &keys.data_id };
+        if codec.decode(plain, &mut content).is_some()
+            && content_id(id_key, entry.kind, &content) == entry.id
+        {
+            tell(&entry, plain)?;
+        }
+    }
+    Ok(())
+}
+
+/// What is moved is right, or it is not moved.
 fn move_out_of(
     repository: &Repository,
     pack: &crate::index::PackInfo,
     offsets: &HashSet<u32>,
     mover: &mut Mover,
 ) -> Result<u64> {
-    let name = pack.key();
-    let body = repository.store().read(&name)?;
-    let key = repository.open_pack(pack, &body)?;
-    let mut codec = Codec::new(Compression::None);
-    let (mut record, mut content) = (Vec::new(), Vec::new());
     let (mut moved, mut bytes) = (0, 0);
-    for entry in read_footer(&name, &body, &key)? {
-        if !offsets.contains(&entry.offset) {
-            continue;
+    for_each_right(repository, pack, |entry, plain| {
+        if offsets.contains(&entry.offset) {
+            mover.append(entry.kind, entry.id, plain)?;
+            moved += 1;
+            bytes += u64::from(entry.length);
         }
-        let damaged = || {
-            RepoError::damaged(&name, format!("the chunk at byte {} is not right", entry.offset))
-        };
-        let at = entry.offset as usize;
-        record.clear();
-        record.extend_from_slice(body.get(at..at + entry.length as usize).ok_or_else(damaged)?);
-        let plain = key
-            .open(entry.kind as u8, u64::from(entry.offset), &entry.id.0, &mut record)
-            .ok_or_else(damaged)?;
-        // What is moved is right, or it is not moved.
-        codec.decode(plain, &mut content).ok_or_else(damaged)?;
-        let keys = repository.keys();
-        let id_key = if entry.kind.is_metadata() { &keys.metadata_id } else { &keys.data_id };
-        if content_id(id_key, entry.kind, &content) != entry.id {
-            return Err(damaged());
-        }
-        mover.append(entry.kind, entry.id, plain)?;
-        moved += 1;
-        bytes += u64::from(entry.length);
-    }
+        Ok(())
+    })?;
     if moved != offsets.len() {
-        return Err(RepoError::damaged(&name, "it lacks a chunk that the index says it has"));
+        return Err(RepoError::damaged(&pack.key(), "it lacks a chunk that the index says it has"));
     }
     Ok(bytes)
 }

@@ -8,10 +8,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::mark::Marks;
-use super::repack::{choose, repack};
+use super::repack::{choose, needed_after_all, repack};
 use super::view::{View, at_work, ended};
 use super::{MaintenanceOptions, MaintenanceReport, Reason, Tombstone, Waiting, open, signed};
-use crate::crypto::{Class, HEADER, class_of};
+use crate::crypto::Class;
 use crate::id::hex;
 use crate::index::{
     Current, Head, Index, SEGMENT_ENTRIES, SegmentBuilder, keep_segment, open_object,
@@ -43,10 +43,9 @@ impl Condemned {
 /// The packs that count as absent for a session that was created before this is called; `None`
 /// when it cannot be known, and so everything does.
 pub(crate) fn condemned(repository: &Repository) -> Result<Option<HashSet<[u8; 16]>>> {
-    let Some(number) = newest(repository)? else { return Ok(Some(HashSet::new())) };
-    match read::<Vec<Condemned>>(repository, &gc_key(number, "condemned")) {
-        Ok(Some(condemned)) => Ok(Some(condemned.into_iter().map(|pack| pack.id).collect())),
+    match newest(repository) {
         Ok(None) => Ok(Some(HashSet::new())),
+        Ok(Some((_, condemned))) => Ok(Some(condemned.into_iter().map(|pack| pack.id).collect())),
         Err(error) if error.is_about_an_object() => {
             tracing::warn!(%error, "what maintenance condemned is unknown: everything is stored anew");
             Ok(None)
@@ -55,9 +54,33 @@ pub(crate) fn condemned(repository: &Repository) -> Result<Option<HashSet<[u8; 1
     }
 }
 
-/// The newest run that was begun.
-fn newest(repository: &Repository) -> Result<Option<u64>> {
-    Ok(repository.store().list(GC)?.iter().filter_map(|object| run_of(&object.key)).max())
+/// The newest run that was begun, and what it condemned.
+///
+/// # Errors
+/// Damage, when that cannot be read: then nothing is known of it.
+fn newest(repository: &Repository) -> Result<Option<(u64, Vec<Condemned>)>> {
+    // Other names below are not ours.
+    let steps = ["condemned", "sessions", "sweep"];
+    let listed = repository.store().list(GC)?;
+    let runs = listed.iter().filter_map(|object| {
+        let run = run_of(&object.key)?;
+        steps.iter().any(|step| gc_key(run, step) == object.key).then_some(run)
+    });
+    let Some(number) = runs.max() else { return Ok(None) };
+    let key = gc_key(number, "condemned");
+    let there = read(repository, &key)
+        .and_then(|there| there.ok_or_else(|| RepoError::damaged(&key, "it is missing")));
+    let condemned = there.map_err(|error| {
+        if !error.is_about_an_object() {
+            return error;
+        }
+        error.with_hint(format!(
+            "put it back from a copy of the store; if it never was a run of maintenance, or no backup \
+             and no maintenance has been at work since, remove what is below {}",
+            key.trim_end_matches("condemned")
+        ))
+    })?;
+    Ok(Some((number, condemned)))
 }
 
 /// An object of a run; `None` when it is not there yet.
@@ -90,7 +113,7 @@ impl<'r> Maintenance<'r> {
             // What the dead have left counts as garbage from the beginning.
             self.wait(at_work(self.repository)?.into_keys().collect())?;
         }
-        let newest = newest(self.repository)?;
+        let newest = newest(self.repository)?.map(|(number, _)| number);
         if let Some(number) = newest
             && !self.has_head(number)?
         {
@@ -234,8 +257,15 @@ impl<'r> Maintenance<'r> {
             }
             let avoided = condemned.iter().map(|pack| pack.id).collect();
             let view = View::read(self.repository, &avoided)?;
-            let live = self.mark(&view)?.live();
-            Ok(condemned.into_iter().filter(|pack| !live.contains_key(&pack.id)).collect())
+            let marks = self.mark(&view)?;
+            let live = marks.live();
+            let mut sweep = condemned;
+            sweep.retain(|pack| !live.contains_key(&pack.id));
+            // What is kept instead is looked at first.
+            let swept = sweep.iter().map(|pack| pack.id).collect();
+            let doubtful = needed_after_all(self.repository, &marks, &swept, self.progress)?;
+            sweep.retain(|pack| !doubtful.contains(&pack.id));
+            Ok(sweep)
         })?;
         failpoint::hit("maintenance-sweep");
         self.progress.set_phase("merging the index");
@@ -262,8 +292,10 @@ impl<'r> Maintenance<'r> {
     /// begins. A session that was given up may still write a segment that names one of them, and a
     /// later run would take it for the copy to keep, while somebody who slept still removes it.
     fn sweep_up(&mut self, number: u64) -> Result<()> {
-        let sweep: Vec<Condemned> =
-            read(self.repository, &gc_key(number, "sweep"))?.unwrap_or_default();
+        let key = gc_key(number, "sweep");
+        let sweep: Vec<Condemned> = read(self.repository, &key)?.ok_or_else(|| {
+            RepoError::damaged(&key, "it is missing, and the run went on after it")
+        })?;
         if sweep.is_empty() {
             return Ok(());
         }
@@ -376,8 +408,11 @@ impl<'r> Maintenance<'r> {
             .filter(|(_, pack)| gone.contains(&pack.id))
             .map(|(number, _)| number)
             .collect();
-        let entries: Vec<_> =
-            index.locations().filter(|(_, at)| !removed.contains(&at.pack)).collect();
+        // Copies too: one of them may turn out to be the only one that is right.
+        let copies = index.copies().map(|(id, at, _)| (id, at));
+        let mut entries: Vec<_> =
+            index.locations().chain(copies).filter(|(_, at)| !removed.contains(&at.pack)).collect();
+        entries.sort_unstable();
         let mut head = Head::default();
         for part in entries.chunks(SEGMENT_ENTRIES) {
             self.progress.check()?;
@@ -411,18 +446,15 @@ impl<'r> Maintenance<'r> {
         // A tombstone stays: its name, and that of the snapshot, must not be free again.
         let listed = store.list(SNAPSHOTS)?;
         for work in super::forgotten(repository, &listed)? {
-            // What ended a session without a snapshot keeps its name taken, whoever forgot it.
-            let key = work.snapshot_key();
-            match store.read_range(&key, 0..HEADER as u64) {
-                Ok(header) if class_of(&header) == Some(Class::Tombstone) => continue,
-                Ok(_) => {}
-                Err(error) => {
-                    let error = RepoError::from(error);
-                    if !error.is_about_an_object() {
-                        return Err(error);
-                    }
-                }
+            // Only a snapshot goes. Anything else keeps the name taken, whatever it was.
+            let size = store.head(&work.snapshot_key()).map_or(0, |object| object.size);
+            match repository.read_snapshot(work, size) {
+                Ok(Some(_)) => {}
+                Ok(None) => continue,
+                Err(error) if error.is_about_an_object() => continue,
+                Err(error) => return Err(error),
             }
+            let key = work.snapshot_key();
             store.delete(&key)?;
             failpoint::hit("maintenance-snapshot-removed");
             self.report.snapshots_removed += 1;

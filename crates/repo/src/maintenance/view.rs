@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{forgotten, is_forgotten};
 use crate::index::Index;
-use crate::layout::{PACKS, SESSIONS, SNAPSHOTS, TOMBSTONES, Work, parse_pack_key};
+use crate::layout::{PACKS, SESSIONS, SNAPSHOTS, Work, parse_pack_key};
 use crate::repository::Repository;
 use crate::{RepoError, Result, Snapshot};
 
@@ -34,11 +34,7 @@ impl View {
     pub fn read(repository: &Repository, avoided: &HashSet<[u8; 16]>) -> Result<Self> {
         let store = repository.store();
         let listed = store.list(SNAPSHOTS)?;
-        let mut ended: HashSet<Work> =
-            listed.iter().filter_map(|o| Work::from_snapshot_key(&o.key)).collect();
-        ended.extend(
-            store.list(TOMBSTONES)?.iter().filter_map(|o| Work::from_tombstone_key(&o.key)),
-        );
+        let ended = super::ended(repository, &listed)?;
         let forgotten = forgotten(repository, &listed)?;
         let mut snapshots = Vec::new();
         for object in &listed {
@@ -100,9 +96,5 @@ pub(crate) fn at_work(
 }
 
 pub(crate) fn ended(repository: &Repository) -> Result<HashSet<Work>> {
-    let store = repository.store();
-    let mut ended: HashSet<Work> =
-        store.list(SNAPSHOTS)?.iter().filter_map(|o| Work::from_snapshot_key(&o.key)).collect();
-    ended.extend(store.list(TOMBSTONES)?.iter().filter_map(|o| Work::from_tombstone_key(&o.key)));
-    Ok(ended)
+    super::ended(repository, &repository.store().list(SNAPSHOTS)?)
 }

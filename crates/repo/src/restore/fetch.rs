@@ -494,10 +494,10 @@ impl Fetcher<'_> {
                 &mut worker.content,
             );
             if let Err(error) = opened {
-                if !self.goes_on(&error) {
+                if !error.is_about_an_object() {
                     return Err(error);
                 }
-                self.lose(files, same, &error)?;
+                self.fetch_elsewhere(files, same, pack, error, worker)?;
                 continue;
             }
             self.write_all(files, same, &pack.key(), worker)?;
@@ -520,13 +520,14 @@ impl Fetcher<'_> {
             let mut sought = self.sought.lock().unwrap_or_else(|e| e.into_inner());
             let mut index = self.repository.index()?;
             let other = |index: &Index| {
-                let at = index.find(chunk)?;
-                index.pack(at.pack).is_some_and(|now| now.id != pack.id).then_some(())
+                let places = index.find(chunk).into_iter().chain(index.copies_of(chunk));
+                let mut packs = places.filter_map(|at| index.pack(at.pack));
+                packs.any(|now| now.id != pack.id)
             };
-            if other(&index).is_none() && sought.insert(pack.id) {
+            if !other(&index) && sought.insert(pack.id) {
                 index = self.repository.reload_index()?;
             }
-            other(&index).map(|()| self.repository.read_chunk(Kind::Data, chunk))
+            other(&index).then(|| self.repository.read_chunk(Kind::Data, chunk))
         };
         match content {
             Some(Ok(content)) => {

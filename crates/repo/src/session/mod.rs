@@ -146,8 +146,12 @@ impl Session {
             if !index.holds(&leaf.id) {
                 return Ok(false);
             }
-            let leaf =
-                parse_extents("the parent", &self.repository.read_chunk(Kind::Leaf, &leaf.id)?)?;
+            let read = self.repository.read_chunk(Kind::Leaf, &leaf.id);
+            let leaf = match read.and_then(|leaf| parse_extents("the parent", &leaf)) {
+                // A parent only saves work.
+                Err(error) if error.is_about_an_object() => return Ok(false),
+                leaf => leaf?,
+            };
             let pages = match &leaf.pages {
                 PageHashes::Chunk(id) => index.holds(id),
                 PageHashes::None | PageHashes::Inline(_) => true,
@@ -189,6 +193,13 @@ impl Session {
         let env = self.repository.environment();
         let packs = self.shared.finish_uploads()?;
         let store = self.repository.store();
+        // A pack that was sent again after a long sleep may have been removed meanwhile, with all
+        // that this session had. It must not be listed as if nothing had happened.
+        match store.head(&self.shared.work.snapshot_key()) {
+            Err(error) if error.is_not_found() => {}
+            Ok(_) => return Err(given_up()),
+            Err(error) => return Err(error.into()),
+        }
         let mut segments = vec![SegmentBuilder::default()];
         for (pack, records) in packs {
             let last = segments.last_mut().expect("there is one at least");
@@ -241,16 +252,7 @@ impl Session {
         let (object_key, header) = self.shared.session_key.object(env.random(), Class::Snapshot);
         let body = serde_json::to_vec(&snapshot).expect("plain JSON");
         store.create(&key, seal_with(&object_key, &header, &key, body)).map_err(|error| {
-            if error.is_already_exists() {
-                RepoError::new(
-                    RepoErrorKind::Busy,
-                    "this backup was given up by maintenance because it was silent for too long",
-                )
-                .with_hint("run it again: what it stored is found there")
-                .with_source(error)
-            } else {
-                error.into()
-            }
+            if error.is_already_exists() { given_up().with_source(error) } else { error.into() }
         })?;
         failpoint::hit("snapshot-created");
         snapshot.id = crate::id::hex(&self.shared.work.session);
@@ -265,6 +267,14 @@ impl Drop for Session {
         self.pool.stop();
         self.shared.join_uploads();
     }
+}
+
+fn given_up() -> RepoError {
+    RepoError::new(
+        RepoErrorKind::Busy,
+        "this backup was given up by maintenance because it was silent for too long",
+    )
+    .with_hint("run it again: what it stored is found there")
 }
 
 /// What tells whether the process of a session is still there.
