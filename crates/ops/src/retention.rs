@@ -4,10 +4,12 @@
 //! as the policy says, and the newest ones in any case. Periods without a snapshot do not count: who
 //! backed up nothing for a year keeps what there was before it.
 //!
-//! What cannot be poisoned: each writer's snapshots are counted by themselves, so that no host can
-//! push out those of another; a snapshot that says it was made later than the store got it counts
+//! Against poisoning: each writer's snapshots are counted by themselves, so that no host pushes out
+//! those of another by being busy; a snapshot that says it was made later than the store got it counts
 //! from when the store got it; the newest complete snapshot of a source is never forgotten; and what
-//! would be forgotten at once is bounded by a share.
+//! would be forgotten at once stays below a share. A host that has been broken into and holds the keys
+//! can still write under another's name and date its snapshots back: against that help credentials
+//! that are bound to a prefix, and a store that keeps what is deleted.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -101,18 +103,18 @@ fn periods(keep: &RetentionKeys) -> [(&'static str, usize, Period); 5] {
     ]
 }
 
-/// Refuses to forget more than `share` percent of a source's snapshots at once.
+/// Refuses to forget `share` percent of a source's snapshots or more at once; one may always go.
 ///
 /// # Errors
 /// Usage, with how many it would be.
 pub fn check_share(source: &str, decisions: &[Decision], share: f64) -> Result<()> {
     let goes = decisions.iter().filter(|one| one.kept_for.is_empty()).count();
-    if goes as f64 * 100.0 <= share * decisions.len() as f64 {
+    if goes <= 1 || share >= 100.0 || goes as f64 * 100.0 < share * decisions.len() as f64 {
         return Ok(());
     }
     Err(Error::usage(
         format!(
-            "{goes} of {} snapshots of {source} would be forgotten at once, more than {share} %",
+            "{goes} of {} snapshots of {source} would be forgotten at once, {share} % or more",
             decisions.len()
         ),
         "look at `backstay retention`; if that is what is wanted, say --max-share 100",

@@ -877,6 +877,8 @@ fn what_is_right_in_the_target_stays_though_the_index_lost_it() {
         store.delete(&key).unwrap();
     }
     std::fs::write(to.path().join("d/other"), noise(90_000, 4)).unwrap();
+    // With another name, or closed to us, it is not written to either.
+    std::fs::hard_link(to.path().join("d/other"), to.path().join("name")).unwrap();
     let report =
         open(&store).restore(&snapshot, goes_on(to.path(), true), &Progress::default()).unwrap();
     for name in ["d/chunked", "d/grid"] {

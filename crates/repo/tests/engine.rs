@@ -450,6 +450,12 @@ fn a_program_that_runs_is_replaced_and_goes_on_running() {
         assert_restored(&all, to.path());
         assert_eq!(std::fs::read_dir(program.parent().unwrap()).unwrap().count(), 1);
     }
+    // Somebody else's second name of it keeps what it had.
+    std::fs::hard_link(&program, to.path().join("mine")).unwrap();
+    std::fs::write(to.path().join("mine"), b"another state").ok();
+    let options = RestoreOptions { delta: true, ..RestoreOptions::new(to.path()) };
+    repo.restore(&snapshot, options, &Progress::default()).unwrap();
+    assert_restored(&all, to.path());
     assert!(running.try_wait().unwrap().is_none());
     running.kill().unwrap();
     running.wait().unwrap();

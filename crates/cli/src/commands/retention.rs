@@ -25,7 +25,7 @@ pub struct RetentionArgs {
     #[arg(long)]
     apply: bool,
 
-    /// Refuse to forget more than this share of a source's snapshots at once
+    /// Refuse to forget this share or more of a source's snapshots at once
     #[arg(long, value_name = "PERCENT", default_value = "50", value_parser = Percent::parse)]
     max_share: Percent,
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::AcqRel, Ordering::Relaxed};
 use rustix::fs::{FallocateFlags, FileType};
 use rustix::io::Errno;
 
-use super::place::{OURS, Owners, Place, set_metadata};
+use super::place::{OURS, Owners, Place, There, set_metadata};
 use super::{Counters, NOWHERE, Planned, Wanted};
 use crate::codec::Codec;
 use crate::entry::{Body, Entry, EntryKind, Metadata};
@@ -116,15 +116,20 @@ impl Fetcher<'_> {
         match &entry.kind {
             EntryKind::File(content) => {
                 let Body::Inline(bytes) = &content.body else { return Ok(()) };
-                let file = match self.inline(place, bytes) {
+                let written = self.inline(place, bytes).and_then(|(file, at)| {
+                    let set = set_metadata(&file, &entry.meta, self.owners, self.strip);
+                    at.map_or(Ok(()), |at| at.replace(place))?;
+                    Ok(set)
+                });
+                let set = match written {
                     Err(error) if self.goes_on(&error) => {
                         self.fail(&entry.path, entry.size(), error.to_string());
                         return Ok(());
                     }
-                    file => file?,
+                    written => written?,
                 };
                 self.counters.bytes_written.fetch_add(bytes.len() as u64, Relaxed);
-                set_metadata(&file, &entry.meta, self.owners, self.strip).map_err(fail)?;
+                set.map_err(fail)?;
             }
             EntryKind::Symlink { target } => {
                 place.symlink(target, self.delta).map_err(fail)?;
@@ -144,20 +149,25 @@ impl Fetcher<'_> {
         Ok(())
     }
 
-    /// Writes a short file whole.
-    fn inline(&self, place: &Place, bytes: &[u8]) -> Result<File> {
-        let exists = place.prepare_existing(self.delta)?;
+    /// Writes a short file whole; where, if it is not in its place yet.
+    fn inline(&self, place: &Place, bytes: &[u8]) -> Result<(File, Option<Place>)> {
+        let there = place.prepare_existing(self.delta)?;
         let write = || {
-            let file = if exists {
-                let file = place.open_existing()?;
-                rustix::fs::fchmod(&file, OURS)?;
-                file.set_len(0)?;
-                file
-            } else {
-                place.create()?
+            let (file, at) = match there {
+                There::Nothing => (place.create()?, None),
+                There::File => {
+                    let file = place.open_existing()?;
+                    rustix::fs::fchmod(&file, OURS)?;
+                    file.set_len(0)?;
+                    (file, None)
+                }
+                There::Untouchable => {
+                    let beside = place.beside();
+                    (beside.create()?, Some(beside))
+                }
             };
             file.write_all_at(bytes, 0)?;
-            Ok(file)
+            Ok((file, at))
         };
         write().map_err(|error| RepoError::io("restore", display(place.display()), error))
     }
@@ -242,7 +252,13 @@ impl Fetcher<'_> {
                     let Some(file) = file else { return Ok(()) };
                     let set = set_metadata(file, &planned.meta, self.owners, self.strip);
                     let set = set.map_err(|e| RepoError::io("restore", display(&planned.path), e));
-                    return self.allow(&planned.path, set);
+                    match planned.over.as_ref().map_or(Ok(()), |over| planned.place.replace(over)) {
+                        Ok(()) => return self.allow(&planned.path, set),
+                        Err(error) if self.goes_on(&error) => {
+                            planned.lost.get_or_init(|| error.to_string());
+                        }
+                        Err(error) => return Err(error),
+                    }
                 }
             }
         }
@@ -255,8 +271,9 @@ impl Fetcher<'_> {
     /// One that was there before and was not written to is left as it was.
     fn set_aside(&self, planned: &Planned, why: &str) -> Result<()> {
         let begun = *planned.begun.lock().unwrap_or_else(|e| e.into_inner());
+        let was_there = planned.exists || planned.over.is_some();
         if !begun {
-            let what = if planned.exists { "left as it was" } else { "lost" };
+            let what = if was_there { "left as it was" } else { "lost" };
             self.fail(&planned.path, planned.size, format!("{what}: {why}"));
             return Ok(());
         }
@@ -264,7 +281,8 @@ impl Fetcher<'_> {
             // What is missing at the end reads as zeros, like what is missing elsewhere.
             let _ = planned.place.open_existing().and_then(|file| file.set_len(planned.size));
         }
-        let what = match planned.place.set_aside()? {
+        let over = planned.over.as_ref().unwrap_or(&planned.place);
+        let what = match planned.place.set_aside(over)? {
             Some(name) => {
                 let above = planned.path.iter().rposition(|b| *b == b'/').map_or(0, |at| at + 1);
                 let path = [&planned.path[..above], &name].concat();

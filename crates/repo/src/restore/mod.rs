@@ -27,7 +27,7 @@ use crate::session::workers;
 use crate::{Problem, Progress, RepoError, RepoErrorKind, Result, Snapshot, SourceKind, Tree};
 use backstay_store::failpoint;
 use fetch::Fetcher;
-use place::{Anchors, Opened, Owners, Place, Target};
+use place::{Anchors, Opened, Owners, Place, Target, There};
 
 /// Where a chunk lies that is in no pack of the index. What is in the target may be right all the
 /// same.
@@ -119,6 +119,8 @@ pub(super) struct Planned {
     pub dense: bool,
     /// Whether the file is there already, with a length to keep or correct.
     pub exists: bool,
+    /// What `place` takes the place of when it is whole.
+    pub(in crate::restore) over: Option<Place>,
 }
 
 /// A range of a planned file and where its bytes are.
@@ -282,12 +284,17 @@ pub(crate) fn restore(
                         }
                         exists => exists?,
                     };
+                    let (place, over) = match exists {
+                        There::Untouchable => (place.beside(), Some(place)),
+                        _ => (place, None),
+                    };
+                    let exists = exists == There::File;
                     if let Some(error) = damage {
                         if !fetcher.goes_on(&error) {
                             return Err(error);
                         }
                         lost.get_or_init(|| error.to_string());
-                        if exists {
+                        if exists || over.is_some() {
                             // Where its holes are is not known: it is left alone.
                             extents.clear();
                         }
@@ -316,6 +323,7 @@ pub(crate) fn restore(
                         dense: extents.iter().map(|e| u64::from(e.length)).sum::<u64>()
                             == content.size,
                         exists,
+                        over,
                     });
                 }
                 _ => {

@@ -166,6 +166,17 @@ pub(super) struct Place {
     path: Vec<u8>,
 }
 
+/// What is in the place of a regular file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum There {
+    Nothing,
+    /// A file that can be brought to another state.
+    File,
+    /// A file that must not be written to: it is being executed, has other names, or is closed to
+    /// us. Another one takes its place when that is whole.
+    Untouchable,
+}
+
 /// A directory that is open, whatever its mode becomes.
 pub(super) struct Opened {
     folder: OwnedFd,
@@ -244,12 +255,13 @@ impl Place {
         Ok(Opened { folder, place: self.clone() })
     }
 
-    /// Gives a file that could not be completed a name that says so, and that nothing has; `None`
-    /// when there is no file.
-    pub fn set_aside(&self) -> Result<Option<Vec<u8>>> {
+    /// Gives a file that could not be completed, and should have been at `other`, a name that says so,
+    /// and that nothing has; `None` when there is no file.
+    pub fn set_aside(&self, other: &Self) -> Result<Option<Vec<u8>>> {
         let rename = || {
-            let parent = self.parent()?;
-            let (base, path) = parent.split();
+            let (parent, other) = (self.parent()?, other.parent()?);
+            let (from, unfinished) = parent.split();
+            let (base, path) = other.split();
             let start = path.iter().rposition(|b| *b == b'/').map_or(0, |at| at + 1);
             for number in 1..1000 {
                 let mut end = INCOMPLETE.to_vec();
@@ -265,12 +277,13 @@ impl Place {
                 aside.truncate(start + (path.len() - start).min(NAME_MAX - end.len()));
                 aside.extend_from_slice(&end);
                 let flags = RenameFlags::NOREPLACE;
-                let renamed = match rustix::fs::renameat_with(base, path, base, &aside[..], flags) {
+                let renamed = rustix::fs::renameat_with(from, unfinished, base, &aside[..], flags);
+                let renamed = match renamed {
                     // A file system that cannot promise it is asked first.
                     Err(Errno::INVAL | Errno::NOSYS) => {
                         match rustix::fs::statat(base, &aside[..], AtFlags::SYMLINK_NOFOLLOW) {
                             Ok(_) => Err(Errno::EXIST),
-                            Err(_) => rustix::fs::renameat(base, path, base, &aside[..]),
+                            Err(_) => rustix::fs::renameat(from, unfinished, base, &aside[..]),
                         }
                     }
                     other => other,
@@ -333,29 +346,44 @@ impl Place {
         make().map_err(|e| self.error("make the directory", e))
     }
 
-    /// Whether a regular file may be there, is, and can be written to; anything else that is there
-    /// is removed.
-    pub fn prepare_existing(&self, may_exist: bool) -> Result<bool> {
+    /// What is in the place of a regular file. Anything but a file that may be there is removed.
+    pub fn prepare_existing(&self, may_exist: bool) -> Result<There> {
         if !may_exist {
-            return Ok(false);
+            return Ok(There::Nothing);
         }
         let prepare = || match self.kind()? {
             Some(FileType::RegularFile) => match self.open_existing() {
+                Ok(file) if rustix::fs::fstat(&file)?.st_nlink == 1 => Ok(There::File),
                 // Another name of the file may belong to something else.
-                Ok(file) if rustix::fs::fstat(&file)?.st_nlink == 1 => Ok(true),
-                Ok(_) => self.clear().map(|()| false),
+                Ok(_) => Ok(There::Untouchable),
                 Err(error) => match Errno::from_io_error(&error) {
-                    // One that may not be written, or is being executed, is replaced.
-                    Some(Errno::ACCESS | Errno::PERM | Errno::TXTBSY) => {
-                        self.clear().map(|()| false)
-                    }
+                    Some(Errno::ACCESS | Errno::PERM | Errno::TXTBSY) => Ok(There::Untouchable),
                     _ => Err(error),
                 },
             },
-            Some(_) => self.clear().map(|()| false),
-            None => Ok(false),
+            Some(_) => self.clear().map(|()| There::Nothing),
+            None => Ok(There::Nothing),
         };
         prepare().map_err(|e| self.error("replace", e))
+    }
+
+    /// A place beside this one, with a name that nothing has.
+    pub fn beside(&self) -> Self {
+        let start = self.path.iter().rposition(|b| *b == b'/').map_or(0, |at| at + 1);
+        let random: [u8; 8] = backstay_store::Environment::system().random();
+        let name = format!(".backstay-{}", crate::id::hex(&random));
+        let path = [&self.path[..start], name.as_bytes()].concat();
+        Self { path, ..self.clone() }
+    }
+
+    /// Puts a file that is whole into the place of another one.
+    pub fn replace(&self, other: &Self) -> Result<()> {
+        let replace = || {
+            let (from, to) = (self.parent()?, other.parent()?);
+            let ((from, here), (to, there)) = (from.split(), to.split());
+            Ok(rustix::fs::renameat(from, here, to, there)?)
+        };
+        replace().map_err(|e| other.error("replace", e))
     }
 
     /// Opens a file that is there, for reading and writing.
