@@ -88,7 +88,7 @@ fn present(
     if report.packs_repacked > 0 {
         let verb = if dry_run { "would move" } else { "moved" };
         app.output.say(format!(
-            "      {verb} {} out of {} that were mostly garbage",
+            "      {verb} {} out of {} of mostly garbage",
             format_size(report.bytes_repacked),
             count(report.packs_repacked, "pack", "packs"),
         ))?;
