@@ -128,7 +128,7 @@ fn packs_that_are_mostly_garbage_are_rewritten_within_a_bound() {
     let bounded = MaintenanceOptions { max_repack: 1000, ..MaintenanceOptions::default() };
     let report = repo.maintain(&bounded, &Arc::default()).unwrap();
     assert!(report.bytes_repacked <= 1000, "{report:?}");
-    assert!(repo.usage().unwrap().packs.bytes > before - 100_000);
+    assert_eq!(report.packs_repacked, 0, "{report:?}");
     let report = maintain(&repo);
     assert!(report.packs_repacked >= 1, "{report:?}");
     let after = repo.usage().unwrap().packs.bytes;
