@@ -98,17 +98,21 @@ pub(crate) struct Current {
     pub head: Option<u64>,
     /// Segments that count.
     pub segments: Vec<ObjectMeta>,
-    /// Everything else below `index/`.
+    /// What they have replaced.
     pub obsolete: Vec<String>,
     /// That the newest head does not open, and so all segments count.
     problem: Option<String>,
 }
 
-/// Merged segments whose head is still to come: somebody is writing them.
-fn is_of_a_later_run(key: &str, number: u64) -> bool {
-    let rest = key.strip_prefix(INDEX).and_then(|rest| rest.strip_prefix("1/"));
-    let run = rest.and_then(|rest| rest.split('/').next()?.parse::<u64>().ok());
-    run.is_some_and(|run| run > number)
+/// Whether an object that does not count was replaced by the head of the run `number`: not merged
+/// segments whose own head is still to come, and nothing that is not ours.
+fn is_replaced(key: &str, number: u64) -> bool {
+    if let Some(run) = run_of(key) {
+        return run < number;
+    }
+    let merged = key.strip_prefix(INDEX).and_then(|rest| rest.strip_prefix("1/"));
+    let run = merged.and_then(|rest| rest.split('/').next()?.parse::<u64>().ok());
+    run.is_some_and(|run| run <= number) || Work::from_index_key(key).is_some()
 }
 
 /// The run of the newest head.
@@ -164,11 +168,10 @@ impl Current {
             Ok(head) => head,
             Err(error) if error.is_about_an_object() => {
                 tracing::warn!(%error, "which segments are the index cannot be read: all are taken");
-                let (heads, segments) =
-                    listed.into_iter().partition(|object| object.key.starts_with(HEADS));
-                let obsolete = Vec::<ObjectMeta>::into_iter(heads).map(|o| o.key).collect();
+                let segments = listed.into_iter().filter(|o| !o.key.starts_with(HEADS)).collect();
                 let problem = Some(error.to_string());
-                return Ok(Self { head: Some(number), segments, obsolete, problem });
+                // Nothing is known to be replaced.
+                return Ok(Self { head: Some(number), segments, obsolete: Vec::new(), problem });
             }
             Err(error) => return Err(error),
         };
@@ -182,7 +185,7 @@ impl Current {
             };
             if counts {
                 current.segments.push(object);
-            } else if object.key != key && !is_of_a_later_run(&object.key, number) {
+            } else if is_replaced(&object.key, number) {
                 current.obsolete.push(object.key);
             }
         }
@@ -255,10 +258,18 @@ impl Index {
         cache: Option<&Path>,
         avoided: &HashSet<[u8; 16]>,
     ) -> Result<Self> {
-        let mut index = Self::load_all(store, keys, cache)?;
-        // After the segments: a pack is durable before a segment names it.
-        let there: HashMap<String, u64> =
-            store.list(PACKS)?.into_iter().map(|object| (object.key, object.size)).collect();
+        let mut tries = 0..RELOADS;
+        let (mut index, there) = loop {
+            let index = Self::load_all(store, keys, cache)?;
+            // After the segments: a pack is durable before a segment names it.
+            let there: HashMap<String, u64> =
+                store.list(PACKS)?.into_iter().map(|object| (object.key, object.size)).collect();
+            // Packs go behind a new head only: with the same one, what this index names is there.
+            if newest_head(store)? == index.current.head {
+                break (index, there);
+            }
+            tries.next().ok_or_else(replaced)?;
+        };
         for (number, pack) in (0..).zip(&index.packs) {
             let key = pack.key();
             if there.get(&key) != Some(&pack.size) {

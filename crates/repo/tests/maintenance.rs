@@ -150,8 +150,14 @@ fn many_segments_become_one_and_the_index_says_the_same() {
     assert_eq!((report.segments_before >= 20, report.segments_after), (true, 1), "{report:?}");
     // One segment and its head.
     assert_eq!(keys(&store, "index/").len(), 2);
+    // What is not ours is nobody's to remove.
+    store.create("index/notes", bytes::Bytes::from_static(b"of somebody")).unwrap();
+    repo.forget(&snapshots[0].id).unwrap();
+    maintain(&repo);
+    assert!(keys(&store, "index/").contains("index/notes"));
+    let (snapshots, all) = (&snapshots[1..], &all[1..]);
     let fresh = open(&store);
-    for (snapshot, files) in snapshots.iter().zip(&all) {
+    for (snapshot, files) in snapshots.iter().zip(all) {
         assert_whole(&fresh, snapshot, files);
     }
     let again = backup(&fresh, &all[3]).unwrap();

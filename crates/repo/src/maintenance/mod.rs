@@ -17,7 +17,7 @@
 //!
 //! The list `sweep` is one for all who work on a run, for ever: somebody who slept for a week
 //! removes what was agreed on then, and nobody has referred to that since. The next run may begin
-//! when the head is there. Tombstones and the objects of runs are never removed: each keeps a name
+//! when all of it is gone. Tombstones and the objects of runs are never removed: each keeps a name
 //! taken that must not be created again.
 //!
 //! `view` is one look at the repository, `mark` finds what is reachable, `repack` moves chunks out of
