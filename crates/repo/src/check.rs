@@ -18,14 +18,14 @@ use serde::{Deserialize, Serialize};
 use crate::codec::Codec;
 use crate::crypto::{Class, class_of};
 use crate::entry::{Body, EntryKind};
-use crate::id::{ObjectId, hex};
+use crate::id::ObjectId;
 use crate::index::{Current, Head, Index, PackInfo, open_object};
 use crate::layout::{PACKS, SESSIONS, SNAPSHOTS, Work, head_key, parse_pack_key};
-use crate::maintenance::{self, Tombstone};
+use crate::maintenance;
 use crate::pack::read_footer;
 use crate::repository::{Repository, open_record};
 use crate::session::{content_id, workers};
-use crate::{Compression, Kind, Progress, RepoError, Result, Snapshot};
+use crate::{Compression, Kind, Progress, Result, Snapshot};
 
 /// How deep to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
@@ -287,7 +287,8 @@ fn load_index(check: &Check<'_>) -> Result<Option<Index>> {
         check.judge(&object.key, opened)?;
     }
     // A chunk may lie in a pack that is there and in one that is not.
-    let index = Index::load(store, keys, None, &HashSet::new());
+    let authority = check.repository.reload_authority()?;
+    let index = Index::load(store, keys, &authority, None, &HashSet::new());
     check.judge("the index", index)
 }
 
@@ -336,7 +337,7 @@ fn of_pack(key: &str) -> Option<Work> {
 
 fn all_snapshots(check: &Check<'_>) -> Result<Vec<Snapshot>> {
     let mut snapshots = Vec::new();
-    let keys = check.repository.keys();
+    check.repository.reload_authority()?;
     let listed = check.repository.store().list(SNAPSHOTS)?;
     let forgotten = maintenance::forgotten(check.repository, &listed)?;
     for object in listed {
@@ -346,20 +347,8 @@ fn all_snapshots(check: &Check<'_>) -> Result<Vec<Snapshot>> {
         }
         let read = check.read(&object.key);
         let Some(body) = check.judge(&object.key, read)? else { continue };
-        if class_of(&body) == Some(Class::Tombstone) {
-            let opened = maintenance::open::<Tombstone>(keys, Class::Tombstone, &object.key, &body);
-            check.judge(&object.key, opened)?;
-            continue;
-        }
-        let opened = open_object(keys, Class::Snapshot, &object.key, &body).and_then(|plain| {
-            serde_json::from_slice::<Snapshot>(&plain)
-                .map_err(|error| RepoError::damaged(&object.key, error))
-        });
-        if let Some(mut snapshot) = check.judge(&object.key, opened)? {
-            snapshot.id = hex(&work.session);
-            snapshot.writer = hex(&work.writer);
-            snapshots.push(snapshot);
-        }
+        let opened = check.repository.open_snapshot(work, &body);
+        snapshots.extend(check.judge(&object.key, opened)?.flatten());
     }
     Ok(snapshots)
 }

@@ -5,9 +5,10 @@
 //! ```text
 //! packs (4) ‖ entries (4)
 //! each pack: writer (8) ‖ session (16) ‖ id (16) ‖ size (8) ‖ SHA-256 of the object (32) ‖
-//!            class (1) ‖ zero (7)                                                  = 88 bytes
+//!            class (1) ‖ zero (3) ‖ epoch (4)                                      = 88 bytes
 //! each entry, sorted: first 16 bytes of the id ‖ pack's number in this segment (4) ‖
 //!            offset (4) ‖ sealed length with tag (4)                               = 28 bytes
+//! signature of all of it (64)
 //! ```
 //!
 //! Sessions write segments of level 0. Maintenance merges them: a *head* (`index/heads/<run>`) names
@@ -23,8 +24,10 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use crate::crypto::{Class, HEADER, Keys, TAG};
+use crate::authority::Authority;
+use crate::crypto::{Class, HEADER, Keys, TAG, epoch_of};
 use crate::layout::{HEADS, INDEX, PACKS, Work, run_of};
+use crate::signing::SIGNATURE;
 use crate::{ObjectId, RepoError, RepoErrorKind, Result, Store};
 use backstay_store::ObjectMeta;
 use serde::{Deserialize, Serialize};
@@ -44,6 +47,8 @@ pub(crate) struct PackInfo {
     pub size: u64,
     pub sha256: [u8; 32],
     pub class: Class,
+    /// Of the root key to which it is sealed.
+    pub epoch: u32,
 }
 
 impl PackInfo {
@@ -87,6 +92,8 @@ pub(crate) struct Index {
 /// Why nobody should count on a pack. In the order in which they are read all the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Lost {
+    /// Of a host that may only write, and not of this one.
+    Foreign,
     Avoided,
     Missing,
 }
@@ -204,10 +211,15 @@ impl Current {
 impl Index {
     /// While maintenance replaces segments, the ones that a list named may be gone: then the list is
     /// read again.
-    fn load_all(store: &Store, keys: &Keys, cache: Option<&Path>) -> Result<Self> {
+    fn load_all(
+        store: &Store,
+        keys: &Keys,
+        authority: &Authority,
+        cache: Option<&Path>,
+    ) -> Result<Self> {
         let mut current = Current::read(store, keys)?;
         for _ in 0..RELOADS {
-            let index = Self::load_segments(store, keys, cache, &current)?;
+            let index = Self::load_segments(store, keys, authority, cache, &current)?;
             if index.unreadable.is_empty() {
                 return Ok(index);
             }
@@ -223,6 +235,7 @@ impl Index {
     fn load_segments(
         store: &Store,
         keys: &Keys,
+        authority: &Authority,
         cache: Option<&Path>,
         current: &Current,
     ) -> Result<Self> {
@@ -230,8 +243,12 @@ impl Index {
         index.unreadable.extend(current.problem.clone());
         let mut numbers = HashMap::new();
         for object in &current.segments {
-            let added = read_segment(store, keys, cache, &object.key, object.size)
-                .and_then(|plain| index.add(&object.key, &plain, &mut numbers));
+            let added = read_segment(store, keys, cache, &object.key, object.size).and_then(
+                |(epoch, plain)| {
+                    vouch(authority, keys, &object.key, epoch, &plain)?;
+                    index.add(&object.key, &plain, &mut numbers)
+                },
+            );
             match added {
                 Err(error) if error.is_about_an_object() => {
                     tracing::warn!(%error, "a segment of the index is left out");
@@ -255,12 +272,13 @@ impl Index {
     pub fn load(
         store: &Store,
         keys: &Keys,
+        authority: &Authority,
         cache: Option<&Path>,
         avoided: &HashSet<[u8; 16]>,
     ) -> Result<Self> {
         let mut tries = 0..RELOADS;
         let (mut index, there) = loop {
-            let index = Self::load_all(store, keys, cache)?;
+            let index = Self::load_all(store, keys, authority, cache)?;
             // After the segments: a pack is durable before a segment names it.
             let there: HashMap<String, u64> =
                 store.list(PACKS)?.into_iter().map(|object| (object.key, object.size)).collect();
@@ -283,6 +301,8 @@ impl Index {
                 index.lost.insert(number, Lost::Missing);
             } else if avoided.contains(&pack.id) {
                 index.lost.insert(number, Lost::Avoided);
+            } else if authority.is_foreign(keys, &pack.work.writer) {
+                index.lost.insert(number, Lost::Foreign);
             }
         }
         index.settle();
@@ -470,7 +490,8 @@ impl SegmentBuilder {
             plain.extend_from_slice(&pack.id);
             plain.extend_from_slice(&pack.size.to_le_bytes());
             plain.extend_from_slice(&pack.sha256);
-            plain.extend_from_slice(&[pack.class as u8, 0, 0, 0, 0, 0, 0, 0]);
+            plain.extend_from_slice(&[pack.class as u8, 0, 0, 0]);
+            plain.extend_from_slice(&pack.epoch.to_le_bytes());
         }
         for (id, pack, offset, length) in &self.entries {
             plain.extend_from_slice(id);
@@ -478,33 +499,66 @@ impl SegmentBuilder {
             plain.extend_from_slice(&offset.to_le_bytes());
             plain.extend_from_slice(&length.to_le_bytes());
         }
+        let signature = keys.sign(object, &plain);
+        plain.extend_from_slice(&signature);
         seal_object(keys, id, Class::Index, object, plain)
     }
+}
+
+/// Whether a segment is of whom its name says: the writer of its session, or somebody with the root
+/// key, who alone merges them.
+fn vouch(authority: &Authority, keys: &Keys, object: &str, epoch: u32, plain: &[u8]) -> Result<()> {
+    let segment = Segment::parse(object, plain)?;
+    let (body, signature) = (segment.body, segment.signature);
+    let Some(work) = Work::from_index_key(object) else {
+        return match signature {
+            Some(signature) => keys.owner_wrote(epoch, object, body, signature),
+            None => keys.counts(epoch, object),
+        };
+    };
+    authority.vouch(keys, object, &work.writer, epoch, body, signature)?;
+    if authority.is_host(&work.writer)
+        && segment.packs.iter().any(|pack| pack.work.writer != work.writer)
+    {
+        return Err(RepoError::damaged(object, "it lists a pack of somebody else"));
+    }
+    Ok(())
+}
+
+/// Whether somebody has signed a segment.
+pub(crate) fn is_signed(object: &str, plain: &[u8]) -> Result<bool> {
+    Ok(Segment::parse(object, plain)?.signature.is_some())
 }
 
 struct Segment<'p> {
     packs: Vec<PackInfo>,
     entries: &'p [u8],
+    /// All of it but the signature.
+    body: &'p [u8],
+    signature: Option<&'p [u8; SIGNATURE]>,
 }
 
 impl<'p> Segment<'p> {
     fn parse(object: &str, plain: &'p [u8]) -> Result<Self> {
         let damaged = |what: &str| RepoError::damaged(object, what);
-        let number = |at: usize| {
+        let count = |at: usize| {
             let bytes = plain.get(at..at + 4)?;
             Some(u32::from_le_bytes(bytes.try_into().ok()?) as usize)
         };
         let (packs, entries) =
-            number(0).zip(number(4)).ok_or_else(|| damaged("it is cut short"))?;
+            count(0).zip(count(4)).ok_or_else(|| damaged("it is cut short"))?;
         let split = packs.checked_mul(PACK).and_then(|l| l.checked_add(8));
         let end = split.and_then(|s| entries.checked_mul(ENTRY)?.checked_add(s));
         let (Some(split), Some(end)) = (split, end) else {
             return Err(damaged("its counts make no sense"));
         };
-        if end != plain.len() {
-            return Err(damaged("its length contradicts its counts"));
-        }
-        let packs = plain
+        let contradicts = || damaged("its length contradicts its counts");
+        let (body, rest) = plain.split_at_checked(end).ok_or_else(contradicts)?;
+        let signature = match rest {
+            [] => None,
+            rest => Some(rest.try_into().map_err(|_| contradicts())?),
+        };
+        let packs = body
             .get(8..split)
             .unwrap_or_default()
             .chunks_exact(PACK)
@@ -530,10 +584,11 @@ impl<'p> Segment<'p> {
                     size: u64::from_le_bytes(size),
                     sha256,
                     class,
+                    epoch: number(pack, 84),
                 })
             })
             .collect::<Result<_>>()?;
-        Ok(Self { packs, entries: plain.get(split..).unwrap_or_default() })
+        Ok(Self { packs, entries: body.get(split..).unwrap_or_default(), body, signature })
     }
 }
 
@@ -565,7 +620,15 @@ pub(crate) fn seal_with(
 
 /// What [`seal_object`] and [`seal_with`] sealed.
 pub(crate) fn open_object(keys: &Keys, class: Class, name: &str, object: &[u8]) -> Result<Vec<u8>> {
-    let key = keys.open(name, class, object)?;
+    open_record_of(&keys.open(name, class, object)?, name, object)
+}
+
+/// The only record of an object.
+pub(crate) fn open_record_of(
+    key: &crate::crypto::PackKey,
+    name: &str,
+    object: &[u8],
+) -> Result<Vec<u8>> {
     let mut record = object.get(HEADER..).unwrap_or_default().to_vec();
     let length = key
         .open(0, HEADER as u64, name.as_bytes(), &mut record)
@@ -581,21 +644,21 @@ fn read_segment(
     cache: Option<&Path>,
     key: &str,
     size: u64,
-) -> Result<Vec<u8>> {
+) -> Result<(u32, Vec<u8>)> {
     let cached = cache.map(|folder| cache_path(folder, key));
     if let Some(path) = &cached
         && let Ok(object) = std::fs::read(path)
         && object.len() as u64 == size
         && let Ok(plain) = open_object(keys, Class::Index, key, &object)
     {
-        return Ok(plain);
+        return Ok((epoch_of(&object), plain));
     }
     let object = store.read(key)?;
     let plain = open_object(keys, Class::Index, key, &object)?;
     if let Some(path) = cached {
         keep(&path, &object);
     }
-    Ok(plain)
+    Ok((epoch_of(&object), plain))
 }
 
 /// Removes copies of segments that do not count any more.

@@ -59,13 +59,22 @@ pub fn key_slot(json: &[u8]) -> bool {
     crate::keys::parses(json)
 }
 
+pub fn epoch(json: &[u8]) -> bool {
+    crate::authority::epochs::parses(json)
+}
+
+/// Whether bytes are the key file of a host that may only write.
+pub fn host_key(file: &[u8]) -> bool {
+    Secret::key_file(file).is_ok_and(|secret| matches!(secret, Secret::WriteOnly(_)))
+}
+
 pub fn format(json: &[u8]) -> bool {
     crate::repository::parses_format(json)
 }
 
 /// Whether the header of an object of any class opens.
 pub fn header(bytes: &[u8]) -> bool {
-    static KEYS: LazyLock<Keys> = LazyLock::new(|| Keys::derive(&RootKey::from_bytes([3; 32]), 0));
+    static KEYS: LazyLock<Keys> = LazyLock::new(|| Keys::derive(&RootKey::from_bytes([3; 32])));
     use Class::{Archived, DataPack, Index, MetadataPack, Session};
     [DataPack, MetadataPack, Class::Snapshot, Archived, Index, Session]
         .into_iter()
@@ -109,11 +118,11 @@ pub fn derived_keys(root: [u8; 32]) -> Vec<(&'static str, [u8; 32])> {
 
 /// The public key to which session keys are sealed.
 pub fn public_key(root: [u8; 32]) -> [u8; 32] {
-    Keys::derive(&RootKey::from_bytes(root), 0).public()
+    Keys::derive(&RootKey::from_bytes(root)).public()
 }
 
 pub fn chunk_id(root: [u8; 32], kind: Kind, content: &[u8]) -> ObjectId {
-    let keys = Keys::derive(&RootKey::from_bytes(root), 0);
+    let keys = Keys::derive(&RootKey::from_bytes(root));
     content_id(if kind.is_metadata() { &keys.metadata_id } else { &keys.data_id }, kind, content)
 }
 

@@ -7,6 +7,7 @@
 //! The byte layout of every object is described in `docs/format.md`.
 
 mod archive;
+mod authority;
 mod beneath;
 mod check;
 mod chunker;
@@ -26,10 +27,12 @@ mod progress;
 mod repository;
 mod restore;
 mod session;
+mod signing;
 mod snapshot;
 mod tree;
 
 pub use archive::{Archive, ArchivedFile, Pushed};
+pub use authority::hosts::HostKey;
 pub use backstay_store::{Environment, Store};
 pub use beneath::Beneath;
 pub use check::{Damage, Level, VerifyOptions, VerifyReport};
@@ -43,7 +46,7 @@ pub use id::{Kind, ObjectId};
 pub use keys::{KeySlot, Secret, SlotKind};
 pub use maintenance::{MaintenanceOptions, MaintenanceReport, Waiting};
 pub use progress::{Progress, ProgressSnapshot};
-pub use repository::{InitOptions, OpenOptions, Repository, Usage};
+pub use repository::{InitOptions, OpenOptions, Repository, Rotation, Usage};
 pub use restore::{Placement, RestoreOptions, RestoreReport};
 pub use session::{
     Chunking, Content, ContentError, Order, Reader, Session, SessionOptions, TreeRoot, TreeWriter,

@@ -23,14 +23,23 @@ const LIVELY: f64 = 0.8;
 const SMALL: u64 = DATA_PACK as u64 / 8;
 const MANY: usize = 16;
 
-/// Which packs to empty. `live` says how many bytes of each are needed.
+/// Which packs to empty. `live` says how many bytes of each are needed. With `reseal`, packs that are
+/// sealed to a root key before that of this epoch are among them, after those that give back space.
 pub(super) fn choose(
     view: &View,
     live: &HashMap<[u8; 16], u64>,
     max_repack: u64,
+    reseal: Option<u32>,
 ) -> HashSet<[u8; 16]> {
     let classes: HashMap<[u8; 16], Class> =
         view.index.packs().iter().map(|pack| (pack.id, pack.class)).collect();
+    let old: HashSet<[u8; 16]> = view
+        .index
+        .packs()
+        .iter()
+        .filter(|pack| reseal.is_some_and(|epoch| pack.epoch < epoch))
+        .map(|pack| pack.id)
+        .collect();
     let mut packs = Vec::new();
     for pack in &view.packs {
         let needed = live.get(&pack.id).copied().unwrap_or(0);
@@ -77,7 +86,22 @@ pub(super) fn choose(
             }
         }
     }
+    for (pack, _, needed) in &packs {
+        if old.contains(&pack.id)
+            && !chosen.contains(&pack.id)
+            && moved.saturating_add(*needed) <= max_repack
+        {
+            moved += needed;
+            chosen.insert(pack.id);
+        }
+    }
     chosen
+}
+
+/// What is needed in packs that are sealed to a root key before that of `epoch`. Bytes.
+pub(super) fn of_old_keys(view: &View, live: &HashMap<[u8; 16], u64>, epoch: u32) -> u64 {
+    let packs = view.index.packs().iter().filter(|pack| pack.epoch < epoch);
+    packs.filter_map(|pack| live.get(&pack.id)).sum()
 }
 
 /// Writes what is needed of `packs` anew. Bytes that were moved.

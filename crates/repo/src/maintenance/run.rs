@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::mark::Marks;
-use super::repack::{choose, needed_after_all, repack};
+use super::repack::{choose, needed_after_all, of_old_keys, repack};
 use super::view::{View, at_work, ended};
 use super::{MaintenanceOptions, MaintenanceReport, Reason, Tombstone, Waiting, open, signed};
 use crate::crypto::Class;
@@ -18,7 +18,7 @@ use crate::index::{
 };
 use crate::layout::{GC, PACKS, SESSIONS, SNAPSHOTS, Work, gc_key, head_key, merged_key, run_of};
 use crate::repository::Repository;
-use crate::{Progress, RepoError, Result};
+use crate::{Progress, RepoError, RepoErrorKind, Result};
 use backstay_store::failpoint;
 
 /// With fewer segments the index is not merged for its own sake.
@@ -92,6 +92,27 @@ fn read<T: DeserializeOwned>(repository: &Repository, key: &str) -> Result<Optio
     }
 }
 
+fn has_head(repository: &Repository, number: u64) -> Result<bool> {
+    match repository.store().head(&head_key(number)) {
+        Ok(_) => Ok(true),
+        Err(error) if error.is_not_found() => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Refuses to go on while a run has been begun and has not come to its end: its later steps would be
+/// made with a key that is replaced.
+pub(super) fn must_rest(repository: &Repository) -> Result<()> {
+    match newest(repository)? {
+        Some((number, _)) if !has_head(repository, number)? => Err(RepoError::new(
+            RepoErrorKind::Busy,
+            "a run of maintenance has been begun and has not come to its end",
+        )
+        .with_hint("run `backstay maintenance` first, as often as it waits for somebody")),
+        _ => Ok(()),
+    }
+}
+
 pub(super) struct Maintenance<'r> {
     repository: &'r Repository,
     options: &'r MaintenanceOptions,
@@ -115,7 +136,7 @@ impl<'r> Maintenance<'r> {
         }
         let newest = newest(self.repository)?.map(|(number, _)| number);
         if let Some(number) = newest
-            && !self.has_head(number)?
+            && !has_head(self.repository, number)?
         {
             // Somebody began it: nothing else may begin before it is through.
             if self.options.dry_run {
@@ -145,13 +166,6 @@ impl<'r> Maintenance<'r> {
         Ok(self.report)
     }
 
-    fn has_head(&self, number: u64) -> Result<bool> {
-        match self.repository.store().head(&head_key(number)) {
-            Ok(_) => Ok(true),
-            Err(error) if error.is_not_found() => Ok(false),
-            Err(error) => Err(error.into()),
-        }
-    }
 
     /// What no snapshot needs; `None` when this is only about saying so. Moves chunks first.
     fn look(&mut self) -> Result<Option<Vec<Condemned>>> {
@@ -163,7 +177,9 @@ impl<'r> Maintenance<'r> {
         self.report.segments_after = self.report.segments_before;
         self.report.bytes_before = view.packs.iter().map(|pack| pack.size).sum();
         self.report.bytes_live = live.values().sum();
-        let victims = choose(&view, &live, self.options.max_repack);
+        self.report.bytes_of_old_keys = of_old_keys(&view, &live, self.repository.epoch());
+        let reseal = self.options.reseal.then(|| self.repository.epoch());
+        let victims = choose(&view, &live, self.options.max_repack, reseal);
         if !victims.is_empty() {
             let of_victims = |id: &[u8; 16]| live.get(id).copied().unwrap_or(0);
             self.report.packs_repacked = victims.len() as u64;
@@ -185,6 +201,7 @@ impl<'r> Maintenance<'r> {
             view = View::read(self.repository, &victims)?;
             marks = self.mark(&view)?;
             live = marks.live();
+            self.report.bytes_of_old_keys = of_old_keys(&view, &live, self.repository.epoch());
         }
         Ok(Some(self.garbage(&view, &|id| live.contains_key(id))))
     }
@@ -220,7 +237,7 @@ impl<'r> Maintenance<'r> {
         let (keys, env) = (self.repository.keys(), self.repository.environment());
         let object = signed::sign(keys, env, Class::Maintenance, key, &made);
         match self.repository.store().create(key, object) {
-            Ok(()) => Ok(made),
+            Ok(()) => self.repository.must_count(key).map(|()| made),
             Err(error) if error.is_already_exists() => {
                 read(self.repository, key)?.ok_or_else(|| {
                     RepoError::damaged(key, "it was there and is gone, and nothing may remove it")
@@ -398,7 +415,8 @@ impl<'r> Maintenance<'r> {
         // First what has ended: all segments of those sessions are in the index that is read then.
         let ended = ended(self.repository)?;
         let gone: HashSet<[u8; 16]> = sweep.iter().map(|pack| pack.id).collect();
-        let index = Index::load(store, keys, self.repository.cache(), &gone)?;
+        let authority = self.repository.reload_authority()?;
+        let index = Index::load(store, keys, &authority, self.repository.cache(), &gone)?;
         if let Some(why) = index.unreadable().first() {
             return Err(RepoError::damaged("the index", why)
                 .with_hint("nothing was removed; `backstay verify` says what is affected"));

@@ -495,6 +495,7 @@ impl Fetcher<'_> {
             Err(error) => return Err(error),
         };
         self.counters.bytes_fetched.fetch_add(bytes.len() as u64, Relaxed);
+        let doubts = self.repository.doubts(pack)?;
         for same in range.chunk_by(|a, b| a.location == b.location) {
             let Some(one) = same.first() else { continue };
             let at = (u64::from(one.location.offset) - start) as usize;
@@ -511,6 +512,13 @@ impl Fetcher<'_> {
                 &mut worker.codec,
                 &mut worker.content,
             );
+            let opened = opened.and_then(|()| {
+                if !doubts {
+                    return Ok(());
+                }
+                let (at, id) = (one.location, &one.extent.chunk);
+                self.repository.must_be(pack, at, Kind::Data, id, &worker.content)
+            });
             if let Err(error) = opened {
                 if !error.is_about_an_object() {
                     return Err(error);

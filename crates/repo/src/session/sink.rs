@@ -77,7 +77,11 @@ type Uploaded = (PackInfo, Vec<Record>);
 pub(crate) struct Shared {
     pub repository: Repository,
     pub work: Work,
+    /// Of data packs.
     pub session_key: SessionKey,
+    /// Of metadata packs and of the snapshot: a host that may only write keeps it, to find its own
+    /// last backup.
+    pub metadata_key: SessionKey,
     pub progress: Arc<Progress>,
     pub chunker: crate::chunker::Chunker,
     compression: Compression,
@@ -111,11 +115,13 @@ impl Shared {
         progress: Arc<Progress>,
     ) -> Self {
         let session_key = repository.keys().new_session(repository.environment());
+        let metadata_key = repository.keys().new_session(repository.environment());
         let chunker = crate::chunker::Chunker::new(&repository.keys().chunker);
         Self {
             repository,
             work,
             session_key,
+            metadata_key,
             progress,
             chunker,
             compression,
@@ -224,7 +230,11 @@ impl Shared {
 
     fn new_pack(&self, class: Class, full_at: usize) -> OpenPack {
         let id = self.repository.environment().random();
-        let (key, header) = self.session_key.object(id, class);
+        let session_key = match class {
+            Class::DataPack => &self.session_key,
+            _ => &self.metadata_key,
+        };
+        let (key, header) = session_key.object(id, class);
         // Room for the last record and the footer, so that the body never moves.
         let mut body = Vec::with_capacity(full_at + MAX_CHUNK / 4);
         body.extend_from_slice(&header);
@@ -282,6 +292,7 @@ impl Shared {
             size: body.len() as u64,
             sha256: [0; 32],
             class,
+            epoch: self.repository.keys().epoch,
         };
         checker.check(&info, &key, &records, &body)?;
         info.sha256.copy_from_slice(digest(&SHA256, &body).as_ref());
