@@ -328,23 +328,35 @@ impl Keys {
         body: &[u8],
         signature: &[u8; SIGNATURE],
     ) -> Result<()> {
-        let era = self.era(epoch).ok_or_else(|| newer(object, epoch))?;
-        if !signing::verifies(&era.owner, object, body, signature) {
-            return Err(RepoError::damaged(object, "nobody with the root key has signed it"));
-        }
-        self.counts(epoch, object)
-    }
-
-    /// Whether an object of an epoch was there before the epoch ended.
-    pub fn counts(&self, epoch: u32, object: &str) -> Result<()> {
-        let closed = self.era(epoch).and_then(|era| era.closed.as_ref());
-        if closed.is_none_or(|closed| closed.contains(object)) {
+        self.owner_signed(epoch, object, body, signature)?;
+        if self.counts(epoch, object) {
             return Ok(());
         }
         Err(RepoError::damaged(
             object,
             format!("it was made with the root key of epoch {epoch} after that was replaced"),
         ))
+    }
+
+    /// Whether somebody with the root key of `epoch` wrote this, no matter when.
+    pub fn owner_signed(
+        &self,
+        epoch: u32,
+        object: &str,
+        body: &[u8],
+        signature: &[u8; SIGNATURE],
+    ) -> Result<()> {
+        let era = self.era(epoch).ok_or_else(|| newer(object, epoch))?;
+        if signing::verifies(&era.owner, object, body, signature) {
+            return Ok(());
+        }
+        Err(RepoError::damaged(object, "nobody with the root key has signed it"))
+    }
+
+    /// Whether an object of an epoch was there before the epoch ended.
+    pub fn counts(&self, epoch: u32, object: &str) -> bool {
+        let closed = self.era(epoch).and_then(|era| era.closed.as_ref());
+        closed.is_none_or(|closed| closed.contains(object))
     }
 
     /// A new session key with its sealed form.

@@ -245,7 +245,9 @@ impl Index {
         for object in &current.segments {
             let added = read_segment(store, keys, cache, &object.key, object.size).and_then(
                 |(epoch, plain)| {
-                    vouch(authority, keys, &object.key, epoch, &plain)?;
+                    if !vouch(authority, keys, &object.key, epoch, &plain)? {
+                        return Ok(());
+                    }
                     index.add(&object.key, &plain, &mut numbers)
                 },
             );
@@ -505,24 +507,24 @@ impl SegmentBuilder {
     }
 }
 
-/// Whether a segment is of whom its name says: the writer of its session, or somebody with the root
-/// key, who alone merges them.
-fn vouch(authority: &Authority, keys: &Keys, object: &str, epoch: u32, plain: &[u8]) -> Result<()> {
+/// Whether a segment counts: it is of whom its name says, the writer of its session, or somebody with
+/// the root key, who alone merges them.
+fn vouch(authority: &Authority, keys: &Keys, object: &str, epoch: u32, plain: &[u8]) -> Result<bool> {
     let segment = Segment::parse(object, plain)?;
     let (body, signature) = (segment.body, segment.signature);
     let Some(work) = Work::from_index_key(object) else {
         return match signature {
-            Some(signature) => keys.owner_wrote(epoch, object, body, signature),
-            None => keys.counts(epoch, object),
+            Some(signature) => keys.owner_wrote(epoch, object, body, signature).map(|()| true),
+            None => Err(RepoError::damaged(object, "nobody has signed it")),
         };
     };
-    authority.vouch(keys, object, &work.writer, epoch, body, signature)?;
+    let counts = authority.vouch(keys, object, &work.writer, epoch, body, signature)?;
     if authority.is_host(&work.writer)
         && segment.packs.iter().any(|pack| pack.work.writer != work.writer)
     {
         return Err(RepoError::damaged(object, "it lists a pack of somebody else"));
     }
-    Ok(())
+    Ok(counts)
 }
 
 /// Whether somebody has signed a segment.

@@ -343,6 +343,22 @@ pub(crate) fn remove(store: &Store, repository: &[u8; 16], root: &RootKey, id: &
     Ok(store.delete(&format!("{KEYS}{id}"))?)
 }
 
+/// Removes slots of `epoch` that do not wrap `root`, its key: what attempts to replace the root key
+/// that died have left. To be called before anybody else can have added one.
+pub(crate) fn remove_left(
+    store: &Store,
+    repository: &[u8; 16],
+    root: &RootKey,
+    epoch: u32,
+) -> Result<()> {
+    for (id, slot) in slots(store)? {
+        if slot.is_ok_and(|slot| slot.epoch == epoch && !slot.is_of(repository, root, &id)) {
+            store.delete(&format!("{KEYS}{id}"))?;
+        }
+    }
+    Ok(())
+}
+
 /// Tells `damaged` of every slot that is not as it was written.
 pub(crate) fn check(
     store: &Store,
@@ -369,7 +385,8 @@ pub(crate) fn check(
         let is_of = |slot: &SlotObject| root.is_some_and(|root| slot.is_of(repository, root, &id));
         let foreign = slot.repository != as_ours.repository && !is_of(&as_ours);
         let right = whole && is_of(&slot);
-        if !right && !foreign {
+        // One of an epoch that never came is what a replacement of the root key that died has left.
+        if !right && !foreign && root.is_some() {
             damaged(&key, RepoError::damaged(&key, "it was altered"));
         }
     }

@@ -254,6 +254,9 @@ impl Repository {
         }
         if opened.keys.epoch > epochs.current() {
             // Whoever replaced the root key has not come to the end of it.
+            if let Some(root) = opened.roots.last() {
+                keys::remove_left(&store, &id, root, opened.keys.epoch)?;
+            }
             authority::epochs::bring_into_force(&store, &env, &opened.keys)?;
             epochs = Epochs::read(&store, &id)?;
         }
@@ -523,6 +526,7 @@ impl Repository {
         let mut eras: Vec<Era> = it.roots.iter().map(Era::of).collect();
         eras.push(Era::of(&root));
         let keys = Keys::new(it.keys.names(), eras, None);
+        keys::remove_left(&it.store, &it.id, &root, epoch)?;
         authority::epochs::bring_into_force(&it.store, &it.env, &keys)?;
         let left_behind = self.key_slots()?.into_iter().filter(|slot| slot.epoch < epoch).collect();
         Ok(Rotation { epoch, keys: slots, left_behind })
@@ -631,7 +635,8 @@ impl Repository {
         Ok(snapshot)
     }
 
-    /// What the object in a snapshot's place says; `None` where its session was given up.
+    /// What the object in a snapshot's place says; `None` where its session was given up, or had no
+    /// right to one.
     pub(crate) fn open_snapshot(&self, work: Work, object: &[u8]) -> Result<Option<Snapshot>> {
         let (keys, key) = (self.keys(), work.snapshot_key());
         if class_of(object) == Some(Class::Tombstone) {
@@ -641,7 +646,13 @@ impl Repository {
         let plain = self.open_work(Class::Snapshot, &key, work, object)?;
         let (body, signature) = split_signature(&plain);
         let (authority, epoch) = (self.authority()?, epoch_of(object));
-        authority.vouch(keys, &key, &work.writer, epoch, &body, signature.as_ref())?;
+        if !authority.vouch(keys, &key, &work.writer, epoch, &body, signature.as_ref())? {
+            tracing::warn!(
+                snapshot = key,
+                "it does not count: it was made with a key that had been removed or replaced"
+            );
+            return Ok(None);
+        }
         let mut snapshot: Snapshot =
             serde_json::from_slice(&body).map_err(|error| RepoError::damaged(&key, error))?;
         snapshot.id = hex(&work.session);
@@ -963,8 +974,17 @@ fn open_owner(
     let known = |(root, epoch, _): &(RootKey, u32, String)| {
         epochs.is_of(*epoch, root, &format.commitment)
     };
-    let newest = keys::open(store, id, secret)?.into_iter().filter(known).max_by_key(|it| it.1);
-    let Some((root, epoch, slot)) = newest else {
+    let mut slots = keys::open(store, id, secret)?;
+    let unknown = slots.iter().any(|(_, epoch, _)| *epoch > epochs.newest());
+    slots.retain(known);
+    let Some((root, epoch, slot)) = slots.into_iter().max_by_key(|it| it.1) else {
+        if unknown {
+            return Err(RepoError::new(
+                RepoErrorKind::WrongKey,
+                "this key was made for a replacement of the root key that never came to be",
+            )
+            .with_hint("use the old key, and run `backstay key rotate` again"));
+        }
         return Err(RepoError::damaged(FORMAT, "it belongs to another key"));
     };
     if epoch < epochs.current() {
@@ -985,7 +1005,8 @@ fn open_host(bundle: &Bundle, id: &[u8; 16], epochs: &Epochs) -> Result<Opened> 
         return Err(RepoError::new(
             RepoErrorKind::WrongKey,
             "the key of this host is that of another repository",
-        ));
+        )
+        .with_hint("name the key file that was made for this one"));
     }
     let mut eras = bundle.eras();
     epochs.follow(&mut eras)?;

@@ -59,6 +59,10 @@ fn many_files() -> Files {
     (0..12_u64).map(|n| (format!("many/{n:02}"), content(n))).collect()
 }
 
+fn new_key() -> Secret {
+    Secret::key_file([8; 32]).unwrap()
+}
+
 fn few_files() -> Files {
     many_files().into_iter().filter(|(path, _)| path.ends_with('3')).collect()
 }
@@ -93,6 +97,9 @@ fn dies_here() {
         }
         "push" => {
             open(&store).archive(SYSTEM).push(SEGMENT, &segment()).unwrap();
+        }
+        "rotate" => {
+            open(&store).rotate(&[(new_key(), "new".to_owned())]).unwrap();
         }
         "restore" => {
             let repo = open(&store);
@@ -295,6 +302,45 @@ fn maintenance_dies_at_every_step() {
     expect(&met, &steps);
 }
 
+/// There is always exactly one of the two keys that opens all, and the work can be done again.
+#[test]
+fn replacing_the_root_key_dies_at_every_step() {
+    let mut met = BTreeSet::new();
+    let open_with = |folder: &Path, secret: &Secret| {
+        let env = Environment::system();
+        Repository::open(store(folder), env, secret, OpenOptions::default())
+    };
+    for name in failpoint::ALL.iter().copied().filter(|name| !is_above(name)) {
+        for count in 1..=4 {
+            let folder = tempfile::tempdir().unwrap();
+            let folder = folder.path();
+            let first = prepare(folder, "rotate").unwrap();
+            let mut command = child("rotate", folder);
+            command.env("BACKSTAY_FAILPOINT", format!("{name}:{count}"));
+            if !killed(command.status().unwrap()) {
+                break;
+            }
+            met.insert(name);
+            let context = format!("{name}:{count}");
+            if let Err(error) = open_with(folder, &new_key()) {
+                assert_eq!(error.kind(), RepoErrorKind::WrongKey, "{context}: {error}");
+                let old = open_with(folder, &key()).unwrap();
+                check(&old, &first, &first_files());
+                old.rotate(&[(new_key(), "again".to_owned())]).unwrap();
+            }
+            let new = open_with(folder, &new_key()).unwrap();
+            let error = open_with(folder, &key()).unwrap_err();
+            assert_eq!(error.kind(), RepoErrorKind::WrongKey, "{context}: {error}");
+            check(&new, &first, &first_files());
+            let second = backup(&new, &second_files()).unwrap();
+            check(&new, &second, &second_files());
+            assert_eq!(verify(&new, Level::Thorough).damages, [], "{context}");
+            assert_eq!(new.snapshots().unwrap().len(), 2, "{context}");
+        }
+    }
+    expect(&met, &["rotate-keys-added", "rotate-begun", "rotate-in-force"]);
+}
+
 #[test]
 fn a_restore_dies_at_every_step() {
     let met = dies_everywhere("restore", 3);
@@ -314,6 +360,10 @@ fn every_failpoint_of_this_floor_is_met_by_some_test() {
             "snapshot-created",
             "archive-sealed",
             "archive-created",
+            "host-added",
+            "rotate-keys-added",
+            "rotate-begun",
+            "rotate-in-force",
             "maintenance-repacked",
             "maintenance-condemned",
             "maintenance-sessions",

@@ -22,6 +22,11 @@ pub const ALL: &[&str] = &[
     "snapshot-created",
     "archive-sealed",
     "archive-created",
+    // keys
+    "host-added",
+    "rotate-keys-added",
+    "rotate-begun",
+    "rotate-in-force",
     // maintenance
     "maintenance-repacked",
     "maintenance-condemned",

@@ -114,7 +114,10 @@ impl Authority {
         self.hosts.get(writer).is_some_and(|host| host.removed.is_none())
     }
 
-    /// Whether `object` was written by whom its name says.
+    /// Whether `object` counts: it was written by whom its name says, while that one might.
+    ///
+    /// # Errors
+    /// Damage, when it was not written by whom its name says.
     pub fn vouch(
         &self,
         keys: &Keys,
@@ -123,27 +126,24 @@ impl Authority {
         epoch: u32,
         body: &[u8],
         signature: Option<&[u8; SIGNATURE]>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         match (self.hosts.get(writer), signature) {
             (Some(host), Some(signature)) => {
                 if !signing::verifies(&host.public, object, body, signature) {
                     return Err(RepoError::damaged(object, "its writer has not signed it"));
                 }
-                if host.removed.as_ref().is_some_and(|roll| !roll.contains(object)) {
-                    return Err(RepoError::damaged(
-                        object,
-                        "it was written after the key of its writer was removed",
-                    ));
-                }
-                Ok(())
+                Ok(host.removed.as_ref().is_none_or(|roll| roll.contains(object)))
             }
             (Some(_), None) => Err(RepoError::damaged(object, "its writer has not signed it")),
-            (None, Some(signature)) => keys.owner_wrote(epoch, object, body, signature),
+            (None, Some(signature)) => {
+                keys.owner_signed(epoch, object, body, signature)?;
+                Ok(keys.counts(epoch, object))
+            }
             (None, None) => {
                 if self.unsigned.as_ref().is_some_and(|known| !known.contains(object)) {
                     return Err(RepoError::damaged(object, "nobody has signed it"));
                 }
-                keys.counts(epoch, object)
+                Ok(keys.counts(epoch, object))
             }
         }
     }
