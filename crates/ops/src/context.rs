@@ -90,7 +90,7 @@ impl Context {
                     error.with_hint("create it with `backstay init`, or correct --repository")
                 }
                 (ErrorKind::NoRepository, _) => error.with_hint(self.hint_of_lost(repository)),
-                (ErrorKind::WrongKey, _) => error.with_hint(match &repository.keys.key_file {
+                (ErrorKind::WrongKey, None) => error.with_hint(match &repository.keys.key_file {
                     Some(path) => format!(
                         "{} is not the key of this repository; name the right one with \
                          --key-file",

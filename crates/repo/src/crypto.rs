@@ -484,11 +484,14 @@ fn wrap_key(shared: &[u8], ephemeral: &[u8; 32], repository: &[u8; 32]) -> [u8; 
 
 /// The root key was replaced since this handle was opened, or the header is altered.
 fn newer(object: &str, epoch: u32) -> RepoError {
-    RepoError::damaged(object, format!("it names epoch {epoch} of the root key, which is not known"))
-        .with_hint(
-            "was the root key replaced in this minute? Then run it again; else `backstay verify` \
+    RepoError::damaged(
+        object,
+        format!("it names epoch {epoch} of the root key, which is not known"),
+    )
+    .with_hint(
+        "was the root key replaced in this minute? Then run it again; else `backstay verify` \
              says what is affected",
-        )
+    )
 }
 
 fn only_writes(what: &str) -> RepoError {

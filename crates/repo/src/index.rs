@@ -509,7 +509,13 @@ impl SegmentBuilder {
 
 /// Whether a segment counts: it is of whom its name says, the writer of its session, or somebody with
 /// the root key, who alone merges them.
-fn vouch(authority: &Authority, keys: &Keys, object: &str, epoch: u32, plain: &[u8]) -> Result<bool> {
+fn vouch(
+    authority: &Authority,
+    keys: &Keys,
+    object: &str,
+    epoch: u32,
+    plain: &[u8],
+) -> Result<bool> {
     let segment = Segment::parse(object, plain)?;
     let (body, signature) = (segment.body, segment.signature);
     let Some(work) = Work::from_index_key(object) else {
@@ -547,8 +553,7 @@ impl<'p> Segment<'p> {
             let bytes = plain.get(at..at + 4)?;
             Some(u32::from_le_bytes(bytes.try_into().ok()?) as usize)
         };
-        let (packs, entries) =
-            count(0).zip(count(4)).ok_or_else(|| damaged("it is cut short"))?;
+        let (packs, entries) = count(0).zip(count(4)).ok_or_else(|| damaged("it is cut short"))?;
         let split = packs.checked_mul(PACK).and_then(|l| l.checked_add(8));
         let end = split.and_then(|s| entries.checked_mul(ENTRY)?.checked_add(s));
         let (Some(split), Some(end)) = (split, end) else {

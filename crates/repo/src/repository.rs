@@ -270,8 +270,10 @@ impl Repository {
                 RepoErrorKind::WrongKey,
                 "the key of this host was removed, or never belonged to this repository",
             )
-            .with_hint("make a new one where the repository can be opened: `backstay key add \
-                        --write-only`"));
+            .with_hint(
+                "make a new one where the repository can be opened: `backstay key add \
+                        --write-only`",
+            ));
         }
         Ok(it)
     }
@@ -458,7 +460,8 @@ impl Repository {
         for object in self.inner.store.list(SNAPSHOTS)? {
             let Some(work) = Work::from_snapshot_key(&object.key) else { continue };
             let opened = self.inner.store.read(&object.key).map_err(RepoError::from);
-            match opened.and_then(|body| self.open_work(Class::Snapshot, &object.key, work, &body)) {
+            match opened.and_then(|body| self.open_work(Class::Snapshot, &object.key, work, &body))
+            {
                 Ok(plain) if split_signature(&plain).1.is_none() => unsigned.push(object.key),
                 Ok(_) => {}
                 Err(error) if error.is_about_an_object() => {}
@@ -911,6 +914,7 @@ impl Repository {
         options: crate::RestoreOptions,
         progress: &Progress,
     ) -> Result<crate::RestoreReport> {
+        self.keys().must_own("restore")?;
         crate::restore::restore(self, snapshot, options, progress)
     }
 
@@ -920,6 +924,7 @@ impl Repository {
         options: crate::VerifyOptions,
         progress: &Progress,
     ) -> Result<crate::VerifyReport> {
+        self.keys().must_own("verify")?;
         crate::check::verify(self, options, progress)
     }
 
@@ -971,9 +976,8 @@ fn open_owner(
     secret: &Secret,
 ) -> Result<Opened> {
     // A slot whose root key never came into force is what a replacement that died has left.
-    let known = |(root, epoch, _): &(RootKey, u32, String)| {
-        epochs.is_of(*epoch, root, &format.commitment)
-    };
+    let known =
+        |(root, epoch, _): &(RootKey, u32, String)| epochs.is_of(*epoch, root, &format.commitment);
     let mut slots = keys::open(store, id, secret)?;
     let unknown = slots.iter().any(|(_, epoch, _)| *epoch > epochs.newest());
     slots.retain(known);

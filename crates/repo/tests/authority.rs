@@ -376,8 +376,9 @@ fn packs_of_a_replaced_root_key_are_sealed_anew_bit_by_bit() {
         assert_whole(&now, &now.find_snapshot(&snapshot.id).unwrap(), files);
     }
     // Nothing is left that the old key opens, but for snapshots.
-    let old_packs = store.list("packs/").unwrap().into_iter().filter(|object| {
-        store.read_range(&object.key, 12..16).unwrap()[..] == 0_u32.to_le_bytes()
-    });
+    let old_packs =
+        store.list("packs/").unwrap().into_iter().filter(|object| {
+            store.read_range(&object.key, 12..16).unwrap()[..] == 0_u32.to_le_bytes()
+        });
     assert_eq!(old_packs.count(), 0);
 }

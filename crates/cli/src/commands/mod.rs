@@ -20,7 +20,9 @@ pub mod status;
 pub mod verify;
 pub mod wal;
 
+mod hosts;
 mod present;
+mod rotate;
 
 use clap::Subcommand;
 

@@ -143,8 +143,14 @@ fn every_document_has_its_shape() {
         ["hint", "message", "name", "ok", "repository", "source"]
     );
     let slots = it.json(&["key", "list"]);
-    assert_eq!(keys(&slots), ["keys", "repository"]);
-    assert_eq!(keys(&slots["keys"][0]), ["created", "current", "id", "kind", "label"]);
+    assert_eq!(keys(&slots), ["epoch", "hosts", "keys", "repository"]);
+    assert_eq!(keys(&slots["keys"][0]), ["created", "current", "epoch", "id", "kind", "label"]);
+    let host = it.json(&["key", "add", "--write-only", "--new-key-file", "web.key"]);
+    assert_eq!(keys(&host), ["host", "repository"]);
+    assert_eq!(keys(&host["host"]), ["created", "id", "label", "removed"]);
+    let rotated = it.json(&["key", "rotate", "--same-key"]);
+    assert_eq!(keys(&rotated), ["repository", "rotation"]);
+    assert_eq!(keys(&rotated["rotation"]), ["epoch", "keys", "left_behind"]);
 }
 
 #[test]

@@ -10,6 +10,7 @@
 mod archive;
 mod errors;
 mod first_minute;
+mod hosts;
 mod json;
 mod sandbox;
 mod secrets;

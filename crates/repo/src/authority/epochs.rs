@@ -164,7 +164,8 @@ impl Epochs {
     pub fn follow(&self, eras: &mut Vec<Era>) -> Result<()> {
         for epoch in eras.len() as u32..=self.current() {
             let key = begun_key(epoch);
-            let begun = self.begun(epoch).ok_or_else(|| RepoError::damaged(&key, "it is missing"))?;
+            let begun =
+                self.begun(epoch).ok_or_else(|| RepoError::damaged(&key, "it is missing"))?;
             let era = eras.last().and_then(|last| {
                 let signature = unhex::<SIGNATURE>(&begun.signature)?;
                 let right = signing::verifies(&last.owner, &key, &begun.signed(), &signature);

@@ -132,10 +132,7 @@ impl Bundle {
 }
 
 /// Adds a host; what its key file must hold.
-pub(crate) fn add(
-    repository: &Repository,
-    label: &str,
-) -> Result<(HostKey, Zeroizing<Vec<u8>>)> {
+pub(crate) fn add(repository: &Repository, label: &str) -> Result<(HostKey, Zeroizing<Vec<u8>>)> {
     let (store, env, keys) = (repository.store(), repository.environment(), repository.keys());
     let Keys { data_id, metadata_id, pages, chunker, index, format, .. } = *keys;
     let bundle = Bundle {

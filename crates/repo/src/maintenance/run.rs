@@ -166,7 +166,6 @@ impl<'r> Maintenance<'r> {
         Ok(self.report)
     }
 
-
     /// What no snapshot needs; `None` when this is only about saying so. Moves chunks first.
     fn look(&mut self) -> Result<Option<Vec<Condemned>>> {
         self.progress.set_phase("looking for what is needed");
