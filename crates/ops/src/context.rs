@@ -90,14 +90,16 @@ impl Context {
                     error.with_hint("create it with `backstay init`, or correct --repository")
                 }
                 (ErrorKind::NoRepository, _) => error.with_hint(self.hint_of_lost(repository)),
-                (ErrorKind::WrongKey, None) => error.with_hint(match &repository.keys.key_file {
-                    Some(path) => format!(
-                        "{} is not the key of this repository; name the right one with \
+                (ErrorKind::WrongKey, Some(hint)) if hint.starts_with("check that the key") => {
+                    error.with_hint(match &repository.keys.key_file {
+                        Some(path) => format!(
+                            "{} is not the key of this repository; name the right one with \
                          --key-file",
-                        path.display()
-                    ),
-                    None => "the passphrase is not the one of this repository".to_owned(),
-                }),
+                            path.display()
+                        ),
+                        None => "the passphrase is not the one of this repository".to_owned(),
+                    })
+                }
                 _ => error,
             }
         })

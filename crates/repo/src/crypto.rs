@@ -329,13 +329,21 @@ impl Keys {
         signature: &[u8; SIGNATURE],
     ) -> Result<()> {
         self.owner_signed(epoch, object, body, signature)?;
+        self.must_count(epoch, object)
+    }
+
+    /// Refuses what was made with a root key after that was replaced.
+    pub fn must_count(&self, epoch: u32, object: &str) -> Result<()> {
         if self.counts(epoch, object) {
             return Ok(());
         }
         Err(RepoError::damaged(
             object,
             format!("it was made with the root key of epoch {epoch} after that was replaced"),
-        ))
+        )
+        .with_hint(format!(
+            "nobody acts on it: remove {object} from the store, and run this again"
+        )))
     }
 
     /// Whether somebody with the root key of `epoch` wrote this, no matter when.

@@ -298,6 +298,9 @@ pub(crate) fn open(
             RepoErrorKind::WrongKey,
             format!("this {} opens none of the repository's key slots", secret.kind()),
         )
+        .with_hint(
+            "check that the key belongs to this repository; `keys/` in the store lists its slots",
+        )
     }))
 }
 

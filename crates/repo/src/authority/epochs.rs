@@ -227,7 +227,7 @@ pub(crate) fn begin(
 /// was there.
 pub(crate) fn bring_into_force(store: &Store, env: &Environment, keys: &Keys) -> Result<()> {
     let key = roll_key(keys.epoch);
-    let names = roll(store, None)?;
+    let names = roll(store)?;
     match store.create(&key, sign(keys, env, Class::Authority, &key, &names)) {
         Err(error) if !error.is_already_exists() => Err(error.into()),
         _ => {

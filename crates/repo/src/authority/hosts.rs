@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-use super::{WRITERS, added_key, removed_key, roll};
+use super::{WRITERS, added_key, removed_key, roll_of};
 use crate::crypto::{Class, Era, Keys, Names, derive};
 use crate::id::{hex, unhex};
 use crate::keys::timestamp;
@@ -169,7 +169,7 @@ pub(crate) fn add(repository: &Repository, label: &str) -> Result<(HostKey, Zero
 pub(crate) fn remove(repository: &Repository, writer: &[u8; 8]) -> Result<()> {
     let (store, env, keys) = (repository.store(), repository.environment(), repository.keys());
     let key = removed_key(writer);
-    let removed = Removed { roll: roll(store, Some(writer))? };
+    let removed = Removed { roll: roll_of(store, writer)? };
     match store.create(&key, sign(keys, env, Class::Authority, &key, &removed)) {
         Ok(()) => Ok(()),
         Err(error) if error.is_already_exists() => Err(RepoError::new(

@@ -31,6 +31,7 @@ use serde::de::DeserializeOwned;
 
 use crate::crypto::{Class, Keys};
 use crate::id::unhex;
+use crate::layout::{GC, HEADS, INDEX, SNAPSHOTS, TOMBSTONES};
 use crate::maintenance::open;
 use crate::signing::{self, SIGNATURE};
 use crate::{RepoError, Result, Store};
@@ -132,7 +133,10 @@ impl Authority {
                 if !signing::verifies(&host.public, object, body, signature) {
                     return Err(RepoError::damaged(object, "its writer has not signed it"));
                 }
-                Ok(host.removed.as_ref().is_none_or(|roll| roll.contains(object)))
+                // A host that began before the root key was replaced may have found chunks where nobody
+                // looks for them any more.
+                let may = host.removed.as_ref().is_none_or(|roll| roll.contains(object));
+                Ok(may && keys.counts(epoch, object))
             }
             (Some(_), None) => Err(RepoError::damaged(object, "its writer has not signed it")),
             (None, Some(signature)) => {
@@ -185,22 +189,34 @@ fn read<T: DeserializeOwned + Serialize>(
     }
 }
 
-/// The names of all that would do harm if somebody with an old key could add to it, of one writer or
-/// of all.
-pub(crate) fn roll(store: &Store, writer: Option<&[u8; 8]>) -> Result<Vec<String>> {
-    use crate::layout::{GC, INDEX, SNAPSHOTS, TOMBSTONES};
-    let prefixes = match writer {
-        Some(writer) => {
-            let writer = crate::id::hex(writer);
-            vec![format!("{SNAPSHOTS}{writer}/"), format!("{INDEX}0/{writer}/")]
-        }
-        // Snapshots first: the segments of one that is there are there as well.
-        None => [SNAPSHOTS, TOMBSTONES, GC, WRITERS, INDEX].map(str::to_owned).into(),
-    };
+/// The names of what `writer` has written and may not add to.
+pub(crate) fn roll_of(store: &Store, writer: &[u8; 8]) -> Result<Vec<String>> {
+    let writer = crate::id::hex(writer);
+    names(store, &[&format!("{SNAPSHOTS}{writer}/"), &format!("{INDEX}0/{writer}/")], |_| true)
+}
+
+/// The names of all that would do harm if somebody with a replaced root key could add to it.
+///
+/// What rests on something else is listed first, so that what it rests on, which was there before, is
+/// in the roll as well: a list of packs to remove on the snapshots that were forgotten, a snapshot on
+/// segments of the index.
+pub(crate) fn roll(store: &Store) -> Result<Vec<String>> {
+    let mut roll = names(store, &[HEADS], |_| true)?;
+    for step in ["/sweep", "/sessions", "/condemned"] {
+        roll.extend(names(store, &[GC], |name| name.ends_with(step))?);
+    }
+    roll.extend(names(store, &[SNAPSHOTS, TOMBSTONES, WRITERS, INDEX], |name| {
+        !name.starts_with(HEADS)
+    })?);
+    roll.sort_unstable();
+    Ok(roll)
+}
+
+fn names(store: &Store, prefixes: &[&str], wanted: impl Fn(&str) -> bool) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for prefix in prefixes {
-        names.extend(store.list(&prefix)?.into_iter().map(|object| object.key));
+        let listed = store.list(prefix)?.into_iter().map(|object| object.key);
+        names.extend(listed.filter(|name| wanted(name)));
     }
-    names.sort_unstable();
     Ok(names)
 }

@@ -43,7 +43,7 @@ use crate::layout::{SNAPSHOTS, TOMBSTONES, Work};
 use crate::repository::Repository;
 use crate::{Progress, RepoError, RepoErrorKind, Result};
 pub(crate) use run::condemned;
-pub(crate) use signed::{open, sign};
+pub(crate) use signed::{open, open_of_any_time, sign};
 
 /// How to maintain.
 #[derive(Debug, Clone)]

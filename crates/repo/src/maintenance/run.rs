@@ -71,7 +71,7 @@ fn newest(repository: &Repository) -> Result<Option<(u64, Vec<Condemned>)>> {
     let there = read(repository, &key)
         .and_then(|there| there.ok_or_else(|| RepoError::damaged(&key, "it is missing")));
     let condemned = there.map_err(|error| {
-        if !error.is_about_an_object() {
+        if !error.is_about_an_object() || error.hint().is_some_and(|hint| hint.contains(&key)) {
             return error;
         }
         error.with_hint(format!(
@@ -84,9 +84,16 @@ fn newest(repository: &Repository) -> Result<Option<(u64, Vec<Condemned>)>> {
 }
 
 /// An object of a run; `None` when it is not there yet.
+///
+/// Nobody acts on one that was made while the root key was replaced and that the new one does not
+/// count.
 fn read<T: DeserializeOwned>(repository: &Repository, key: &str) -> Result<Option<T>> {
     match repository.store().read(key) {
-        Ok(object) => open(repository.keys(), Class::Maintenance, key, &object).map(Some),
+        Ok(object) => {
+            let value = open(repository.keys(), Class::Maintenance, key, &object)?;
+            repository.must_count(key)?;
+            Ok(Some(value))
+        }
         Err(error) if error.is_not_found() => Ok(None),
         Err(error) => Err(error.into()),
     }
@@ -457,6 +464,10 @@ impl<'r> Maintenance<'r> {
         let (repository, store) = (self.repository, self.repository.store());
         self.progress.set_phase("removing");
         let current = Current::read(store, repository.keys())?;
+        if let Some(number) = current.head.filter(|_| !current.obsolete.is_empty()) {
+            // Where it does not count, neither does what it says to be replaced.
+            repository.must_count(&head_key(number))?;
+        }
         for key in current.obsolete {
             store.delete(&key)?;
         }
@@ -471,6 +482,8 @@ impl<'r> Maintenance<'r> {
                 Err(error) if error.is_about_an_object() => continue,
                 Err(error) => return Err(error),
             }
+            // Whoever forgot it while the root key was replaced was told that it did not happen.
+            repository.must_count(&work.tombstone_key())?;
             let key = work.snapshot_key();
             store.delete(&key)?;
             failpoint::hit("maintenance-snapshot-removed");
