@@ -30,7 +30,12 @@ pub fn extent_leaf(body: &[u8]) -> bool {
 
 /// The number of chunks that a segment lists.
 pub fn segment(plain: &[u8]) -> Option<usize> {
-    crate::index::Index::of_segment("a segment", plain).ok().map(|index| index.locations().count())
+    crate::index::Index::of_segment("a segment", plain).ok().map(|index| index.len())
+}
+
+/// Whether the root of a part of a run of the index makes sense.
+pub fn index_root(plain: &[u8]) -> bool {
+    crate::index::parses_root(plain)
 }
 
 pub fn snapshot(plain: &[u8]) -> Option<Snapshot> {

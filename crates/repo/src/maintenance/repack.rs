@@ -30,7 +30,7 @@ pub(super) fn choose(
     max_repack: u64,
 ) -> HashSet<[u8; 16]> {
     let classes: HashMap<[u8; 16], Class> =
-        view.index.packs().iter().map(|pack| (pack.id, pack.class)).collect();
+        view.index.packs().map(|(_, pack)| (pack.id, pack.class)).collect();
     let mut packs = Vec::new();
     for pack in &view.packs {
         let needed = live.get(&pack.id).copied().unwrap_or(0);
@@ -87,14 +87,14 @@ pub(super) fn repack(
     packs: &HashSet<[u8; 16]>,
     progress: &Arc<Progress>,
 ) -> Result<u64> {
-    let chunks = marks.chunks_in(packs);
+    let chunks = marks.chunks_in(packs)?;
     let mut wanted: HashMap<u32, HashSet<u32>> = HashMap::new();
-    for (_, at) in &chunks {
+    for at in &chunks {
         wanted.entry(at.pack).or_default().insert(at.offset);
     }
     let mut numbers: Vec<u32> = wanted.keys().copied().collect();
     numbers.sort_unstable();
-    progress.add_total(chunks.iter().map(|(_, at)| u64::from(at.length)).sum(), 0);
+    progress.add_total(chunks.iter().map(|at| u64::from(at.length)).sum(), 0);
     let options = SessionOptions {
         workers: 1,
         progress: progress.clone(),
@@ -131,7 +131,7 @@ pub(super) fn needed_after_all(
     progress: &Progress,
 ) -> Result<HashSet<[u8; 16]>> {
     let mut needed = HashSet::new();
-    for same in marks.kept_for(packs).chunk_by(|a, b| a.0 == b.0) {
+    for same in marks.kept_for(packs)?.chunk_by(|a, b| a.0 == b.0) {
         progress.check()?;
         let Some(pack) = same.first().and_then(|one| marks.index().pack(one.0)) else { continue };
         let mut right = HashSet::new();
