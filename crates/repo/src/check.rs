@@ -20,9 +20,7 @@ use crate::crypto::{Class, class_of};
 use crate::entry::{Body, EntryKind};
 use crate::id::{ObjectId, hex};
 use crate::index::{Current, Head, Index, PackInfo, check_part, open_object};
-use crate::layout::{
-    PACKS, SESSIONS, SNAPSHOTS, Work, head_key, parse_pack_key, parse_part_key,
-};
+use crate::layout::{PACKS, SESSIONS, SNAPSHOTS, Work, head_key, parse_pack_key, parse_part_key};
 use crate::maintenance::{self, Tombstone};
 use crate::pack::read_footer;
 use crate::repository::{Repository, open_record};

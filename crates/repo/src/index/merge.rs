@@ -22,9 +22,19 @@ use crate::layout::part_key;
 
 /// Runs with fewer entries are merged whenever something is.
 const SMALL: usize = 1 << 19;
-/// Entries of a part, and packs.
-const PART_ENTRIES: usize = 1 << 20;
-const PART_PACKS: usize = 1 << 18;
+
+/// How large things become.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sizes {
+    /// Entries of runs that are merged whenever something is.
+    pub small: usize,
+    /// Entries of a part.
+    pub entries: usize,
+    /// Packs of a part.
+    pub packs: usize,
+}
+
+pub(super) const SIZES: Sizes = Sizes { small: SMALL, entries: 1 << 20, packs: 1 << 18 };
 /// The share of packs that are gone from which on all runs are written anew.
 const GONE: usize = 8;
 
@@ -77,18 +87,27 @@ pub(crate) struct Merged {
 }
 
 /// Where a merge puts its parts.
-struct Writer<'w> {
+pub(super) struct Writer<'w> {
     keys: &'w Keys,
     env: &'w Environment,
     number: u64,
     run: [u8; 16],
     part: u32,
     create: &'w mut dyn FnMut(&str, Bytes) -> Result<()>,
-    segments: Vec<String>,
+    pub segments: Vec<String>,
 }
 
-impl Writer<'_> {
-    fn write(&mut self, first: usize, packs: &[PackInfo], entries: &[RawEntry]) -> Result<()> {
+impl<'w> Writer<'w> {
+    pub fn new(
+        keys: &'w Keys,
+        env: &'w Environment,
+        number: u64,
+        create: &'w mut dyn FnMut(&str, Bytes) -> Result<()>,
+    ) -> Self {
+        Self { keys, env, number, run: env.random(), part: 0, create, segments: Vec::new() }
+    }
+
+    pub fn write(&mut self, first: usize, packs: &[PackInfo], entries: &[RawEntry]) -> Result<()> {
         let key = part_key(self.number, &self.run, self.part);
         let id = self.env.random();
         let object = Part::seal(self.keys, id, &key, first as u32, packs, entries);
@@ -101,11 +120,11 @@ impl Writer<'_> {
 
 /// How many of the newest runs are merged with `fresh` entries. `sizes` are those of all runs, the
 /// oldest first.
-fn taken(sizes: &[usize], fresh: usize) -> usize {
+fn taken(sizes: &[usize], fresh: usize, least: usize) -> usize {
     let mut sum = fresh;
     let newest = sizes.iter().rev();
     let taken = newest.take_while(|size| {
-        let small = **size <= sum.max(SMALL);
+        let small = **size <= sum.max(least);
         sum += **size;
         small
     });
@@ -151,8 +170,21 @@ impl Index {
         number: u64,
         create: &mut dyn FnMut(&str, Bytes) -> Result<()>,
     ) -> Result<Merged> {
+        self.merge_with(SIZES, removed, keys, env, number, create)
+    }
+
+    pub(super) fn merge_with(
+        &self,
+        sizes: Sizes,
+        removed: &HashSet<[u8; 16]>,
+        keys: &Keys,
+        env: &Environment,
+        number: u64,
+        create: &mut dyn FnMut(&str, Bytes) -> Result<()>,
+    ) -> Result<Merged> {
+        let Sizes { small, entries: of_part, packs: of_table } = sizes;
         let sizes: Vec<usize> = self.runs.iter().map(Run::len).collect();
-        let mut left = self.runs.len() - taken(&sizes, self.entries.len());
+        let mut left = self.runs.len() - taken(&sizes, self.entries.len(), small);
         let is_gone = |number: &u32| {
             let removed = self.pack(*number).is_none_or(|pack| removed.contains(&pack.id));
             removed || self.state(*number) == State::Gone
@@ -194,13 +226,12 @@ impl Index {
         if packs.is_empty() {
             return Ok(Merged { segments, gone });
         }
-        let run = env.random();
-        let mut writer = Writer { keys, env, number, run, part: 0, create, segments };
+        let mut writer = Writer { segments, ..Writer::new(keys, env, number, create) };
         let entries = self.entries.len() + runs.iter().map(Run::len).sum::<usize>();
-        let alone = entries <= PART_ENTRIES && packs.len() <= PART_PACKS;
+        let alone = entries <= of_part && packs.len() <= of_table;
         if !alone {
-            for (at, table) in packs.chunks(PART_PACKS).enumerate() {
-                writer.write(at * PART_PACKS, table, &[])?;
+            for (at, table) in packs.chunks(of_table).enumerate() {
+                writer.write(at * of_table, table, &[])?;
             }
         }
         let mut groups = self.groups_of(runs)?;
@@ -208,7 +239,7 @@ impl Index {
         while let Some(id) = groups.next_into(&mut group)? {
             // Entries whose ids begin alike must be in one part.
             if !alone
-                && part.len() >= PART_ENTRIES
+                && part.len() >= of_part
                 && part.last().is_some_and(|last: &RawEntry| last.id[..8] != id[..8])
             {
                 writer.write(0, &[], &part)?;
@@ -244,7 +275,7 @@ mod tests {
         let mut entries = 0;
         for n in 0..20_000_usize {
             let fresh = 2_000 + n % 7 * 1_000;
-            let left = sizes.len() - taken(&sizes, fresh);
+            let left = sizes.len() - taken(&sizes, fresh, SMALL);
             let new = fresh + sizes.drain(left..).sum::<usize>();
             sizes.push(new);
             entries += fresh;

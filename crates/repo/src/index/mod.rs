@@ -14,16 +14,19 @@
 mod current;
 mod filter;
 mod load;
+pub mod measure;
 mod merge;
 mod object;
 mod part;
 mod segment;
 mod sorted;
+#[cfg(test)]
+mod tests;
 
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 pub(crate) use current::{Current, Head, newest_head};
-pub(crate) use load::{check_part, parses_root};
+pub(crate) use load::{check_part, opens_forged, parses_root};
 pub(crate) use object::{keep, keep_segment, open_object, seal_object, seal_with};
 use part::{Opened, Part};
 use segment::Segment;
@@ -158,26 +161,36 @@ impl Index {
     }
 
     /// Tells of every entry of an id that counts.
+    ///
+    /// # Errors
+    /// A run in which it could not be looked up; it was in the others.
     fn each(&self, id: &[u8; 16], mut tell: impl FnMut(usize, Location, State)) -> Result<()> {
         let mut counts = |ordinal, location: Location| match self.state(location.pack) {
             State::Gone => {}
             state => tell(ordinal, location, state),
         };
         self.entries.each(*id).for_each(|(ordinal, location)| counts(ordinal, location));
-        self.runs.iter().rev().try_for_each(|run| run.each(id, &mut counts))
+        let looked = self.runs.iter().rev().map(|run| run.each(id, &mut counts));
+        looked.fold(Ok(()), Result::and)
     }
 
     /// The place of a chunk among all entries, and where it is read: in a pack that is there, and
     /// not in one that is to be avoided, if that can be.
+    ///
+    /// # Errors
+    /// It is nowhere, and a part of the index cannot be read in which it may be.
     pub fn place(&self, id: &ObjectId) -> Result<Option<(usize, Location)>> {
         let mut best: Option<(u8, Location, usize)> = None;
-        self.each(&prefix(id), |ordinal, location, state| {
+        let looked = self.each(&prefix(id), |ordinal, location, state| {
             let this = (state.rank(), location, ordinal);
             if best.is_none_or(|best| this < best) {
                 best = Some(this);
             }
-        })?;
-        Ok(best.map(|(_, location, ordinal)| (ordinal, location)))
+        });
+        match best {
+            Some((_, location, ordinal)) => Ok(Some((ordinal, location))),
+            None => looked.map(|()| None),
+        }
     }
 
     /// Where a chunk is read.
@@ -188,7 +201,10 @@ impl Index {
     /// Where else a chunk lies.
     pub fn copies_of(&self, id: &ObjectId) -> Result<Vec<Location>> {
         let mut all = Vec::new();
-        self.each(&prefix(id), |_, location, state| all.push((state.rank(), location)))?;
+        let looked = self.each(&prefix(id), |_, at, state| all.push((state.rank(), at)));
+        if all.len() < 2 {
+            looked?;
+        }
         all.sort_unstable();
         all.dedup();
         Ok(all.into_iter().skip(1).map(|(_, location)| location).collect())
@@ -246,7 +262,8 @@ impl Index {
     /// # Errors
     /// A part that cannot be read any more. It is the last thing that is told then.
     pub fn locations(&self) -> impl Iterator<Item = Result<(usize, [u8; 16], Location)>> + '_ {
-        let memory = (0..).zip(self.entries.iter()).map(|(at, entry)| (at, entry.id, entry.location));
+        let memory =
+            (0..).zip(self.entries.iter()).map(|(at, entry)| (at, entry.id, entry.location));
         let memory = memory.map(Ok);
         let of_runs = self.runs.iter().flat_map(|run| {
             run.parts.iter().zip(&run.bases).flat_map(move |(part, base)| {

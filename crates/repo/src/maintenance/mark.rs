@@ -137,7 +137,10 @@ impl Marks {
     pub fn live(&self) -> Result<HashMap<[u8; 16], u64>> {
         let mut live = HashMap::new();
         for entry in self.index.locations() {
-            let (ordinal, _, at) = entry?;
+            let (ordinal, _, at) = entry.map_err(|error| {
+                let hint = "nothing was removed; `backstay verify` says what is affected";
+                if error.is_about_an_object() { error.with_hint(hint) } else { error }
+            })?;
             if self.has(ordinal)
                 && let Some(pack) = self.index.pack(at.pack)
             {

@@ -19,7 +19,7 @@ use crate::repository::Repository;
 use crate::{Progress, RepoError, Result};
 use backstay_store::failpoint;
 
-/// With fewer segments the index is not merged for its own sake.
+/// With fewer segments that no run has taken in, the index is not merged for its own sake.
 const SEGMENTS: usize = 16;
 
 /// A pack that a run condemned.
