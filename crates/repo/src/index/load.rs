@@ -22,7 +22,9 @@ const THREADS: usize = 4;
 /// Segments and parts while they are read.
 #[derive(Default)]
 struct Loading {
+    /// Of segments, which are read before runs are.
     packs: Vec<PackInfo>,
+    tables: Vec<(u32, Vec<PackInfo>)>,
     entries: Vec<Entry>,
     runs: Vec<Run>,
     unreadable: Vec<String>,
@@ -59,11 +61,14 @@ impl Loading {
             bases: Vec::new(),
             tables: Vec::new(),
         };
-        self.packs.reserve_exact(opened.iter().map(|part| part.packs.len()).sum());
         for Opened { part, first_pack, packs } in opened {
             if !packs.is_empty() {
-                run.tables.push((first_pack, packs.len() as u32, self.packs.len() as u32));
-                self.packs.extend(packs);
+                let base = match self.tables.last() {
+                    Some((first, packs)) => first + packs.len() as u32,
+                    None => self.packs.len() as u32,
+                };
+                run.tables.push((first_pack, packs.len() as u32, base));
+                self.tables.push((base, packs));
             }
             if part.len() > 0 {
                 run.parts.push(part);
@@ -88,8 +93,9 @@ impl Loading {
     }
 
     fn finish(self, current: &Current) -> Index {
-        let Self { mut packs, entries, mut runs, unreadable, .. } = self;
-        packs.shrink_to_fit();
+        let Self { packs: of_segments, tables, entries, mut runs, unreadable, .. } = self;
+        let mut packs = vec![(0, of_segments)];
+        packs.extend(tables);
         let entries = Sorted::of(entries);
         let mut base = entries.len();
         for run in &mut runs {
@@ -102,7 +108,7 @@ impl Loading {
             let gone = !current.gone.is_empty() && current.gone.contains(&pack.id);
             AtomicU8::new(if gone { State::Gone } else { State::Unknown } as u8)
         };
-        let states = packs.iter().map(state).collect();
+        let states = packs.iter().flat_map(|(_, packs)| packs).map(state).collect();
         Index { packs, states, entries, runs, unreadable, current: current.clone() }
     }
 }

@@ -193,18 +193,17 @@ impl Index {
             runs.iter().flat_map(Run::packs).filter(is_gone).collect()
         };
         let mut still = gone(self.runs.get(..left).unwrap_or_default());
-        if still.len() > self.packs.len() / GONE {
+        if still.len() > self.states.len() / GONE {
             (left, still) = (0, Vec::new());
         }
         let (kept, runs) = self.runs.split_at_checked(left).unwrap_or_default();
 
         // The packs of the new run, each once, and their numbers there.
-        let of_runs: HashSet<u32> = self.runs.iter().flat_map(Run::packs).collect();
-        let in_memory = (0..self.packs.len() as u32).filter(|number| !of_runs.contains(number));
+        let of_segments = self.packs.first().map_or(0, |(_, packs)| packs.len() as u32);
         let mut packs = Vec::new();
-        let mut numbers = vec![u32::MAX; self.packs.len()];
+        let mut numbers = vec![u32::MAX; self.states.len()];
         let mut known = HashMap::new();
-        for number in in_memory.chain(runs.iter().flat_map(Run::packs)) {
+        for number in (0..of_segments).chain(runs.iter().flat_map(Run::packs)) {
             let Some(pack) = self.pack(number).filter(|_| !is_gone(&number)) else { continue };
             let new = *known.entry(pack.id).or_insert_with(|| {
                 packs.push(pack.clone());
@@ -214,7 +213,7 @@ impl Index {
                 *at = new;
             }
         }
-        drop((of_runs, known));
+        drop(known);
 
         let parts = |run: &Run| {
             let all = self.current.segments.iter().map(|object| &object.key);

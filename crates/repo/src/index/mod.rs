@@ -133,7 +133,8 @@ impl Run {
 /// of the runs.
 #[derive(Default)]
 pub(crate) struct Index {
-    packs: Vec<PackInfo>,
+    /// Those of segments first, then table by table those of runs, with the number of the first.
+    packs: Vec<(u32, Vec<PackInfo>)>,
     states: Vec<AtomicU8>,
     entries: Sorted,
     /// The oldest first.
@@ -242,12 +243,15 @@ impl Index {
     }
 
     pub fn pack(&self, number: u32) -> Option<&PackInfo> {
-        self.packs.get(number as usize)
+        let table = self.packs.partition_point(|(first, _)| *first <= number).checked_sub(1)?;
+        let (first, packs) = self.packs.get(table)?;
+        packs.get((number - first) as usize)
     }
 
     /// All packs that count, by their numbers.
     pub fn packs(&self) -> impl Iterator<Item = (u32, &PackInfo)> {
-        (0..).zip(&self.packs).filter(|(number, _)| self.state(*number) != State::Gone)
+        let all = self.packs.iter().flat_map(|(first, packs)| (*first..).zip(packs));
+        all.filter(|(number, _)| self.state(*number) != State::Gone)
     }
 
     /// How many segments no run has taken in yet, and how many runs there are.

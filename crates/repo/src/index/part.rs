@@ -165,8 +165,8 @@ pub(crate) struct Part {
     /// What to multiply the distance from the first fence by to come near the right one.
     scale: f64,
     source: Source,
-    /// Of the store, since the local copy turned out to be wrong.
-    fetched: OnceLock<Source>,
+    /// Of the store, since the local copy turned out to be wrong; `None` when that did not help.
+    fetched: OnceLock<Option<Source>>,
     fetching: Mutex<()>,
 }
 
@@ -308,28 +308,28 @@ impl Part {
     /// # Errors
     /// What is in the store does not authenticate either, or cannot be read.
     fn blocks(&self, number: usize, buffer: &mut [u8]) -> Result<()> {
-        if let Some(source) = self.fetched.get() {
-            return self.read_blocks(source, number, buffer).map_err(|_| damaged(&self.object));
-        }
-        let Err(error) = self.read_blocks(&self.source, number, buffer) else { return Ok(()) };
+        let local = self.read_blocks(&self.source, number, buffer);
+        let Err(error) = local else { return Ok(()) };
         let Some(Origin { store, cached: Some(path) }) = &self.origin else {
             return Err(damaged(&self.object));
         };
-        let fetching = self.fetching.lock().unwrap_or_else(|e| e.into_inner());
+        let _fetching = self.fetching.lock().unwrap_or_else(|e| e.into_inner());
         if self.fetched.get().is_none() {
             tracing::warn!(path = %path.display(), %error, "a local copy is damaged: it is fetched again");
-            let object = store.read(&self.object)?;
-            if object.len() as u64 != self.end {
-                return Err(damaged(&self.object));
-            }
-            let source = self.blocks_of(&object);
-            self.read_blocks(&source, number, buffer).map_err(|_| damaged(&self.object))?;
-            keep(path, &object);
-            let _ = self.fetched.set(source);
-            return Ok(());
+            let fetched = match store.read(&self.object).map_err(RepoError::from) {
+                Ok(object) if object.len() as u64 == self.end => {
+                    keep(path, &object);
+                    Some(self.blocks_of(&object))
+                }
+                Ok(_) => None,
+                Err(error) if error.is_about_an_object() => None,
+                Err(error) => return Err(error),
+            };
+            let _ = self.fetched.set(fetched);
         }
-        drop(fetching);
-        self.blocks(number, buffer)
+        let source = self.fetched.get().and_then(Option::as_ref);
+        let read = source.map(|source| self.read_blocks(source, number, buffer));
+        read.and_then(io::Result::ok).ok_or_else(|| damaged(&self.object))
     }
 
     /// Bytes of some blocks with their tags.
@@ -556,6 +556,64 @@ mod tests {
         let bytes = Part::seal(&keys, [2; 16], "a part", 0, &[], entries);
         let source = Source::Memory { bytes: bytes.clone(), from: 0 };
         Opened::read(&keys, "a part", bytes.len() as u64, source).unwrap().part
+    }
+
+    /// What docs/format.md says, said again.
+    #[test]
+    fn a_part_is_laid_out_as_it_is_written_down() {
+        let keys = Keys::derive(&RootKey::from_bytes([1; 32]), 0);
+        let work = crate::layout::Work { writer: [3; 8], session: [4; 16] };
+        let (id, class) = ([5; 16], Class::MetadataPack);
+        let pack = PackInfo { work, id, size: 6, sha256: [7; 32], class };
+        let entries = entries(40);
+        let sealed = Part::seal(&keys, [2; 16], "a part", 9, &[pack.clone(), pack], &entries);
+        let key = keys.open("a part", Class::Index, &sealed).unwrap();
+        let open = |kind: u8, name: &str, at: usize, length: usize| {
+            let mut section = sealed[at..at + length + 16].to_vec();
+            let plain = key.open(kind, at as u64, name.as_bytes(), &mut section).unwrap();
+            plain.to_vec()
+        };
+        let number = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().unwrap());
+        let root = open(1, "a part", 160, 64);
+        assert_eq!([0, 4, 8].map(|at| number(&root[at..at + 4])), [9, 2, 40]);
+        let (length, segments) = (number(&root[12..16]), number(&root[16..20]));
+        let seed = u64::from_le_bytes(root[24..32].try_into().unwrap());
+        assert!(root[20..24].iter().chain(&root[32..]).all(|byte| *byte == 0));
+        let packs = open(2, "a part", 240, 176);
+        let mut first = [vec![3; 8], vec![4; 16], vec![5; 16]].concat();
+        first.extend([6, 0, 0, 0, 0, 0, 0, 0]);
+        first.extend([7; 32]);
+        first.extend([2, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(packs, [first.clone(), first].concat());
+        let size = ((segments + 2) * length) as usize;
+        let filter = open(3, "a part", 432, size);
+        let fences = open(4, "a part", 448 + size, 3 * 8);
+        let blocks = 448 + size + 40;
+        assert_eq!(sealed.len(), blocks + 40 * 28 + 3 * 16);
+        for (place, entry) in entries.iter().enumerate() {
+            let start = blocks + place / 18 * 520;
+            let block = open(5, "", start, if place < 36 { 504 } else { 4 * 28 });
+            let at = place % 18 * 28;
+            assert_eq!(block[at..at + 16], entry.id);
+            let numbers = [entry.pack, entry.offset, entry.length];
+            assert_eq!([16, 20, 24].map(|n| number(&block[at + n..at + n + 4])), numbers);
+            if at == 0 {
+                let fence = place / 18 * 8;
+                assert_eq!(fences[fence..fence + 8], entry.id[..8]);
+            }
+            let mut h = u64::from_le_bytes(entry.id[8..].try_into().unwrap()).wrapping_add(seed);
+            for factor in [0xff51_afd7_ed55_8ccd, 0xc4ce_b9fe_1a85_ec53] {
+                h ^= h >> 33;
+                h = h.wrapping_mul(factor);
+            }
+            h ^= h >> 33;
+            let (span, mask) = (u128::from(segments) * u128::from(length), u64::from(length - 1));
+            let p0 = (u128::from(h) * span >> 64) as u64;
+            let p1 = (p0 + u64::from(length)) ^ ((h >> 18) & mask);
+            let p2 = (p0 + 2 * u64::from(length)) ^ (h & mask);
+            let byte = [p0, p1, p2].map(|p| filter[p as usize]);
+            assert_eq!(byte[0] ^ byte[1] ^ byte[2], (h ^ (h >> 32)) as u8);
+        }
     }
 
     #[test]
