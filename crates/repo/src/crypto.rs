@@ -612,6 +612,20 @@ impl PackKey {
         bytes
     }
 
+    /// The same as [`open`](Self::open) of a record without a name, in less time.
+    pub fn open_unnamed<'r>(
+        &self,
+        kind: u8,
+        offset: u64,
+        record: &'r mut [u8],
+    ) -> Option<&'r mut [u8]> {
+        let mut aad = [0; 26];
+        aad[..16].copy_from_slice(&self.id);
+        (aad[16], aad[17]) = (self.class, kind);
+        aad[18..].copy_from_slice(&offset.to_le_bytes());
+        self.aead.open_in_place(Self::nonce(offset), Aad::from(aad), record).ok()
+    }
+
     /// Opens a record with its tag in place; `None` when anything of it was altered.
     pub fn open<'r>(
         &self,

@@ -10,6 +10,7 @@ pub use crate::chunker::Chunker;
 pub use crate::codec::Codec;
 pub use crate::crypto::{PackKey, SessionKey};
 pub use crate::id::CellHasher;
+pub use crate::index::measure::Synthetic;
 
 use crate::crypto::{Class, Keys, RootKey, derive};
 use crate::pack::read_footer;
@@ -30,7 +31,18 @@ pub fn extent_leaf(body: &[u8]) -> bool {
 
 /// The number of chunks that a segment lists.
 pub fn segment(plain: &[u8]) -> Option<usize> {
-    crate::index::Index::of_segment("a segment", plain).ok().map(|index| index.locations().count())
+    crate::index::Index::of_segment("a segment", plain).ok().map(|index| index.len())
+}
+
+/// Whether the root of a part of a run of the index makes sense.
+pub fn index_root(plain: &[u8]) -> bool {
+    crate::index::parses_root(plain)
+}
+
+/// The number of entries of a part of a run that is put together from `root` and whatever is said to
+/// be inside the seals of its sections, one behind the other.
+pub fn index_part(plain: &[u8]) -> Option<usize> {
+    crate::index::opens_forged(plain)
 }
 
 pub fn snapshot(plain: &[u8]) -> Option<Snapshot> {

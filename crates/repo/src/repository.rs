@@ -741,16 +741,22 @@ impl Repository {
         self.reload_index()
     }
 
-    /// The index as the store has it now.
+    /// The index as the store has it now, to read by: which packs are there is found out on the way.
     pub(crate) fn reload_index(&self) -> Result<Arc<Index>> {
-        self.reload_index_avoiding(&HashSet::new())
+        let authority = self.reload_authority()?;
+        self.take_index(Index::open(&self.inner.store, self.keys(), &authority, self.cache())?)
     }
 
-    /// The same; what only lies in one of `avoided` is absent for a writer.
+    /// The same, to write or to remove by: which packs are there is known, and what only lies in one
+    /// of `avoided` is absent.
     pub(crate) fn reload_index_avoiding(&self, avoided: &HashSet<[u8; 16]>) -> Result<Arc<Index>> {
         let (store, keys) = (&self.inner.store, self.keys());
         let authority = self.reload_authority()?;
-        let index = Arc::new(Index::load(store, keys, &authority, self.cache(), avoided)?);
+        self.take_index(Index::load(store, keys, &authority, self.cache(), avoided)?)
+    }
+
+    fn take_index(&self, index: Index) -> Result<Arc<Index>> {
+        let index = Arc::new(index);
         *self.inner.index.write().unwrap_or_else(|e| e.into_inner()) = Some(index.clone());
         // Numbers of packs belong to one load.
         self.inner.ahead.lock().unwrap_or_else(|e| e.into_inner()).clear();
@@ -788,19 +794,32 @@ impl Repository {
     pub(crate) fn read_chunk(&self, kind: Kind, id: &ObjectId) -> Result<Vec<u8>> {
         let mut index = self.index()?;
         let mut failed: Option<([u8; 16], RepoError)> = None;
+        let mut unseen: Option<RepoError> = None;
         // Written, or moved to another pack, since the index was loaded? Maintenance may have moved
         // it more than once; it ends where the index stays as it was.
         for _ in 0..crate::index::RELOADS {
-            let at = index.find(id).and_then(|at| Some((at, index.pack(at.pack)?)));
+            let found = match index.find(id) {
+                Err(error) if error.is_about_an_object() => {
+                    unseen = Some(error);
+                    None
+                }
+                found => found?,
+            };
+            let at = found.and_then(|at| Some((at, index.pack(at.pack)?)));
             if let Some((at, pack)) = at
                 && failed.as_ref().is_none_or(|(other, _)| *other != pack.id)
             {
                 match self.read_chunk_at(kind, id, at, pack) {
-                    Err(error) if error.is_about_an_object() => failed = Some((pack.id, error)),
+                    Err(error) if error.is_about_an_object() => {
+                        if error.is_of_a_missing_object() {
+                            index.note_missing(at.pack);
+                        }
+                        failed = Some((pack.id, error));
+                    }
                     read => return read,
                 }
-                // Of two copies one may be right.
-                for copy in index.copies_of(id) {
+                // Of two copies one may be right. Which is the best place may be another one by now.
+                for copy in index.places(id)?.into_iter().filter(|place| *place != at) {
                     let Some(pack) = index.pack(copy.pack) else { continue };
                     match self.read_chunk_at(kind, id, copy, pack) {
                         Err(error) if error.is_about_an_object() => {}
@@ -810,12 +829,12 @@ impl Repository {
             }
             // What maintenance moves it removes only behind a new head: without one there is nothing
             // new to be found, however many chunks are damaged.
-            if failed.is_some()
+            if (failed.is_some() || unseen.is_some())
                 && crate::index::newest_head(&self.inner.store)? == index.current.head
             {
                 break;
             }
-            let place = |index: &Index| Some(index.pack(index.find(id)?.pack)?.id);
+            let place = |index: &Index| Some(index.pack(index.find(id).ok()??.pack)?.id);
             let now = self.reload_index()?;
             let same = (now.current.head, place(&now)) == (index.current.head, place(&index));
             index = now;
@@ -823,7 +842,8 @@ impl Repository {
                 break;
             }
         }
-        Err(failed.map_or_else(|| missing_chunk(kind, id, &index), |(_, error)| error))
+        let failed = failed.map(|(_, error)| error).or(unseen);
+        Err(failed.unwrap_or_else(|| missing_chunk(kind, id, &index)))
     }
 
     fn read_chunk_at(

@@ -32,13 +32,12 @@ pub(super) fn choose(
     reseal: Option<u32>,
 ) -> HashSet<[u8; 16]> {
     let classes: HashMap<[u8; 16], Class> =
-        view.index.packs().iter().map(|pack| (pack.id, pack.class)).collect();
+        view.index.packs().map(|(_, pack)| (pack.id, pack.class)).collect();
     let old: HashSet<[u8; 16]> = view
         .index
         .packs()
-        .iter()
-        .filter(|pack| reseal.is_some_and(|epoch| pack.epoch < epoch))
-        .map(|pack| pack.id)
+        .filter(|(_, pack)| reseal.is_some_and(|epoch| pack.epoch < epoch))
+        .map(|(_, pack)| pack.id)
         .collect();
     let mut packs = Vec::new();
     for pack in &view.packs {
@@ -100,8 +99,8 @@ pub(super) fn choose(
 
 /// What is needed in packs that are sealed to a root key before that of `epoch`. Bytes.
 pub(super) fn of_old_keys(view: &View, live: &HashMap<[u8; 16], u64>, epoch: u32) -> u64 {
-    let packs = view.index.packs().iter().filter(|pack| pack.epoch < epoch);
-    packs.filter_map(|pack| live.get(&pack.id)).sum()
+    let packs = view.index.packs().filter(|(_, pack)| pack.epoch < epoch);
+    packs.filter_map(|(_, pack)| live.get(&pack.id)).sum()
 }
 
 /// Writes what is needed of `packs` anew. Bytes that were moved.
@@ -111,14 +110,14 @@ pub(super) fn repack(
     packs: &HashSet<[u8; 16]>,
     progress: &Arc<Progress>,
 ) -> Result<u64> {
-    let chunks = marks.chunks_in(packs);
+    let chunks = marks.chunks_in(packs)?;
     let mut wanted: HashMap<u32, HashSet<u32>> = HashMap::new();
-    for (_, at) in &chunks {
+    for at in &chunks {
         wanted.entry(at.pack).or_default().insert(at.offset);
     }
     let mut numbers: Vec<u32> = wanted.keys().copied().collect();
     numbers.sort_unstable();
-    progress.add_total(chunks.iter().map(|(_, at)| u64::from(at.length)).sum(), 0);
+    progress.add_total(chunks.iter().map(|at| u64::from(at.length)).sum(), 0);
     let options = SessionOptions {
         workers: 1,
         progress: progress.clone(),
@@ -155,7 +154,7 @@ pub(super) fn needed_after_all(
     progress: &Progress,
 ) -> Result<HashSet<[u8; 16]>> {
     let mut needed = HashSet::new();
-    for same in marks.kept_for(packs).chunk_by(|a, b| a.0 == b.0) {
+    for same in marks.kept_for(packs)?.chunk_by(|a, b| a.0 == b.0) {
         progress.check()?;
         let Some(pack) = same.first().and_then(|one| marks.index().pack(one.0)) else { continue };
         let mut right = HashSet::new();

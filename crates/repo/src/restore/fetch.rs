@@ -484,6 +484,9 @@ impl Fetcher<'_> {
         let (key, bytes) = match read {
             Ok(read) => read,
             Err(error) if error.is_about_an_object() => {
+                if error.is_of_a_missing_object() {
+                    self.index.note_missing(first.location.pack);
+                }
                 // A pack that was cut short has what lies before the cut; what maintenance moved is
                 // in another one.
                 let mut records = range.chunk_by(|a, b| a.location == b.location);
@@ -545,15 +548,16 @@ impl Fetcher<'_> {
         let content = {
             let mut sought = self.sought.lock().unwrap_or_else(|e| e.into_inner());
             let mut index = self.repository.index()?;
-            let other = |index: &Index| {
-                let places = index.find(chunk).into_iter().chain(index.copies_of(chunk));
+            let other = |index: &Index| -> Result<bool> {
+                let places = index.places(chunk)?.into_iter();
                 let mut packs = places.filter_map(|at| index.pack(at.pack));
-                packs.any(|now| now.id != pack.id)
+                Ok(packs.any(|now| now.id != pack.id))
             };
-            if !other(&index) && sought.insert(pack.id) {
+            if !other(&index).unwrap_or(false) && sought.insert(pack.id) {
                 index = self.repository.reload_index()?;
             }
-            other(&index).then(|| self.repository.read_chunk(Kind::Data, chunk))
+            drop(sought);
+            other(&index)?.then(|| self.repository.read_chunk(Kind::Data, chunk))
         };
         match content {
             Some(Ok(content)) => {

@@ -301,7 +301,11 @@ pub(crate) fn restore(
                     }
                     let number = files.len() as u32;
                     for extent in &extents {
-                        let location = index.find(&extent.chunk).unwrap_or(NOWHERE);
+                        let location = match index.find(&extent.chunk) {
+                            Err(error) if error.is_about_an_object() && options.keep_going => None,
+                            found => found?,
+                        };
+                        let location = location.unwrap_or(NOWHERE);
                         if location == NOWHERE && !options.keep_going {
                             let kind = crate::Kind::Data;
                             return Err(crate::repository::missing_chunk(
