@@ -46,9 +46,10 @@ pub use progress::{Progress, ProgressSnapshot};
 pub use repository::{InitOptions, OpenOptions, Repository, Usage};
 pub use restore::{Placement, RestoreOptions, RestoreReport};
 pub use session::{
-    Chunking, Content, ContentError, Order, Reader, Session, SessionOptions, TreeRoot, TreeWriter,
+    Chunking, Content, ContentError, Fate, Order, Reader, Session, SessionOptions, TreeRoot,
+    TreeWriter,
 };
-pub use snapshot::{Problem, Snapshot, SnapshotStats, SnapshotType, SourceKind};
+pub use snapshot::{Origin, Problem, Snapshot, SnapshotStats, SnapshotType, SourceKind};
 pub use tree::{Tree, TreeIter};
 
 /// The result of everything that touches a repository.

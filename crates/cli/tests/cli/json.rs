@@ -34,9 +34,11 @@ fn every_document_has_its_shape() {
         [
             "detail",
             "finished",
+            "group",
             "host",
             "id",
             "kind",
+            "origin",
             "parent",
             "problems",
             "repository",

@@ -5,6 +5,9 @@
 //!   which they are compressed together. A group ends where a hash of a file's name and size says
 //!   so, so that a moved or copied directory forms the groups it formed before.
 //! - Larger: content-defined chunks, or for database files the cells of a fixed grid of 1 MiB.
+//!
+//! What is read goes to every lane that wants it. Each has its own boundaries and ids; where two
+//! have the same piece all the same (cells, groups, files of one chunk), it is compressed once.
 
 use std::io;
 use std::ops::Range;
@@ -14,11 +17,12 @@ use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender};
 
-use super::sink::{FailOnPanic, Shared, Sink};
+use super::lanes::LaneSet;
+use super::sink::{Encoded, Shared, Sink};
 use crate::chunker::MAX;
 use crate::entry::{Body, Entry, EntryKind, Extent, FileContent, INLINE_LIMIT, LeafRef};
 use crate::tree::{ChunkSink, ExtentLeaf, PageHashes, encode_leaf};
-use crate::{Kind, RepoError, RepoErrorKind, Result};
+use crate::{Kind, Progress, RepoError, RepoErrorKind, Result};
 
 /// A cell of the grid. Bytes.
 pub(crate) const CELL: usize = 1 << 20;
@@ -98,14 +102,48 @@ impl From<io::Error> for ContentError {
     }
 }
 
+/// An entry, as the lanes have it.
+pub(super) enum Made {
+    /// All of them the same.
+    Same(Entry),
+    /// Each its own, or none.
+    Each(Vec<Option<Entry>>),
+}
+
+impl Made {
+    /// What a lane has.
+    pub fn of(&self, lane: usize) -> Option<&Entry> {
+        match self {
+            Self::Same(entry) => Some(entry),
+            Self::Each(entries) => entries.get(lane)?.as_ref(),
+        }
+    }
+
+    /// What any lane has.
+    pub fn any(&self) -> Option<&Entry> {
+        match self {
+            Self::Same(entry) => Some(entry),
+            Self::Each(entries) => entries.iter().flatten().next(),
+        }
+    }
+}
+
+/// Of each lane, what it has from before.
+pub(super) type Known = Vec<Option<Entry>>;
+
+/// Of each lane, what it made of a file's content; none where the lane did not want it or has failed.
+type Contents = Vec<Option<FileContent>>;
+
 pub(super) enum Outcome {
-    Stored(Entry),
+    Stored(Made),
     Dropped,
 }
 
 pub(super) struct File {
     pub ticket: u64,
     pub entry: Entry,
+    /// Empty: all lanes want it read.
+    pub known: Known,
     pub content: Box<dyn Content>,
     pub chunking: Chunking,
     pub results: Sender<(u64, Outcome)>,
@@ -121,8 +159,10 @@ pub(super) enum Job {
 pub(super) struct LargeFile {
     ticket: u64,
     entry: Mutex<Option<Entry>>,
+    known: Known,
     reader: Box<dyn Reader>,
-    leaves: Mutex<Vec<Option<LeafRef>>>,
+    /// Of each region, the leaf in each lane.
+    leaves: Mutex<Vec<Vec<Option<LeafRef>>>>,
     left: AtomicUsize,
     failed: Mutex<Option<ContentError>>,
     results: Sender<(u64, Outcome)>,
@@ -135,18 +175,19 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    pub fn start(shared: &Arc<Shared>, workers: usize) -> Self {
+    pub fn start(lanes: Vec<Arc<Shared>>, progress: Arc<Progress>, workers: usize) -> Self {
         let (sender, receiver) = crossbeam_channel::bounded(workers * 4);
         let mut threads = Vec::new();
         for _ in 0..workers {
-            let (worker, receiver) = (Worker::new(shared.clone()), receiver.clone());
+            let (worker, receiver) = (Worker::new(&lanes, &progress), receiver.clone());
             let spawned = std::thread::Builder::new()
                 .name("backup".into())
                 .spawn(move || worker.run(&receiver));
             match spawned {
                 Ok(thread) => threads.push(thread),
                 Err(error) if threads.is_empty() => {
-                    shared.fail(RepoError::io("start a thread for", "the backup", error));
+                    let error = RepoError::io("start a thread for", "the backup", error);
+                    lanes.iter().for_each(|lane| lane.fail(error.repeat()));
                 }
                 Err(error) => tracing::warn!(%error, "fewer workers than asked for"),
             }
@@ -176,17 +217,18 @@ impl Pool {
 
 /// Opens a grid that is larger than one region and makes its jobs.
 pub(super) fn large_file(file: File) -> Result<Vec<Job>, Box<(Unopened, ContentError)>> {
-    let File { ticket, entry, content, results, .. } = file;
+    let File { ticket, entry, known, content, results, .. } = file;
     let reader = match content.open() {
         Ok(reader) => reader,
-        Err(error) => return Err(Box::new((Unopened { ticket, entry, results }, error))),
+        Err(error) => return Err(Box::new((Unopened { ticket, entry, known, results }, error))),
     };
     let regions = reader.size().div_ceil(REGION).max(1) as usize;
     let large = Arc::new(LargeFile {
         ticket,
         entry: Mutex::new(Some(entry)),
+        known,
         reader,
-        leaves: Mutex::new(vec![None; regions]),
+        leaves: Mutex::new(vec![Vec::new(); regions]),
         left: AtomicUsize::new(regions),
         failed: Mutex::default(),
         results,
@@ -198,36 +240,91 @@ pub(super) fn large_file(file: File) -> Result<Vec<Job>, Box<(Unopened, ContentE
 pub(super) struct Unopened {
     pub ticket: u64,
     pub entry: Entry,
+    pub known: Known,
     pub results: Sender<(u64, Outcome)>,
 }
 
 struct Worker {
-    sink: Sink,
+    /// Of each lane.
+    sinks: Vec<Sink>,
+    progress: Arc<Progress>,
     buffer: Vec<u8>,
+    encoded: Encoded,
+}
+
+/// How far one lane has cut what is in the buffer.
+struct Cut {
+    lane: usize,
+    from: usize,
+    extents: Vec<Extent>,
+}
+
+/// Fails all lanes when the thread that holds it panics, so that nobody waits for it for ever.
+struct FailOnPanic(Vec<Arc<Shared>>);
+
+impl Drop for FailOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for lane in &self.0 {
+                lane.fail(RepoError::new(RepoErrorKind::Io, "a thread of the backup panicked"));
+            }
+        }
+    }
 }
 
 impl Worker {
-    fn new(shared: Arc<Shared>) -> Self {
-        Self { sink: Sink::new(shared), buffer: Vec::new() }
+    fn new(lanes: &[Arc<Shared>], progress: &Arc<Progress>) -> Self {
+        Self {
+            sinks: lanes.iter().map(|lane| Sink::new(lane.clone())).collect(),
+            progress: progress.clone(),
+            buffer: Vec::new(),
+            encoded: Encoded::default(),
+        }
     }
 
     fn run(mut self, jobs: &Receiver<Job>) {
-        let shared = self.sink.shared.clone();
-        let _guard = FailOnPanic(&shared);
+        let _guard = FailOnPanic(self.sinks.iter().map(|sink| sink.shared.clone()).collect());
         for job in jobs {
             // After a failure the queue is emptied, so that nobody waits for ever.
-            if self.sink.shared.check().is_err() {
+            if self.progress.is_cancelled() || !self.sinks.iter().any(|s| s.shared.is_alive()) {
                 continue;
             }
+            self.encoded.clear();
             let done = match job {
                 Job::One(file) => self.one(*file),
                 Job::Group(files) => self.group(files),
                 Job::Region(file, number) => self.region(&file, number),
             };
             if let Err(error) = done {
-                self.sink.shared.fail(error);
+                self.sinks.iter().for_each(|sink| sink.shared.fail(error.repeat()));
             }
         }
+    }
+
+    /// The lanes that go on and do not have a file from before.
+    fn wanting(&self, known: &Known) -> LaneSet {
+        let mut wanting = LaneSet::NONE;
+        for (lane, sink) in self.sinks.iter().enumerate() {
+            if sink.shared.is_alive() && known.get(lane).is_none_or(Option::is_none) {
+                wanting.add(lane);
+            }
+        }
+        wanting
+    }
+
+    /// Those of `lanes` that still go on.
+    fn alive(&mut self, lanes: LaneSet) -> impl Iterator<Item = (usize, &mut Sink)> {
+        let sinks = self.sinks.iter_mut().enumerate();
+        sinks.filter(move |(lane, sink)| lanes.has(*lane) && sink.shared.is_alive())
+    }
+
+    fn count_read(&self, lanes: LaneSet, bytes: usize) {
+        for (lane, sink) in self.sinks.iter().enumerate() {
+            if lanes.has(lane) {
+                sink.shared.count_read(bytes as u64);
+            }
+        }
+        self.progress.add_done(bytes as u64, 0);
     }
 
     /// Hands back an entry, or says why there is none.
@@ -235,16 +332,40 @@ impl Worker {
         &self,
         ticket: u64,
         mut entry: Entry,
+        mut known: Known,
         results: &Sender<(u64, Outcome)>,
-        content: Result<FileContent, ContentError>,
+        contents: Result<Contents, ContentError>,
     ) -> Result<()> {
-        let outcome = match content {
-            Ok(content) => {
-                entry.kind = EntryKind::File(content);
-                self.sink.shared.progress.add_done(0, 1);
-                Outcome::Stored(entry)
+        let outcome = match contents {
+            Ok(mut contents) => {
+                self.progress.add_done(0, 1);
+                if let [content] = contents.as_mut_slice() {
+                    content.take().map_or(Outcome::Dropped, |content| {
+                        entry.kind = EntryKind::File(content);
+                        Outcome::Stored(Made::Same(entry))
+                    })
+                } else {
+                    known.resize(contents.len(), None);
+                    for (slot, content) in known.iter_mut().zip(contents) {
+                        if let Some(content) = content {
+                            let kind = EntryKind::File(content);
+                            let (path, meta) = (entry.path.clone(), entry.meta.clone());
+                            *slot = Some(Entry { path, meta, kind });
+                        }
+                    }
+                    Outcome::Stored(Made::Each(known))
+                }
             }
-            Err(error) => self.sink.shared.dropped(&entry, error)?,
+            Err(error) => {
+                let wanting = self.wanting(&known);
+                let lanes = self.sinks.iter().enumerate().filter(|(lane, _)| wanting.has(*lane));
+                let outcome = dropped(lanes.map(|(_, sink)| &*sink.shared), &entry, error)?;
+                if known.iter().any(Option::is_some) {
+                    Outcome::Stored(Made::Each(known))
+                } else {
+                    outcome
+                }
+            }
         };
         // Nobody waits for it only when the session is being given up.
         let _ = results.send((ticket, outcome));
@@ -252,188 +373,239 @@ impl Worker {
     }
 
     fn one(&mut self, file: File) -> Result<()> {
-        let File { ticket, mut entry, content, chunking, results } = file;
+        let File { ticket, mut entry, known, content, chunking, results } = file;
+        let wanting = self.wanting(&known);
         let stored = match content.open() {
-            Ok(reader) => self.whole(reader.as_ref(), chunking, &mut entry)?,
+            Ok(reader) => self.whole(reader.as_ref(), chunking, &mut entry, wanting),
             Err(error) => Err(error),
         };
-        self.deliver(ticket, entry, &results, stored)
+        self.deliver(ticket, entry, known, &results, stored)
     }
 
-    /// Stores a file of any size. The outer error ends the session, the inner one drops the file.
+    /// Stores a file of any size.
     fn whole(
         &mut self,
         reader: &dyn Reader,
         chunking: Chunking,
         entry: &mut Entry,
-    ) -> Result<Result<FileContent, ContentError>> {
-        let stored = match chunking {
-            Chunking::Grid => self.grid(reader)?,
-            Chunking::ContentDefined => self.cut(reader)?,
+        wanting: LaneSet,
+    ) -> Result<Contents, ContentError> {
+        self.encoded.clear();
+        let (size, contents) = match chunking {
+            Chunking::Grid => self.grid(reader, wanting)?,
+            Chunking::ContentDefined => self.cut(reader, wanting)?,
         };
-        Ok(stored.and_then(|content| {
-            reader.finish(entry, content.size)?;
-            Ok(content)
-        }))
+        reader.finish(entry, size)?;
+        Ok(contents)
     }
 
-    /// Content-defined chunks, or inline content where it is short.
-    fn cut(&mut self, reader: &dyn Reader) -> Result<Result<FileContent, ContentError>> {
-        let mut extents = Vec::new();
+    /// Content-defined chunks, or inline content where it is short; and the size.
+    fn cut(
+        &mut self,
+        reader: &dyn Reader,
+        wanting: LaneSet,
+    ) -> Result<(u64, Contents), ContentError> {
         let mut buffer = std::mem::take(&mut self.buffer);
+        let cut = self.cut_through(reader, wanting, &mut buffer);
+        self.buffer = buffer;
+        cut
+    }
+
+    fn cut_through(
+        &mut self,
+        reader: &dyn Reader,
+        wanting: LaneSet,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(u64, Contents), ContentError> {
+        let mut cuts: Vec<Cut> = (0..self.sinks.len())
+            .filter(|lane| wanting.has(*lane))
+            .map(|lane| Cut { lane, from: 0, extents: Vec::new() })
+            .collect();
         let ranges = reader.data_ranges();
         let sparse = ranges.first().is_none_or(|r| r.start > 0 || r.end != u64::MAX);
         let mut size = if sparse { reader.size() } else { 0 };
         for range in ranges {
             let end = range.end;
+            // Of the first byte in the buffer.
             let mut at = range.start;
-            let (mut from, mut filled) = (0, 0);
-            let mut ended = false;
+            let mut filled = 0;
+            cuts.iter_mut().for_each(|cut| cut.from = 0);
             loop {
-                if !ended && filled - from < MAX {
-                    buffer.copy_within(from..filled, 0);
-                    filled -= from;
-                    from = 0;
-                    // A small file needs no large buffer; what it may have grown is one byte more.
-                    let wanted =
-                        (end.saturating_sub(at + filled as u64)).min(2 * MAX as u64) as usize;
-                    let expected = (reader.size().saturating_sub(at) as usize).saturating_add(1);
-                    let room = wanted.min(2 * MAX - filled).min(expected.max(64 << 10));
-                    if buffer.len() < filled + room {
-                        buffer.resize(filled + room, 0);
-                    }
-                    let read = match reader
-                        .read_at(at + filled as u64, &mut buffer[filled..filled + room])
-                    {
-                        Ok(read) => read,
-                        Err(error) => {
-                            self.buffer = buffer;
-                            return Ok(Err(error.into()));
-                        }
-                    };
-                    filled += read;
-                    self.sink.shared.count_read(read as u64);
-                    ended = read < room || at + filled as u64 >= end;
-                    if !ended && filled - from < MAX {
-                        continue;
+                // Each lane has cut until less than the longest chunk was left: there is room for
+                // as much again.
+                let done = cuts.iter().map(|cut| cut.from).min().unwrap_or(filled);
+                buffer.copy_within(done..filled, 0);
+                filled -= done;
+                at += done as u64;
+                cuts.iter_mut().for_each(|cut| cut.from -= done);
+                // A small file needs no large buffer; what it may have grown is one byte more.
+                let wanted = (end.saturating_sub(at + filled as u64)).min(2 * MAX as u64) as usize;
+                let expected = (reader.size().saturating_sub(at) as usize).saturating_add(1);
+                let room = wanted.min(2 * MAX - filled).min(expected.max(64 << 10));
+                if buffer.len() < filled + room {
+                    buffer.resize(filled + room, 0);
+                }
+                let read =
+                    reader.read_at(at + filled as u64, &mut buffer[filled..filled + room])?;
+                filled += read;
+                self.count_read(wanting, read);
+                let ended = read < room || at + filled as u64 >= end;
+                if at == 0 && ended && !sparse && filled > 0 && filled as u64 <= INLINE_LIMIT {
+                    let content = FileContent::inline(&buffer[..filled]);
+                    return Ok((filled as u64, self.same(wanting, &content)));
+                }
+                for cut in &mut cuts {
+                    let Some(sink) = self.sinks.get_mut(cut.lane) else { continue };
+                    let window = (buffer.as_slice(), at, filled, ended);
+                    if let Err(error) = cut_window(sink, cut, window, &mut self.encoded) {
+                        sink.shared.fail(error);
+                        cut.from = filled;
                     }
                 }
-                let rest = &buffer[from..filled];
-                if rest.is_empty() {
+                if ended {
                     break;
                 }
-                if at == 0 && ended && !sparse && rest.len() as u64 <= INLINE_LIMIT {
-                    let content = FileContent::inline(rest.to_vec());
-                    self.buffer = buffer;
-                    return Ok(Ok(content));
-                }
-                let length = self.sink.shared.chunker.cut(rest);
-                let chunk = self.sink.store(Kind::Data, &rest[..length])?;
-                extents.push(Extent { offset: at, length: length as u32, chunk, chunk_offset: 0 });
-                from += length;
-                at += length as u64;
             }
-            size = size.max(at);
+            size = size.max(at + filled as u64);
         }
-        self.buffer = buffer;
-        Ok(Ok(FileContent { size, body: self.body(extents)? }))
-    }
-
-    /// Many extents go to leaves of their own.
-    fn body(&mut self, extents: Vec<Extent>) -> Result<Body> {
-        if extents.is_empty() {
-            return Ok(Body::Extents(Vec::new()));
-        }
-        if extents.len() <= EXTENTS_IN_ENTRY {
-            return Ok(Body::Extents(extents));
-        }
-        let mut leaves = Vec::new();
-        for part in extents.chunks(EXTENTS_IN_ENTRY) {
-            let offset = part.first().map_or(0, |e| e.offset);
-            let extents = part.iter().map(|e| Extent { offset: e.offset - offset, ..*e }).collect();
-            let leaf = ExtentLeaf { extents, cells: Vec::new(), pages: PageHashes::None };
-            let id = self.sink.store(Kind::Leaf, &encode_leaf(&leaf))?;
-            leaves.push(LeafRef { id, offset });
-        }
-        Ok(Body::Leaves(leaves))
-    }
-
-    /// A grid of one region.
-    fn grid(&mut self, reader: &dyn Reader) -> Result<Result<FileContent, ContentError>> {
-        let mut leaves = Vec::new();
-        for number in 0..reader.size().div_ceil(REGION) as usize {
-            match self.grid_region(reader, number)? {
-                Ok(leaf) => leaves.push(leaf),
-                Err(error) => return Ok(Err(error)),
+        let mut contents: Contents = vec![None; self.sinks.len()];
+        for cut in cuts {
+            let Some(sink) = self.sinks.get_mut(cut.lane).filter(|s| s.shared.is_alive()) else {
+                continue;
+            };
+            match body(sink, cut.extents) {
+                Ok(body) => contents[cut.lane] = Some(FileContent { size, body }),
+                Err(error) => sink.shared.fail(error),
             }
         }
-        Ok(Ok(FileContent { size: reader.size(), body: Body::Leaves(leaves) }))
+        Ok((size, contents))
     }
 
+    /// The same content for all of `lanes`.
+    fn same(&self, lanes: LaneSet, content: &FileContent) -> Contents {
+        let all = 0..self.sinks.len();
+        all.map(|lane| lanes.has(lane).then(|| content.clone())).collect()
+    }
+
+    /// A grid of one region; and the size.
+    fn grid(
+        &mut self,
+        reader: &dyn Reader,
+        wanting: LaneSet,
+    ) -> Result<(u64, Contents), ContentError> {
+        let regions = reader.size().div_ceil(REGION) as usize;
+        let leaves = (0..regions)
+            .map(|number| self.grid_region(reader, number, wanting))
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok((reader.size(), self.of_leaves(reader.size(), wanting, &leaves)))
+    }
+
+    /// The content of a grid from the leaves of its regions; a lane that failed on the way lacks some.
+    fn of_leaves(&self, size: u64, wanting: LaneSet, leaves: &[Vec<Option<LeafRef>>]) -> Contents {
+        let of = |lane: usize| -> Option<FileContent> {
+            let leaves = leaves.iter().map(|of_lanes| *of_lanes.get(lane)?);
+            let leaves: Option<Vec<LeafRef>> = leaves.collect();
+            wanting.has(lane).then_some(FileContent { size, body: Body::Leaves(leaves?) })
+        };
+        (0..self.sinks.len()).map(of).collect()
+    }
+
+    /// The leaf of one region in each lane.
     fn grid_region(
         &mut self,
         reader: &dyn Reader,
         number: usize,
-    ) -> Result<Result<LeafRef, ContentError>> {
-        let start = number as u64 * REGION;
-        let end = (start + REGION).min(reader.size());
-        let mut leaf =
-            ExtentLeaf { extents: Vec::new(), cells: Vec::new(), pages: PageHashes::None };
-        let mut pages = Vec::new();
+        wanting: LaneSet,
+    ) -> Result<Vec<Option<LeafRef>>, ContentError> {
         if self.buffer.len() < CELL {
             self.buffer.resize(CELL, 0);
         }
         let mut buffer = std::mem::take(&mut self.buffer);
+        let leaves = self.grid_cells(reader, number, wanting, &mut buffer);
+        self.buffer = buffer;
+        leaves
+    }
+
+    fn grid_cells(
+        &mut self,
+        reader: &dyn Reader,
+        number: usize,
+        wanting: LaneSet,
+        buffer: &mut [u8],
+    ) -> Result<Vec<Option<LeafRef>>, ContentError> {
+        let start = number as u64 * REGION;
+        let end = (start + REGION).min(reader.size());
+        let empty =
+            || ExtentLeaf { extents: Vec::new(), cells: Vec::new(), pages: PageHashes::None };
+        let mut leaves: Vec<(ExtentLeaf, Vec<u8>)> = Vec::new();
+        leaves.resize_with(self.sinks.len(), || (empty(), Vec::new()));
         let mut at = start;
         while at < end {
             let length = (end - at).min(CELL as u64) as usize;
             let cell = &mut buffer[..length];
-            let read = match reader.read_at(at, cell) {
-                Ok(read) => read,
-                Err(error) => {
-                    self.buffer = buffer;
-                    return Ok(Err(error.into()));
-                }
-            };
+            let read = reader.read_at(at, cell)?;
             // A grid has the size it said; what is not there any more reads as zeros.
             cell[read..].fill(0);
-            self.sink.shared.count_read(read as u64);
-            let id = if is_zero(cell) {
-                self.sink.hash_cell(cell, &mut pages)
-            } else {
-                let id = self.sink.store_cell(cell, &mut pages)?;
-                let offset = at - start;
-                leaf.extents.push(Extent {
-                    offset,
-                    length: length as u32,
-                    chunk: id,
-                    chunk_offset: 0,
-                });
-                id
-            };
-            let mut prefix = [0; 16];
-            prefix.copy_from_slice(&id.0[..16]);
-            leaf.cells.push(prefix);
+            self.count_read(wanting, read);
+            let zero = is_zero(cell);
+            let mut encoded = std::mem::take(&mut self.encoded);
+            for (lane, sink) in self.alive(wanting) {
+                let Some((leaf, pages)) = leaves.get_mut(lane) else { continue };
+                let stored = if zero {
+                    Ok(sink.hash_cell(cell, pages))
+                } else {
+                    sink.store_cell(cell, at, pages, &mut encoded)
+                };
+                let id = match stored {
+                    Ok(id) => id,
+                    Err(error) => {
+                        sink.shared.fail(error);
+                        continue;
+                    }
+                };
+                if !zero {
+                    leaf.extents.push(Extent {
+                        offset: at - start,
+                        length: length as u32,
+                        chunk: id,
+                        chunk_offset: 0,
+                    });
+                }
+                let mut prefix = [0; 16];
+                prefix.copy_from_slice(&id.0[..16]);
+                leaf.cells.push(prefix);
+            }
+            self.encoded = encoded;
             at += length as u64;
         }
-        self.buffer = buffer;
-        leaf.pages = if pages.len() <= PAGES_IN_LEAF {
-            PageHashes::Inline(pages)
-        } else {
-            PageHashes::Chunk(self.sink.store(Kind::Pages, &pages)?)
-        };
-        let id = self.sink.store(Kind::Leaf, &encode_leaf(&leaf))?;
-        Ok(Ok(LeafRef { id, offset: start }))
+        let mut refs = vec![None; self.sinks.len()];
+        for (lane, sink) in self.alive(wanting) {
+            let Some((leaf, pages)) = leaves.get_mut(lane) else { continue };
+            let mut store = || {
+                leaf.pages = if pages.len() <= PAGES_IN_LEAF {
+                    PageHashes::Inline(std::mem::take(pages))
+                } else {
+                    PageHashes::Chunk(sink.store(Kind::Pages, pages)?)
+                };
+                sink.store(Kind::Leaf, &encode_leaf(leaf))
+            };
+            match store() {
+                Ok(id) => refs[lane] = Some(LeafRef { id, offset: start }),
+                Err(error) => sink.shared.fail(error),
+            }
+        }
+        Ok(refs)
     }
 
     fn region(&mut self, file: &LargeFile, number: usize) -> Result<()> {
         let failed = || file.failed.lock().unwrap_or_else(|e| e.into_inner());
+        let wanting = self.wanting(&file.known);
         if failed().is_none() {
-            match self.grid_region(file.reader.as_ref(), number)? {
-                Ok(leaf) => {
+            match self.grid_region(file.reader.as_ref(), number, wanting) {
+                Ok(of_lanes) => {
                     let mut leaves = file.leaves.lock().unwrap_or_else(|e| e.into_inner());
                     if let Some(slot) = leaves.get_mut(number) {
-                        *slot = Some(leaf);
+                        *slot = of_lanes;
                     }
                 }
                 Err(error) => {
@@ -446,38 +618,38 @@ impl Worker {
         }
         let entry = file.entry.lock().unwrap_or_else(|e| e.into_inner()).take();
         let Some(mut entry) = entry else { return Ok(()) };
-        let content = match failed().take() {
+        let contents = match failed().take() {
             Some(error) => Err(error),
             None => {
-                let leaves = file.leaves.lock().unwrap_or_else(|e| e.into_inner());
-                let leaves = leaves.iter().copied().flatten().collect();
                 let size = file.reader.size();
-                file.reader
-                    .finish(&mut entry, size)
-                    .map(|()| FileContent { size, body: Body::Leaves(leaves) })
+                file.reader.finish(&mut entry, size).map(|()| {
+                    let leaves = file.leaves.lock().unwrap_or_else(|e| e.into_inner());
+                    self.of_leaves(size, wanting, &leaves)
+                })
             }
         };
-        self.deliver(file.ticket, entry, &file.results, content)
+        self.deliver(file.ticket, entry, file.known.clone(), &file.results, contents)
     }
 
     fn group(&mut self, files: Vec<File>) -> Result<()> {
         let mut group = Vec::with_capacity((GROUP + GROUPED) as usize);
-        let mut members = Vec::new();
+        let mut members: Vec<Member> = Vec::new();
         for file in files {
-            let File { ticket, mut entry, content, chunking, results } = file;
+            let File { ticket, mut entry, known, content, chunking, results } = file;
             let reader = match content.open() {
                 Ok(reader) => reader,
                 Err(error) => {
-                    self.deliver(ticket, entry, &results, Err(error))?;
+                    self.deliver(ticket, entry, known, &results, Err(error))?;
                     continue;
                 }
             };
+            let wanting = self.wanting(&known);
             let plain = reader.data_ranges().first() == Some(&(0..u64::MAX));
             // Files that grew since they were listed must not make the group too long for a chunk.
             let room = GROUP + GROUPED - (group.len() as u64).min(GROUP + GROUPED);
             if reader.size() > GROUPED || reader.size() >= room || !plain {
-                let stored = self.whole(reader.as_ref(), chunking, &mut entry)?;
-                self.deliver(ticket, entry, &results, stored)?;
+                let stored = self.whole(reader.as_ref(), chunking, &mut entry, wanting);
+                self.deliver(ticket, entry, known, &results, stored)?;
                 continue;
             }
             let start = group.len();
@@ -488,61 +660,144 @@ impl Worker {
                 Ok(read) => read,
                 Err(error) => {
                     group.truncate(start);
-                    self.deliver(ticket, entry, &results, Err(error.into()))?;
+                    self.deliver(ticket, entry, known, &results, Err(error.into()))?;
                     continue;
                 }
             };
             if chunking == Chunking::ContentDefined && read == room {
                 group.truncate(start);
-                let stored = self.whole(reader.as_ref(), chunking, &mut entry)?;
-                self.deliver(ticket, entry, &results, stored)?;
+                let stored = self.whole(reader.as_ref(), chunking, &mut entry, wanting);
+                self.deliver(ticket, entry, known, &results, stored)?;
                 continue;
             }
             let size = if chunking == Chunking::Grid { room } else { read };
             group[start + read..].fill(0);
             group.truncate(start + size);
-            self.sink.shared.count_read(read as u64);
+            self.count_read(wanting, read);
             if let Err(error) = reader.finish(&mut entry, size as u64) {
                 group.truncate(start);
-                self.deliver(ticket, entry, &results, Err(error))?;
+                self.deliver(ticket, entry, known, &results, Err(error))?;
                 continue;
             }
             if size as u64 <= INLINE_LIMIT {
                 let content = FileContent::inline(&group[start..]);
                 group.truncate(start);
-                self.deliver(ticket, entry, &results, Ok(content))?;
+                let contents = self.same(wanting, &content);
+                self.deliver(ticket, entry, known, &results, Ok(contents))?;
                 continue;
             }
-            members.push((ticket, entry, results, start, size));
+            let contents = vec![None; self.sinks.len()];
+            let range = start..start + size;
+            members.push(Member { ticket, entry, known, results, range, wanting, contents });
         }
-        if members.is_empty() {
-            return Ok(());
-        }
-        let chunk = self.sink.store(Kind::Data, &group)?;
-        for (ticket, entry, results, start, size) in members {
-            let extent =
-                Extent { offset: 0, length: size as u32, chunk, chunk_offset: start as u32 };
-            let content = FileContent { size: size as u64, body: Body::Extents(vec![extent]) };
-            self.deliver(ticket, entry, &results, Ok(content))?;
+        self.store_group(&group, &mut members);
+        for Member { ticket, entry, known, results, contents, .. } in members {
+            self.deliver(ticket, entry, known, &results, Ok(contents))?;
         }
         Ok(())
     }
+
+    /// Stores the files of a group as one chunk in each lane.
+    fn store_group(&mut self, group: &[u8], members: &mut [Member]) {
+        self.encoded.clear();
+        for (lane, sink) in self.sinks.iter_mut().enumerate() {
+            let wanted = members.iter().filter(|member| member.wanting.has(lane)).count();
+            if wanted == 0 || !sink.shared.is_alive() {
+                continue;
+            }
+            let all = wanted == members.len();
+            // A lane that has some of the files from before has a group of the others.
+            let mut own = Vec::new();
+            for member in members.iter().filter(|member| !all && member.wanting.has(lane)) {
+                own.extend_from_slice(&group[member.range.clone()]);
+            }
+            let stored = if all {
+                sink.store_data(group, 0, &mut self.encoded)
+            } else {
+                sink.store(Kind::Data, &own)
+            };
+            let chunk = match stored {
+                Ok(chunk) => chunk,
+                Err(error) => {
+                    sink.shared.fail(error);
+                    continue;
+                }
+            };
+            let mut at = 0;
+            for member in members.iter_mut().filter(|member| member.wanting.has(lane)) {
+                let length = member.range.len() as u32;
+                let extent = Extent { offset: 0, length, chunk, chunk_offset: at };
+                let (size, body) = (u64::from(length), Body::Extents(vec![extent]));
+                member.contents[lane] = Some(FileContent { size, body });
+                at += length;
+            }
+        }
+    }
 }
 
-impl Shared {
-    /// What becomes of a file whose content could not be read.
-    pub(super) fn dropped(&self, entry: &Entry, error: ContentError) -> Result<Outcome> {
-        match error {
-            ContentError::Vanished => Ok(Outcome::Dropped),
-            ContentError::Unreadable(what) => {
-                self.problem(&entry.display_path(), what);
-                Ok(Outcome::Dropped)
-            }
-            ContentError::Fatal(what) => Err(RepoError::new(
-                RepoErrorKind::Io,
-                format!("could not read {}: {what}", entry.display_path()),
-            )),
+/// A file of a group.
+struct Member {
+    ticket: u64,
+    entry: Entry,
+    known: Known,
+    results: Sender<(u64, Outcome)>,
+    /// Of its content in the group.
+    range: Range<usize>,
+    wanting: LaneSet,
+    contents: Contents,
+}
+
+/// Cuts what a lane has not cut yet of a buffer, whose first byte is the `at`-th of the file, until
+/// too little is left to be sure of the next boundary.
+fn cut_window(
+    sink: &mut Sink,
+    cut: &mut Cut,
+    (buffer, at, filled, ended): (&[u8], u64, usize, bool),
+    encoded: &mut Encoded,
+) -> Result<()> {
+    while cut.from < filled && (ended || filled - cut.from >= MAX) {
+        let rest = buffer.get(cut.from..filled).unwrap_or_default();
+        let length = sink.shared.chunker.cut(rest);
+        let offset = at + cut.from as u64;
+        let chunk = sink.store_data(&rest[..length], offset, encoded)?;
+        cut.extents.push(Extent { offset, length: length as u32, chunk, chunk_offset: 0 });
+        cut.from += length;
+    }
+    Ok(())
+}
+
+/// Many extents go to leaves of their own.
+fn body(sink: &mut Sink, extents: Vec<Extent>) -> Result<Body> {
+    if extents.len() <= EXTENTS_IN_ENTRY {
+        return Ok(Body::Extents(extents));
+    }
+    let mut leaves = Vec::new();
+    for part in extents.chunks(EXTENTS_IN_ENTRY) {
+        let offset = part.first().map_or(0, |e| e.offset);
+        let extents = part.iter().map(|e| Extent { offset: e.offset - offset, ..*e }).collect();
+        let leaf = ExtentLeaf { extents, cells: Vec::new(), pages: PageHashes::None };
+        let id = sink.store(Kind::Leaf, &encode_leaf(&leaf))?;
+        leaves.push(LeafRef { id, offset });
+    }
+    Ok(Body::Leaves(leaves))
+}
+
+/// What becomes of a file whose content could not be read, in `lanes`, which wanted it.
+pub(super) fn dropped<'l>(
+    lanes: impl Iterator<Item = &'l Shared>,
+    entry: &Entry,
+    error: ContentError,
+) -> Result<Outcome> {
+    match error {
+        ContentError::Vanished => Ok(Outcome::Dropped),
+        ContentError::Unreadable(what) => {
+            lanes.for_each(|lane| lane.problem(&entry.display_path(), what.clone()));
+            Ok(Outcome::Dropped)
         }
+        ContentError::Fatal(what) => Err(RepoError::new(
+            RepoErrorKind::Io,
+            format!("could not read {}: {what}", entry.display_path()),
+        )),
     }
 }
 
