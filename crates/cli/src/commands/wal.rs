@@ -74,6 +74,10 @@ pub struct FetchArgs {
     #[arg(long, value_name = "SOURCE")]
     source: Option<String>,
 
+    /// A repository that is asked, by its configured name; several in the order in which they are
+    #[arg(long, value_name = "REPOSITORY", conflicts_with = "source")]
+    from: Vec<String>,
+
     /// How many of the next files are fetched in the same call [default: 4 from a bucket, else 0]
     #[arg(long, value_name = "COUNT")]
     prefetch: Option<usize>,
@@ -188,7 +192,11 @@ fn fetch(args: &FetchArgs, app: &App) -> Result<Outcome> {
         Some(id) => id,
         None => around(&args.destination)?,
     };
-    let repositories = repositories(args.source.as_deref(), context)?;
+    let repositories = if args.from.is_empty() {
+        repositories(args.source.as_deref(), context)?
+    } else {
+        some_of(&args.from, context)?
+    };
     let options = FetchOptions {
         system_identifier,
         prefetch: more(args.prefetch, &repositories),
@@ -203,6 +211,14 @@ fn fetch(args: &FetchArgs, app: &App) -> Result<Outcome> {
         }
         FetchOutcome::Failed(error) => Err(error.into()),
     }
+}
+
+/// The repositories of these names. One that cannot be opened does not keep the others from giving
+/// what they have; but then "not there" is not known, and is not said.
+fn some_of(names: &[String], context: &Context) -> Result<Vec<Repository>> {
+    let configs: Vec<_> =
+        names.iter().map(|name| context.config.repository(name)).collect::<Result<_>>()?;
+    configs.into_iter().map(|config| context.open(config)).collect()
 }
 
 /// The cluster of the data directory that `destination` lies in, or that this runs in.
@@ -237,11 +253,26 @@ pub fn archive_command(app: &App, source: &str) -> Result<String> {
 }
 
 /// What a recovering server runs to get a segment, `%f` being its name and `%p` its path.
-pub fn restore_command(app: &App, repository: &str, system_identifier: u64) -> Result<String> {
+/// With several repositories, the first one that has a segment gives it.
+pub fn restore_command(
+    app: &App,
+    repositories: &[&str],
+    system_identifier: u64,
+) -> Result<String> {
     let mut words = program()?;
-    words.extend(where_flags(app, Some(repository))?);
+    let [first, others @ ..] = repositories else {
+        return Err(Error::usage("no repository was named", "name one with --repository"));
+    };
+    if others.is_empty() {
+        words.extend(where_flags(app, Some(first))?);
+    } else if let Some(file) = &app.context()?.config.file {
+        words.extend(["--config".to_owned(), text(file)?]);
+    }
     words.extend(["wal", "fetch", "--system-id"].map(str::to_owned));
     words.push(system_identifier.to_string());
+    for name in repositories.iter().filter(|_| !others.is_empty()) {
+        words.extend(["--from".to_owned(), (*name).to_owned()]);
+    }
     Ok(format!("{} \"%f\" \"%p\"", shell(&words)))
 }
 

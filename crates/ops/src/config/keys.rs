@@ -19,6 +19,9 @@ section! {
         /// A folder for what can be rebuilt at any time: copies of the index. Absent: the user's
         /// cache folder.
         cache: Option<PathBuf> { example: "\"/var/cache/backstay\"" },
+        /// Repositories in the order in which a restore asks them, by name; those that are left out
+        /// come last. Absent: what is on this machine first, then in the order of the file.
+        restore_order: Vec<String> { example: "[\"main\", \"offsite\"]" },
     }
 }
 

@@ -209,7 +209,8 @@ pub fn restore(
         )
         .with_hint("leave it out: the database is one file, and is replaced as a whole"));
     }
-    let mut entries = repo.tree(snapshot)?.iter();
+    let tree = repo.tree(snapshot)?.falling_over(options.fallback.clone());
+    let mut entries = tree.iter();
     let Some(entry) = entries.next().transpose()? else {
         return Err(RepoError::damaged(snapshot.short_id(), "it holds no database"));
     };
