@@ -13,6 +13,7 @@ pub mod jobs;
 pub mod moment;
 pub mod nearest;
 pub mod recover;
+pub mod replicate;
 pub mod retention;
 pub mod secret;
 pub mod status;

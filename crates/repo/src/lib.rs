@@ -11,6 +11,7 @@ mod beneath;
 mod check;
 mod chunker;
 mod codec;
+mod copy;
 mod crypto;
 mod entry;
 mod error;
@@ -30,11 +31,12 @@ mod session;
 mod snapshot;
 mod tree;
 
-pub use archive::{Archive, ArchivedFile, Pushed};
+pub use archive::{Archive, ArchivedFile, Pushed, push_to_all};
 pub use backstay_store::{Environment, Store};
 pub use beneath::Beneath;
 pub use check::{Damage, Level, VerifyOptions, VerifyReport};
 pub use codec::Compression;
+pub use copy::{ArchiveCopied, Copied, CopyOptions, Original, copy, copy_archive};
 pub use entry::{
     Body, Entry, EntryKind, Extent, FileContent, INLINE_LIMIT, LeafRef, Metadata, Time,
     compare_paths,

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use backstay_ops::config::{SourceConfig, SourceSettings};
+use backstay_ops::config::{RepositoryConfig, SourceConfig, SourceSettings};
 use backstay_ops::units::{count, format_age, format_size, parse_duration};
 use backstay_ops::{Context, Error, moment};
 use backstay_postgres::BackupDetail;
@@ -103,14 +103,13 @@ pub fn run(command: &WalCommand, app: &App) -> Result<Outcome> {
 }
 
 /// The repositories that are asked for the log of a source.
-fn repositories(source: Option<&str>, context: &Context) -> Result<Vec<Repository>> {
+fn asked<'c>(source: Option<&str>, context: &'c Context) -> Result<Vec<&'c RepositoryConfig>> {
     let config = &context.config;
-    let configs = match (source, choose(None, context)) {
+    Ok(match (source, choose(None, context)) {
         (Some(name), _) => config.repositories_of(choose(Some(name), context)?)?,
         (None, Ok(only)) => config.repositories_of(only)?,
         (None, Err(_)) => vec![config.default_repository()?],
-    };
-    configs.into_iter().map(|config| context.open(config)).collect()
+    })
 }
 
 /// How many files more are moved in one call: the time to a bucket is worth sharing.
@@ -192,33 +191,66 @@ fn fetch(args: &FetchArgs, app: &App) -> Result<Outcome> {
         Some(id) => id,
         None => around(&args.destination)?,
     };
-    let repositories = if args.from.is_empty() {
-        repositories(args.source.as_deref(), context)?
-    } else {
-        some_of(&args.from, context)?
+    let configs = match args.from.as_slice() {
+        [] => asked(args.source.as_deref(), context)?,
+        names => names.iter().map(|name| context.config.repository(name)).collect::<Result<_>>()?,
     };
-    let options = FetchOptions {
+    let mut options = FetchOptions {
         system_identifier,
-        prefetch: more(args.prefetch, &repositories),
+        prefetch: 0,
         spool: context.cache().map(|folder| folder.join("spool")),
         retry_for: args.retry_for,
     };
-    match wal::fetch(&repositories, &args.name, &args.destination, &options) {
-        FetchOutcome::Complete => Ok(Outcome::Done),
-        FetchOutcome::Absent => {
+    // The first that has it gives it, and the others are not even opened. One that cannot be used
+    // does not keep another from giving the file; but then only the file itself is an answer, since
+    // that the others do not have it is not.
+    let mut failed = None;
+    for (number, config) in configs.iter().enumerate() {
+        if number + 1 < configs.len() || failed.is_some() {
+            // Another one may have it sooner than this one answers.
+            options.retry_for = Duration::ZERO;
+        }
+        let repositories = match context.open(config) {
+            Ok(repository) => [repository],
+            Err(error) => {
+                failed.get_or_insert(error);
+                continue;
+            }
+        };
+        options.prefetch = more(args.prefetch, &repositories);
+        match wal::fetch(&repositories, &args.name, &args.destination, &options) {
+            FetchOutcome::Complete => return Ok(Outcome::Done),
+            FetchOutcome::Absent => {}
+            FetchOutcome::Failed(error) => {
+                failed.get_or_insert(error.into());
+            }
+        }
+    }
+    match failed {
+        None => {
             tracing::info!(file = %args.name, "the archive has no such file");
             Ok(Outcome::Absent)
         }
-        FetchOutcome::Failed(error) => Err(error.into()),
+        Some(_) if configs.len() > 1 => fetch_again(&configs, args, options, context),
+        Some(error) => Err(error),
     }
 }
 
-/// The repositories of these names. One that cannot be opened does not keep the others from giving
-/// what they have; but then "not there" is not known, and is not said.
-fn some_of(names: &[String], context: &Context) -> Result<Vec<Repository>> {
-    let configs: Vec<_> =
-        names.iter().map(|name| context.config.repository(name)).collect::<Result<_>>()?;
-    configs.into_iter().map(|config| context.open(config)).collect()
+/// Asks all repositories once more, for as long as may be.
+fn fetch_again(
+    configs: &[&RepositoryConfig],
+    args: &FetchArgs,
+    options: FetchOptions,
+    context: &Context,
+) -> Result<Outcome> {
+    let repositories: Vec<Repository> =
+        configs.iter().map(|config| context.open(config)).collect::<Result<_>>()?;
+    let options = FetchOptions { retry_for: args.retry_for, ..options };
+    match wal::fetch(&repositories, &args.name, &args.destination, &options) {
+        FetchOutcome::Complete => Ok(Outcome::Done),
+        FetchOutcome::Absent => Ok(Outcome::Absent),
+        FetchOutcome::Failed(error) => Err(error.into()),
+    }
 }
 
 /// The cluster of the data directory that `destination` lies in, or that this runs in.

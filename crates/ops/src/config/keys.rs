@@ -170,6 +170,22 @@ section! {
 }
 
 section! {
+    /// What is copied from one repository to another, without the sources.
+    pub struct ReplicationKeys {
+        /// The repository that is copied from, by name.
+        from: String { example: "\"main\"" },
+        /// The repository that is copied to, by name.
+        to: String { example: "\"offsite\"" },
+        /// Which sources, by name. Absent: all that have snapshots.
+        sources: Vec<String> { example: "[\"orders\"]" },
+        /// Whether the logs of PostgreSQL clusters are copied as well.
+        archive: bool { default: "true", example: "true" },
+        /// When.
+        schedule: Option<Cron> { example: "\"30 * * * *\"" },
+    }
+}
+
+section! {
     /// A class of sources with objectives.
     pub struct TierKeys {
         /// Recovery-time objective: how long a recovery may take.

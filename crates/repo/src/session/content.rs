@@ -98,7 +98,11 @@ pub enum ContentError {
 
 impl From<io::Error> for ContentError {
     fn from(error: io::Error) -> Self {
-        Self::Unreadable(error.to_string())
+        // What is copied from a repository that lacks it must not become a file less.
+        match error.downcast::<crate::copy::Unusable>() {
+            Ok(unusable) => Self::Fatal(unusable.to_string()),
+            Err(error) => Self::Unreadable(error.to_string()),
+        }
     }
 }
 

@@ -186,6 +186,20 @@ impl Session {
         self.lanes.first().map_or(Ok(()), |lane| lane.shared.check())
     }
 
+    /// Lists the packs that are durable, once they are so many: another session finds what is in them,
+    /// even when this one does not come to its end. Whether it did.
+    pub(crate) fn list_sent(&self, many: usize) -> Result<bool> {
+        let mut listed = false;
+        for lane in &self.lanes {
+            let packs = lane.shared.take_uploaded(many);
+            if !packs.is_empty() {
+                lane.list_packs(packs)?;
+                listed = true;
+            }
+        }
+        Ok(listed)
+    }
+
     /// A way to store records as they were stored before, in the first lane.
     pub(crate) fn mover(&self) -> Option<Mover> {
         self.lanes.first().map(|lane| Mover::new(lane.shared.clone()))

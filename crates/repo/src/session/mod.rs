@@ -18,6 +18,7 @@ mod writer;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -35,7 +36,7 @@ use crate::maintenance;
 use crate::repository::Repository;
 use crate::tree::{PageHashes, parse_extents};
 use crate::{
-    Compression, Kind, Progress, RepoError, RepoErrorKind, Result, Snapshot, SnapshotStats,
+    Compression, Kind, Original, Progress, RepoError, RepoErrorKind, Result, Snapshot, SnapshotStats,
     SnapshotType, SourceKind,
 };
 use backstay_store::failpoint;
@@ -57,6 +58,8 @@ pub struct SessionOptions {
     pub progress: Arc<Progress>,
     /// Tells why the session failed in this repository, also when the session is gone.
     pub fate: Fate,
+    /// What the snapshot is a copy of.
+    pub copy_of: Option<Box<Original>>,
 }
 
 impl SessionOptions {
@@ -71,6 +74,7 @@ impl SessionOptions {
             tags: BTreeMap::new(),
             progress: Arc::default(),
             fate: Fate::default(),
+            copy_of: None,
         }
     }
 }
@@ -96,6 +100,8 @@ pub(crate) struct Lane {
     group: Option<String>,
     started: Timestamp,
     shared: Arc<Shared>,
+    /// Segments of the index that were written so far.
+    listed: AtomicU32,
 }
 
 /// How many threads to use when asked for `wanted`.
@@ -143,7 +149,8 @@ fn begin_lane(
     };
     let shared = Arc::new(Shared::new(repository.clone(), work, index, &options, pack_size));
     shared.start_uploads();
-    Ok(Lane { number: 0, repository, options, group: None, started, shared })
+    let listed = AtomicU32::new(0);
+    Ok(Lane { number: 0, repository, options, group: None, started, shared, listed })
 }
 
 impl Lane {
@@ -180,8 +187,12 @@ impl Lane {
     /// Makes all that was written durable: packs, then the segments of the index that list them.
     fn publish(&self) -> Result<()> {
         self.shared.flush()?;
+        self.list_packs(self.shared.finish_uploads()?)
+    }
+
+    /// Writes segments of the index that list packs which are durable.
+    fn list_packs(&self, packs: Vec<sink::Uploaded>) -> Result<()> {
         let env = self.repository.environment();
-        let packs = self.shared.finish_uploads()?;
         let store = self.repository.store();
         // A pack that was sent again after a long sleep may have been removed meanwhile, with all
         // that this session had. It must not be listed as if nothing had happened.
@@ -198,8 +209,8 @@ impl Lane {
                 segments.push(SegmentBuilder::default());
             }
         }
-        for (number, segment) in segments.into_iter().filter(|s| !s.is_empty()).enumerate() {
-            let key = self.shared.work.index_key(number as u32);
+        for segment in segments.into_iter().filter(|s| !s.is_empty()) {
+            let key = self.shared.work.index_key(self.listed.fetch_add(1, Relaxed));
             let object = segment.seal(self.repository.keys(), env.random(), &key);
             store.create(&key, object.clone())?;
             keep_segment(self.repository.cache(), &key, &object);
@@ -239,6 +250,9 @@ impl Lane {
             problems,
             detail,
         };
+        if let Some(original) = &self.options.copy_of {
+            original.describe(&mut snapshot);
+        }
         self.options.progress.check()?;
         let key = self.shared.work.snapshot_key();
         let (object_key, header) = self.shared.session_key.object(env.random(), Class::Snapshot);

@@ -73,7 +73,7 @@ struct FullPack {
     padded: bool,
 }
 
-type Uploaded = (PackInfo, Vec<Record>);
+pub(super) type Uploaded = (PackInfo, Vec<Record>);
 
 /// What all threads of a session share.
 pub(crate) struct Shared {
@@ -309,6 +309,12 @@ impl Shared {
             }
         }
         Ok(())
+    }
+
+    /// Takes the list of packs that are durable, once they are so many.
+    pub fn take_uploaded(&self, many: usize) -> Vec<Uploaded> {
+        let mut uploaded = lock(&self.uploaded);
+        if uploaded.len() < many { Vec::new() } else { std::mem::take(&mut *uploaded) }
     }
 
     pub fn join_uploads(&self) {
