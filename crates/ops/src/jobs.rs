@@ -5,9 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use backstay_repo::{
-    Compression, Fate, Progress, Repository, Snapshot, SnapshotType, SourceKind,
-};
+use backstay_repo::{Compression, Fate, Progress, Repository, Snapshot, SnapshotType, SourceKind};
 use backstay_sources::{FilesSource, Source, SqliteSource};
 
 use crate::config::{FilesKeys, RepositoryConfig, SourceConfig, SourceKeys, SourceSettings};
@@ -244,7 +242,10 @@ fn one_pass(
                 .collect();
             let made = backstay_postgres::backup_to(&targets, cluster, &options)?;
             warnings.extend(made.warnings);
-            Ok((made.snapshots.into_iter().map(|made| made.map_err(Error::from)).collect(), warnings))
+            Ok((
+                made.snapshots.into_iter().map(|made| made.map_err(Error::from)).collect(),
+                warnings,
+            ))
         }
         Protected::Other(other) => {
             let options = backstay_sources::BackupOptions {

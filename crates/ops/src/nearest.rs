@@ -65,10 +65,8 @@ impl Context {
         let configs = self.config.restore_order()?;
         let alone = configs.len() == 1;
         let ask = |config: &RepositoryConfig| -> Result<Place> {
-            let patience = (!alone && !is_local(config)).then_some(RetryPolicy {
-                budget: PATIENCE,
-                ..RetryPolicy::default()
-            });
+            let patience = (!alone && !is_local(config))
+                .then_some(RetryPolicy { budget: PATIENCE, ..RetryPolicy::default() });
             let repository = self.open_with(config, patience)?;
             let snapshots = repository.snapshots()?;
             Ok(Place { name: config.name.clone(), repository, snapshots })
@@ -78,7 +76,10 @@ impl Context {
             let threads: Vec<_> =
                 configs.iter().map(|config| scope.spawn(move || ask(config))).collect();
             let lost = || Error::new(crate::ErrorKind::Failed, "a thread that asked it panicked");
-            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Err(lost()))).collect()
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or_else(|_| Err(lost())))
+                .collect()
         });
         let mut places = Vec::new();
         let mut failed = Vec::new();

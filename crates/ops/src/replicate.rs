@@ -109,7 +109,8 @@ pub fn run(
 
 fn stop_if_interrupted<T>(result: &Result<T>) -> Result<()> {
     match result {
-        Err(error) if error.kind() == ErrorKind::Interrupted => Err(error.repeat()
+        Err(error) if error.kind() == ErrorKind::Interrupted => Err(error
+            .repeat()
             .with_hint("what was copied stays; run it again to go on where it stopped")),
         _ => Ok(()),
     }

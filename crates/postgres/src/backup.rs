@@ -122,11 +122,7 @@ fn no_target() -> PostgresError {
 /// # Errors
 /// There is a snapshot in none of them: the cluster cannot be backed up, or the [`Fate`] of each
 /// target says why it failed.
-pub fn backup_to(
-    targets: &[Target],
-    source: &Source,
-    options: &BackupOptions,
-) -> Result<Backups> {
+pub fn backup_to(targets: &[Target], source: &Source, options: &BackupOptions) -> Result<Backups> {
     let progress = &options.progress;
     progress.set_phase("connect");
     let mut session = Session::open(source)?;

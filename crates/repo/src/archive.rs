@@ -125,13 +125,7 @@ impl Archive {
     }
 
     /// Seals and stores what was read.
-    fn store(
-        &self,
-        name: &str,
-        size: u64,
-        hash: &[u8; 32],
-        records: &[Vec<u8>],
-    ) -> Result<Pushed> {
+    fn store(&self, name: &str, size: u64, hash: &[u8; 32], records: &[Vec<u8>]) -> Result<Pushed> {
         let key = self.key(name)?;
         let object = self.seal(&key, size, hash, records)?;
         failpoint::hit("archive-sealed");
@@ -228,13 +222,7 @@ impl Archive {
         Ok(files)
     }
 
-    fn seal(
-        &self,
-        key: &str,
-        size: u64,
-        hash: &[u8; 32],
-        records: &[Vec<u8>],
-    ) -> Result<Vec<u8>> {
+    fn seal(&self, key: &str, size: u64, hash: &[u8; 32], records: &[Vec<u8>]) -> Result<Vec<u8>> {
         let keys = self.repository.keys();
         let env = self.repository.environment();
         let (object_key, header) = keys.new_session(env).object(env.random(), Class::Archived);
@@ -397,10 +385,7 @@ pub fn push_to_all(
 }
 
 /// Does the same for all, at the same time.
-fn at_once<T: Sync, R: Send>(
-    all: &[T],
-    work: impl Fn(&T) -> Result<R> + Sync,
-) -> Vec<Result<R>> {
+fn at_once<T: Sync, R: Send>(all: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Vec<Result<R>> {
     if let [only] = all {
         return vec![work(only)];
     }

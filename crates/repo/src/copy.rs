@@ -70,10 +70,8 @@ impl Original {
         copy.detail.clone_from(&it.detail);
         copy.problems.clone_from(&it.problems);
         copy.group = Some(it.moment().to_owned());
-        copy.origin = Some(crate::Origin {
-            repository: self.repository.clone(),
-            snapshot: it.id.clone(),
-        });
+        copy.origin =
+            Some(crate::Origin { repository: self.repository.clone(), snapshot: it.id.clone() });
     }
 }
 
@@ -152,11 +150,8 @@ fn copy_through(
             _ => false,
         });
         let chunking = chunking(&tree, content)?;
-        let stored = Stored {
-            tree: tree.clone(),
-            chunks: chunks.clone(),
-            content: content.clone(),
-        };
+        let stored =
+            Stored { tree: tree.clone(), chunks: chunks.clone(), content: content.clone() };
         writer.file_unless_known(entry, || Box::new(stored), chunking, vec![known])?;
         if session.list_sent(list_every)? {
             failpoint::hit("copy-listed");
@@ -197,7 +192,8 @@ impl Base {
         there: &[Snapshot],
     ) -> Result<Option<Self>> {
         let here = from.snapshots()?;
-        let of_source = |one: &&Snapshot| one.source == snapshot.source && one.kind == snapshot.kind;
+        let of_source =
+            |one: &&Snapshot| one.source == snapshot.source && one.kind == snapshot.kind;
         let pairs = here.iter().filter(of_source).filter_map(|one| {
             there.iter().find(|other| is_same(one, other)).map(|other| (one, other))
         });
@@ -353,7 +349,8 @@ impl Reader for Opened {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         let length = self.content.size.saturating_sub(offset).min(buffer.len() as u64) as usize;
         let Some(buffer) = buffer.get_mut(..length) else { return Ok(0) };
-        self.fill(offset, buffer).map_err(|error| io::Error::other(Unusable(self.chunks.note(error))))?;
+        self.fill(offset, buffer)
+            .map_err(|error| io::Error::other(Unusable(self.chunks.note(error))))?;
         Ok(length)
     }
 

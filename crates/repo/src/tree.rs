@@ -650,7 +650,8 @@ impl Iterator for TreeIter {
                 Ok(ParsedNode::Leaf(entries)) => self.entries = entries.into_iter(),
                 Ok(ParsedNode::Inner(mut children)) => {
                     if let Some(after) = &self.after {
-                        let before = |(first, _): &(Vec<u8>, _)| compare_paths(first, after).is_le();
+                        let before =
+                            |(first, _): &(Vec<u8>, _)| compare_paths(first, after).is_le();
                         let passed = children.partition_point(before);
                         children.drain(..passed.saturating_sub(1));
                     }

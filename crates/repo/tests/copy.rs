@@ -74,11 +74,8 @@ fn a_later_backup_finds_what_was_copied() {
 
 #[test]
 fn what_is_unchanged_is_neither_read_nor_sent() {
-    let store = backstay_store::Faulty::new(
-        backstay_store::Memory::new(),
-        Environment::system(),
-        1,
-    );
+    let store =
+        backstay_store::Faulty::new(backstay_store::Memory::new(), Environment::system(), 1);
     let (from, to) = (repository(&Store::new(store.clone())), repository(&Store::memory()));
     let mut files = small(3);
     let first = backup(&from, &files).unwrap();

@@ -85,8 +85,7 @@ fn two_damaged_repositories_make_one_whole_restore() {
             fallback: to_second(&repositories[1], &snapshots[1]),
             ..RestoreOptions::new(folder.path())
         };
-        let report =
-            repositories[0].restore(&snapshots[0], options, &Progress::default()).unwrap();
+        let report = repositories[0].restore(&snapshots[0], options, &Progress::default()).unwrap();
         assert_eq!(report.problems, []);
         assert_restored(&files, folder.path());
         let objects: Vec<&str> = report.lacking.iter().map(|one| one.object.as_str()).collect();
@@ -190,8 +189,7 @@ fn a_store_that_goes_away_during_a_restore_is_left_for_the_other_one() {
             fallback: to_second(&repositories[1], &snapshots[1]),
             ..RestoreOptions::new(folder.path())
         };
-        let report =
-            repositories[0].restore(&snapshots[0], options, &Progress::default()).unwrap();
+        let report = repositories[0].restore(&snapshots[0], options, &Progress::default()).unwrap();
         assert_restored(&files, folder.path());
         assert_eq!(report.problems, []);
         assert_eq!(report.supplied[0].repository, "second");

@@ -43,7 +43,11 @@ impl Reader for Counted {
     }
 }
 
-fn all(session: Session, files: &Files, counts: &(Arc<AtomicU64>, Arc<AtomicU64>)) -> Vec<Result<Snapshot>> {
+fn all(
+    session: Session,
+    files: &Files,
+    counts: &(Arc<AtomicU64>, Arc<AtomicU64>),
+) -> Vec<Result<Snapshot>> {
     let mut tree = session.tree(Order::Any);
     for (path, (chunking, bytes)) in files {
         let inner = Bytes { bytes: bytes.clone(), ranges: None };
@@ -114,8 +118,11 @@ fn a_lane_that_fails_at_any_step_costs_the_others_nothing() {
         (Operation::Create, "snapshots/", 1),
     ];
     for (operation, prefix, nth) in steps {
-        let repositories =
-            [repository(&Store::memory()), broken(operation, prefix, nth), repository(&Store::memory())];
+        let repositories = [
+            repository(&Store::memory()),
+            broken(operation, prefix, nth),
+            repository(&Store::memory()),
+        ];
         let targets = targets(&repositories);
         let fates: Vec<Fate> = targets.iter().map(|(_, options)| options.fate.clone()).collect();
         let session = Session::begin(targets).unwrap();
@@ -175,9 +182,8 @@ fn a_file_is_read_for_those_who_want_it() {
     for (number, (path, (chunking, bytes))) in files.iter().enumerate() {
         let old = before.iter().find(|entry| entry.path == path.as_bytes()).unwrap().clone();
         let known = vec![Some(old).filter(|_| number % 3 > 0), None];
-        let content = || -> Box<dyn Content> {
-            Box::new(Bytes { bytes: bytes.clone(), ranges: None })
-        };
+        let content =
+            || -> Box<dyn Content> { Box::new(Bytes { bytes: bytes.clone(), ranges: None }) };
         tree.file_unless_known(file(path, bytes.len()), content, *chunking, known).unwrap();
     }
     let root = tree.finish().unwrap();

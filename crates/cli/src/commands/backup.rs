@@ -82,8 +82,7 @@ pub fn run(args: &BackupArgs, app: &App) -> Result<Outcome> {
         app.show_warnings();
         let mut interrupted = app.interrupt.is_requested();
         for (target, result) in targets.iter().zip(results) {
-            interrupted |=
-                matches!(&result, Err(error) if error.kind() == ErrorKind::Interrupted);
+            interrupted |= matches!(&result, Err(error) if error.kind() == ErrorKind::Interrupted);
             if alone && result.is_err() {
                 return result.map(|_| Outcome::Done);
             }

@@ -44,10 +44,8 @@ pub struct CopyArgs {
 
 pub fn run(args: &CopyArgs, app: &App) -> Result<Outcome> {
     let context = app.context()?;
-    let (from, to) =
-        (context.config.repository(&args.from)?, context.config.repository(&args.to)?);
-    let selection =
-        if args.all { Selection::All } else { Selection::Named(args.what.clone()) };
+    let (from, to) = (context.config.repository(&args.from)?, context.config.repository(&args.to)?);
+    let selection = if args.all { Selection::All } else { Selection::Named(args.what.clone()) };
     let title = format!("{} to {}", args.from, args.to);
     let report = work::run(app, &title, |progress| {
         replicate::run(context, from, to, &selection, args.archive, progress)

@@ -13,8 +13,10 @@ use crate::work;
 /// Copy from repository to repository what the configuration asks for
 #[derive(Debug, Args)]
 #[command(override_usage = "backstay replicate <NAME>... | --all [OPTIONS]")]
-#[command(after_help = "A [replication.NAME] of the configuration says `from` and `to`. Done again, only what is new
-is copied; `backstay status` shows what waits.")]
+#[command(
+    after_help = "A [replication.NAME] of the configuration says `from` and `to`. Done again, only what is new
+is copied; `backstay status` shows what waits."
+)]
 pub struct ReplicateArgs {
     /// Replications by name
     #[arg(value_name = "NAME", required_unless_present = "all")]

@@ -184,11 +184,8 @@ pub fn run(args: &RestoreArgs, app: &App) -> Result<Outcome> {
     app.show_warnings();
     let kind = found.snapshot.kind;
     let of_source = found.snapshot.source == args.what;
-    let candidates: Vec<Snapshot> = if of_source {
-        everywhere.moments(&args.what, kind)
-    } else {
-        vec![found.snapshot.clone()]
-    };
+    let candidates: Vec<Snapshot> =
+        if of_source { everywhere.moments(&args.what, kind) } else { vec![found.snapshot.clone()] };
     if kind == SourceKind::Postgres && args.paths.is_empty() {
         let target = args.target.target(app)?;
         found = for_target(args, &everywhere, found, of_source, &target)?;
@@ -297,12 +294,7 @@ fn refuse_cluster_flags(args: &RestoreArgs, found: &Found) -> Result<()> {
     }
 }
 
-fn files(
-    args: &RestoreArgs,
-    app: &App,
-    everywhere: &Everywhere,
-    found: &Found,
-) -> Result<Outcome> {
+fn files(args: &RestoreArgs, app: &App, everywhere: &Everywhere, found: &Found) -> Result<Outcome> {
     let context = app.context()?;
     let mut options = RestoreOptions::new(absolute(&args.to)?);
     options.paths = args.paths.iter().map(|path| tree_path(path)).collect();

@@ -45,7 +45,8 @@ pub fn run(args: &StatusArgs, app: &App) -> Result<Outcome> {
     app.show_warnings();
     let (lags, lost) = if args.source.is_none() { replications(app)? } else { Default::default() };
     let repositories = asked.answers;
-    let outcome = if asked.failed.is_empty() && lost.is_empty() { Outcome::Done } else { Outcome::Partial };
+    let outcome =
+        if asked.failed.is_empty() && lost.is_empty() { Outcome::Done } else { Outcome::Partial };
     let documents: Vec<_> = sources
         .iter()
         .map(|status| {
@@ -132,7 +133,8 @@ fn replications(app: &App) -> Result<(Vec<Lag>, Vec<String>)> {
         match replicate::lag(context, name) {
             Ok(lag) => lags.push(lag),
             Err(error) => {
-                let message = format!("how far behind the replication `{name}` is cannot be told: {error}");
+                let message =
+                    format!("how far behind the replication `{name}` is cannot be told: {error}");
                 app.output.warn(&message, error.hint());
                 lost.push(name.clone());
             }
@@ -158,12 +160,8 @@ fn lag_document(lag: &Lag, now: jiff::Timestamp) -> serde_json::Value {
 
 fn lag_line(app: &App, lag: &Lag, now: jiff::Timestamp) -> String {
     let paint = app.output.paint;
-    let head = format!(
-        "{}  {} to {}: ",
-        paint.paint(Style::Bold, &lag.replication),
-        lag.from,
-        lag.to
-    );
+    let head =
+        format!("{}  {} to {}: ", paint.paint(Style::Bold, &lag.replication), lag.from, lag.to);
     let Some(age) = lag.age(now) else {
         return head + &paint.paint(Style::Green, "nothing waits").to_string();
     };

@@ -286,11 +286,7 @@ pub fn archive_command(app: &App, source: &str) -> Result<String> {
 
 /// What a recovering server runs to get a segment, `%f` being its name and `%p` its path.
 /// With several repositories, the first one that has a segment gives it.
-pub fn restore_command(
-    app: &App,
-    repositories: &[&str],
-    system_identifier: u64,
-) -> Result<String> {
+pub fn restore_command(app: &App, repositories: &[&str], system_identifier: u64) -> Result<String> {
     let mut words = program()?;
     let [first, others @ ..] = repositories else {
         return Err(Error::usage("no repository was named", "name one with --repository"));

@@ -13,5 +13,6 @@ mod first_minute;
 mod json;
 mod sandbox;
 mod secrets;
+mod several;
 mod shell;
 mod stop;

@@ -13,8 +13,7 @@ use crate::config::{Config, RepositoryConfig, Search, SourceConfig, SourceSettin
 use crate::error::{Error, ErrorKind};
 
 /// The tables whose keys are names that people choose, with what each of them may hold.
-pub(crate) const NAMED: [&str; 5] =
-    ["repositories", "sources", "tiers", "policies", "replication"];
+pub(crate) const NAMED: [&str; 5] = ["repositories", "sources", "tiers", "policies", "replication"];
 
 /// The keys of each kind of source.
 pub(crate) fn keys_of(kind: SourceKind) -> &'static [Key] {
@@ -90,7 +89,8 @@ fn read_root(table: &Table, reading: &mut Reading) -> Option<Config> {
     });
     for name in global.iter().flat_map(|global| &global.restore_order) {
         if !names.repositories.contains(name) {
-            let message = format!("`restore-order` names the repository `{name}`, which is not configured");
+            let message =
+                format!("`restore-order` names the repository `{name}`, which is not configured");
             let hint = format!("add a [repositories.{name}], or leave it out");
             reading.problem(&Origin::Nowhere, &message, hint);
         }

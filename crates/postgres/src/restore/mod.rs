@@ -20,7 +20,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backstay_repo::{
-    Archive, Entry, EntryKind, Fallback, Placement, Progress, Repository, RestoreReport, Snapshot, Tree,
+    Archive, Entry, EntryKind, Fallback, Placement, Progress, Repository, RestoreReport, Snapshot,
+    Tree,
 };
 use backstay_store::failpoint;
 

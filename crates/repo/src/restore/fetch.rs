@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::AcqRel, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
@@ -553,9 +553,9 @@ impl Fetcher<'_> {
             return self.miss(origin, files, range, "the store", error);
         }
         let repository = &origin.repository;
-        let read = repository.pack_key(pack).and_then(|key| {
-            Ok((key, repository.store().read_range(&pack.key(), start..end)?))
-        });
+        let read = repository
+            .pack_key(pack)
+            .and_then(|key| Ok((key, repository.store().read_range(&pack.key(), start..end)?)));
         let (key, bytes) = match read {
             Ok(read) => read,
             Err(error) if error.is_about_an_object() => {
@@ -621,7 +621,9 @@ impl Fetcher<'_> {
             };
             if !other(&index) && sought.insert(pack.id) {
                 index = match repository.reload_index() {
-                    Err(failed) if self.fallback.is_some() && Fallback::helps_with(&failed) => index,
+                    Err(failed) if self.fallback.is_some() && Fallback::helps_with(&failed) => {
+                        index
+                    }
                     loaded => loaded?,
                 };
             }

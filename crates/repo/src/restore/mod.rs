@@ -314,9 +314,8 @@ pub(crate) fn restore(
                     let exists = exists == There::File;
                     // Not knowing where its content is, one repository has nothing of a file, and
                     // another may have all of it.
-                    let elsewhere = damage.take_if(|error| {
-                        options.fallback.is_some() && Fallback::helps_with(error)
-                    });
+                    let elsewhere = damage
+                        .take_if(|error| options.fallback.is_some() && Fallback::helps_with(error));
                     if let Some(error) = elsewhere {
                         extents.clear();
                         fetcher.miss_file(&origin, files.len() as u32, content.size, source, error);
@@ -347,9 +346,7 @@ pub(crate) fn restore(
                     let number = files.len() as u32;
                     for extent in &extents {
                         let location = index.find(&extent.chunk).unwrap_or(NOWHERE);
-                        if location == NOWHERE
-                            && !options.keep_going
-                            && options.fallback.is_none()
+                        if location == NOWHERE && !options.keep_going && options.fallback.is_none()
                         {
                             let kind = crate::Kind::Data;
                             return Err(crate::repository::missing_chunk(

@@ -22,7 +22,14 @@ impl Fetcher<'_> {
     }
 
     /// Nothing is known of where the content of a file is.
-    pub fn miss_file(&self, origin: &Origin, file: u32, size: u64, source: usize, error: RepoError) {
+    pub fn miss_file(
+        &self,
+        origin: &Origin,
+        file: u32,
+        size: u64,
+        source: usize,
+        error: RepoError,
+    ) {
         if source == 0 && !origin.gone.load(Relaxed) {
             if !error.is_about_an_object() {
                 origin.gone.store(true, Relaxed);

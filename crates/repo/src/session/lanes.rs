@@ -240,9 +240,10 @@ impl Session {
         let lost = |fate: &Fate| Err(fate.get().unwrap_or_else(given_up));
         let mut committed: Vec<Result<Snapshot>> = self.fates.iter().map(lost).collect();
         let commit = |(lane, root): (&Lane, Option<LaneRoot>)| {
-            let done = lane.shared.check().and_then(|()| {
-                lane.commit(root.ok_or_else(given_up)?, detail.clone())
-            });
+            let done = lane
+                .shared
+                .check()
+                .and_then(|()| lane.commit(root.ok_or_else(given_up)?, detail.clone()));
             done.inspect_err(|error| lane.options.fate.set(error.repeat()))
         };
         let work = self.lanes.iter().zip(root.lanes);

@@ -36,8 +36,8 @@ use crate::maintenance;
 use crate::repository::Repository;
 use crate::tree::{PageHashes, parse_extents};
 use crate::{
-    Compression, Kind, Original, Progress, RepoError, RepoErrorKind, Result, Snapshot, SnapshotStats,
-    SnapshotType, SourceKind,
+    Compression, Kind, Original, Progress, RepoError, RepoErrorKind, Result, Snapshot,
+    SnapshotStats, SnapshotType, SourceKind,
 };
 use backstay_store::failpoint;
 use content::Pool;

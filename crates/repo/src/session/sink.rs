@@ -10,6 +10,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender};
 
+use super::lanes::Fate;
 use crate::codec::{Codec, MAX_CHUNK};
 use crate::crypto::{Class, PackKey, SessionKey};
 use crate::id::CellHasher;
@@ -22,7 +23,6 @@ use crate::{
     Compression, Kind, ObjectId, Problem, Progress, RepoError, RepoErrorKind, Result,
     SessionOptions, SnapshotStats,
 };
-use super::lanes::Fate;
 use backstay_store::failpoint;
 
 /// Data packs that are open at once. A chunk goes to one of them at random, so that neither order
@@ -187,7 +187,10 @@ impl Shared {
         if !self.aborted.load(Relaxed) {
             return Ok(());
         }
-        Err(self.fate.get().unwrap_or_else(|| RepoError::new(RepoErrorKind::Aborted, "the backup was given up")))
+        Err(self
+            .fate
+            .get()
+            .unwrap_or_else(|| RepoError::new(RepoErrorKind::Aborted, "the backup was given up")))
     }
 
     /// The index as it was when the session began.

@@ -117,7 +117,11 @@ pub fn check(source: &FilesSource) -> Vec<CheckItem> {
 }
 
 /// Takes a snapshot of file trees in one repository.
-pub fn backup(repo: &Repository, source: &FilesSource, options: &BackupOptions) -> Result<Snapshot> {
+pub fn backup(
+    repo: &Repository,
+    source: &FilesSource,
+    options: &BackupOptions,
+) -> Result<Snapshot> {
     source.backup(repo, options)
 }
 
@@ -225,7 +229,8 @@ impl<'a> Pass<'a> {
         };
         // Before the session: a source that is not there leaves nothing in the repository.
         let walk = Walk::below(root.clone(), &source.paths, walk_options)?;
-        let sessions = targets.iter().map(|to| to.session(&source.name, SourceKind::Files, options));
+        let sessions =
+            targets.iter().map(|to| to.session(&source.name, SourceKind::Files, options));
         let session = Session::begin(sessions.collect())?;
         let mut parents = Vec::new();
         for lane in 0..session.lanes() {

@@ -122,7 +122,11 @@ pub fn check(source: &SqliteSource) -> Vec<CheckItem> {
 }
 
 /// Takes a snapshot of a database in one repository.
-pub fn backup(repo: &Repository, source: &SqliteSource, options: &BackupOptions) -> Result<Snapshot> {
+pub fn backup(
+    repo: &Repository,
+    source: &SqliteSource,
+    options: &BackupOptions,
+) -> Result<Snapshot> {
     source.backup(repo, options)
 }
 
