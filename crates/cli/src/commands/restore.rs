@@ -429,12 +429,13 @@ fn warn_of_lacking(app: &App, report: &RestoreReport) {
     );
     if !app.output.json {
         for one in &report.lacking {
-            crate::output::write_err(&format!(
-                "  {}: {}: {}\n",
-                one.repository,
-                printable(&one.object),
-                one.what
-            ));
+            // Most say themselves which object it is.
+            let object = if one.what.contains(&one.object) {
+                String::new()
+            } else {
+                printable(&one.object) + ": "
+            };
+            crate::output::write_err(&format!("  {}: {object}{}\n", one.repository, one.what));
         }
     }
 }

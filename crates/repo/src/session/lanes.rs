@@ -20,9 +20,10 @@ use crate::maintenance::{Reason, Tombstone};
 use crate::pack::DATA_PACK;
 use crate::{Progress, RepoError, RepoErrorKind, Repository, Result, Snapshot};
 
-/// Data packs of a session over several repositories are smaller, so that all that are open or on
-/// their way take as much memory together as those of one. Bytes.
-const SMALLEST_PACK: usize = 8 << 20;
+/// From which size on a data pack of a session over several repositories is full. Each has two that
+/// are open, two on their way and as many waiting as there are workers: smaller ones keep the memory
+/// that they take together within that of one repository. Bytes.
+const SMALL_PACK: usize = 8 << 20;
 /// More repositories than anybody has; a set of them is 64 bits.
 const MOST_LANES: usize = 64;
 
@@ -81,7 +82,7 @@ impl Session {
         let group = (asked > 1).then(|| hex(&env.random::<16>()));
         let progress = options.progress.clone();
         let count = workers(options.workers);
-        let pack_size = (DATA_PACK / asked).max(SMALLEST_PACK);
+        let pack_size = if asked == 1 { DATA_PACK } else { SMALL_PACK };
         let begin = |(number, (repository, options)): (usize, (Repository, SessionOptions))| {
             let fate = options.fate.clone();
             match begin_lane(repository, options, started, pack_size) {
