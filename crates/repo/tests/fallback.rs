@@ -125,11 +125,14 @@ fn each_gives_what_the_other_one_lacks() {
         packs(&stores[at], false).into_iter().map(one).collect()
     };
     let (of_first, of_second) = (losses(0), losses(1));
-    let pairs = of_first.iter().flat_map(|one| of_second.iter().map(move |two| (one, two)));
-    let apart = |((_, one), (_, two)): &(&(String, Vec<String>), &(String, Vec<String>))| {
+    let apart = |one: &[String], two: &[String]| {
         !one.is_empty() && !two.is_empty() && !one.iter().any(|path| two.contains(path))
     };
-    let ((one, lost), (two, _)) = pairs.filter(apart).next().unwrap();
+    let pair = of_first.iter().find_map(|(one, lost)| {
+        let (two, _) = of_second.iter().find(|(_, other)| apart(lost, other))?;
+        Some((one, lost, two))
+    });
+    let (one, lost, two) = pair.unwrap();
     spoil(&stores[0], one, 0);
     stores[1].delete(two).unwrap();
     for at in [0, 1] {

@@ -8,12 +8,13 @@
 //! A session may write to several repositories at once, each of which is a *lane*: content is read
 //! once, and cut, hashed and sealed for each, since no two have the same keys.
 //!
-//! `sink` keeps chunks, `content` is what a worker does with a file, `writer` puts entries in order
+//! `sink` keeps chunks, `content` is what is handed in, `worker` what is done with it, `writer` puts entries in order
 //! and into a tree, `lanes` is what a session is over several repositories.
 
 mod content;
 mod lanes;
 mod sink;
+mod worker;
 mod writer;
 
 use std::collections::BTreeMap;

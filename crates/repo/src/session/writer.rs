@@ -6,9 +6,10 @@ use crossbeam_channel::{Receiver, Sender};
 
 use super::Session;
 use super::content::{
-    Chunking, Content, File, GROUP, GROUPED, Job, Known, Made, Outcome, REGION, dropped, large_file,
+    Chunking, Content, File, GROUP, GROUPED, Job, Known, Made, Outcome, REGION, dropped,
 };
 use super::sink::Sink;
+use super::worker::large_file;
 use crate::entry::{Entry, EntryKind, compare_paths};
 use crate::tree::TreeBuilder;
 use crate::{ObjectId, RepoError, RepoErrorKind, Result};
