@@ -31,6 +31,11 @@ fn store(folder: &Path) -> Store {
     Store::new(Local::new(folder.join("store")).unwrap())
 }
 
+/// What is copied to.
+fn second_store(folder: &Path) -> Store {
+    Store::new(Local::new(folder.join("second")).unwrap())
+}
+
 fn first_files() -> Files {
     use Chunking::{ContentDefined as C, Grid as G};
     files(&[
@@ -95,6 +100,13 @@ fn dies_here() {
         "maintain" => {
             open(&store).maintain(&impatient(), &Default::default()).unwrap();
         }
+        "copy" => {
+            let (from, to) = (open(&store), open(&second_store(folder)));
+            let snapshot = from.snapshots().unwrap().remove(0);
+            // Listed after each pack, there is a segment of the index on the way.
+            let options = CopyOptions { list_every: 1, workers: 1, ..CopyOptions::default() };
+            copy(&from, &snapshot, &to, &options).unwrap();
+        }
         "push" => {
             open(&store).archive(SYSTEM).push(SEGMENT, &segment()).unwrap();
         }
@@ -136,6 +148,9 @@ fn prepare(folder: &Path, work: &str) -> Option<Snapshot> {
     }
     let repo = repository(&store(folder));
     let first = backup(&repo, &first_files()).unwrap();
+    if work == "copy" {
+        repository(&second_store(folder));
+    }
     if work == "maintain" {
         let many = backup(&repo, &many_files()).unwrap();
         backup(&repo, &few_files()).unwrap();
@@ -146,8 +161,30 @@ fn prepare(folder: &Path, work: &str) -> Option<Snapshot> {
     Some(first)
 }
 
+/// After the death of a copy the second repository has all of it or nothing, and copying again makes it
+/// whole.
+fn examine_copy(folder: &Path, context: &str) {
+    let second = second_store(folder);
+    let to = open(&second);
+    let damages = verify(&to, Level::Thorough).damages;
+    assert!(damages.is_empty(), "{context}: {damages:?}");
+    let from = open(&store(folder));
+    let snapshot = from.snapshots().unwrap().remove(0);
+    let made = match copy(&from, &snapshot, &to, &CopyOptions::default()).unwrap() {
+        Copied::New(made) | Copied::There(made) => made,
+    };
+    assert_eq!(to.snapshots().unwrap().len(), 1, "{context}");
+    let restored = tempfile::tempdir().unwrap();
+    restore(&to, &made, restored.path());
+    assert_restored(&first_files(), restored.path());
+    assert!(verify(&to, Level::Thorough).damages.is_empty(), "{context}");
+}
+
 /// What must be true after a death, whatever it was.
 fn examine(folder: &Path, work: &str, first: Option<&Snapshot>, context: &str) {
+    if work == "copy" {
+        return examine_copy(folder, context);
+    }
     let store = store(folder);
     if work == "init" {
         let env = Environment::system();
@@ -348,6 +385,43 @@ fn a_restore_dies_at_every_step() {
 }
 
 #[test]
+fn a_copy_dies_at_every_step() {
+    let met = dies_everywhere("copy", 2);
+    let steps = [
+        "session-created",
+        "pack-sealed",
+        "pack-created",
+        "index-created",
+        "copy-read",
+        "snapshot-created",
+    ];
+    expect(&met, &steps);
+}
+
+/// What a copy that died had listed is not sent again.
+#[test]
+fn a_copy_goes_on_where_it_died() {
+    let folder = tempfile::tempdir().unwrap();
+    // More than can be open, on its way and waiting at once: four packs, one that is full, a queue.
+    let content = |n| (Chunking::Grid, std::sync::Arc::new(noise(3 << 20, 300 + n)));
+    let files: Files = (0..64_u64).map(|n| (format!("large/{n:02}"), content(n))).collect();
+    let from = repository(&store(folder.path()));
+    let to = repository(&second_store(folder.path()));
+    let snapshot = backup(&from, &files).unwrap();
+    let mut dies = child("copy", folder.path());
+    dies.env("BACKSTAY_FAILPOINT", "copy-listed:1");
+    assert!(killed(dies.status().unwrap()));
+    assert!(to.snapshots().unwrap().is_empty());
+    let Copied::New(made) = copy(&from, &snapshot, &to, &CopyOptions::default()).unwrap() else {
+        panic!("it was not there")
+    };
+    let bytes: usize = files.values().map(|(_, bytes)| bytes.len()).sum();
+    assert!(made.stats.new_bytes < bytes as u64 - (20 << 20), "{:?}", made.stats);
+    restore(&to, &made, &folder.path().join("restored"));
+    assert_restored(&files, &folder.path().join("restored"));
+}
+
+#[test]
 fn every_failpoint_of_this_floor_is_met_by_some_test() {
     let known: BTreeSet<&str> = LOCAL
         .into_iter()
@@ -373,6 +447,8 @@ fn every_failpoint_of_this_floor_is_met_by_some_test() {
             "maintenance-head",
             "maintenance-pack-removed",
             "maintenance-snapshot-removed",
+            "copy-read",
+            "copy-listed",
             "restore-planned",
             "restore-chunk-written",
             "restore-synced",
@@ -389,7 +465,7 @@ fn killed_at_any_moment() {
     let seed = u64::from_le_bytes(Environment::system().random());
     println!("seed {seed}");
     let lots = Environment::seeded(seed);
-    for work in ["backup", "push", "restore", "maintain", "init"] {
+    for work in ["backup", "push", "restore", "maintain", "init", "copy"] {
         // How long it takes when nobody kills it.
         let folder = tempfile::tempdir().unwrap();
         prepare(folder.path(), work);

@@ -37,6 +37,9 @@ pub const ALL: &[&str] = &[
     "maintenance-head",
     "maintenance-pack-removed",
     "maintenance-snapshot-removed",
+    // copies
+    "copy-listed",
+    "copy-read",
     // restore
     "restore-planned",
     "restore-chunk-written",

@@ -34,9 +34,11 @@ fn every_document_has_its_shape() {
         [
             "detail",
             "finished",
+            "group",
             "host",
             "id",
             "kind",
+            "origin",
             "parent",
             "problems",
             "repository",
@@ -108,12 +110,14 @@ fn every_document_has_its_shape() {
             "bytes_written",
             "directories",
             "files",
+            "lacking",
             "problems",
-            "removed"
+            "removed",
+            "supplied"
         ]
     );
     let status = it.json(&["status"]);
-    assert_eq!(keys(&status), ["failed", "repositories", "sources"]);
+    assert_eq!(keys(&status), ["failed", "replication", "repositories", "sources"]);
     assert_eq!(
         keys(&status["sources"][0]),
         [

@@ -14,5 +14,6 @@ mod hosts;
 mod json;
 mod sandbox;
 mod secrets;
+mod several;
 mod shell;
 mod stop;

@@ -124,7 +124,7 @@ pub(super) fn repack(
         ..SessionOptions::new("maintenance", SourceKind::Files, SnapshotType::Full)
     };
     let session = repository.begin(options)?;
-    let mut mover = session.mover();
+    let Some(mut mover) = session.mover() else { return Ok(0) };
     let mut bytes = 0;
     for number in numbers {
         progress.check()?;
