@@ -263,11 +263,8 @@ impl World {
             assert!(said.contains(&best));
             assert_eq!(Some(&rank(&best.0)), ranks.iter().min());
             assert_eq!(index.is_missing(at.pack), rank(&best.0) == 2);
-            let others = index
-                .places(&id(chunk))
-                .unwrap()
-                .split_off(1.min(index.places(&id(chunk)).unwrap().len()));
-            let mut others: BTreeSet<_> = others.into_iter().map(say).collect();
+            let others = index.places(&id(chunk)).unwrap().into_iter().skip(1);
+            let mut others: BTreeSet<_> = others.map(say).collect();
             // A pack may be in two runs, and then what it holds too.
             others.remove(&best);
             let mut rest = said;
