@@ -199,16 +199,19 @@ impl Index {
         Ok(self.place(id)?.map(|(_, location)| location))
     }
 
-    /// Where else a chunk lies.
-    pub fn copies_of(&self, id: &ObjectId) -> Result<Vec<Location>> {
+    /// Everywhere a chunk lies, in the order in which it is read.
+    ///
+    /// # Errors
+    /// As [`place`](Self::place).
+    pub fn places(&self, id: &ObjectId) -> Result<Vec<Location>> {
         let mut all = Vec::new();
         let looked = self.each(&prefix(id), |_, at, state| all.push((state.rank(), at)));
-        if all.len() < 2 {
+        if all.is_empty() {
             looked?;
         }
         all.sort_unstable();
         all.dedup();
-        Ok(all.into_iter().skip(1).map(|(_, location)| location).collect())
+        Ok(all.into_iter().map(|(_, location)| location).collect())
     }
 
     /// Whether a chunk is in a pack that is known to be there. What cannot be looked up counts as

@@ -541,9 +541,8 @@ impl Fetcher<'_> {
             let mut sought = self.sought.lock().unwrap_or_else(|e| e.into_inner());
             let mut index = self.repository.index()?;
             let other = |index: &Index| -> Result<bool> {
-                let copies = index.copies_of(chunk)?;
-                let places = index.find(chunk)?.into_iter().chain(copies);
-                let mut packs = places.filter_map(|at| index.pack(at.pack));
+                let places = index.places(chunk)?;
+                let mut packs = places.iter().filter_map(|at| index.pack(at.pack));
                 Ok(packs.any(|now| now.id != pack.id))
             };
             if !other(&index).unwrap_or(false) && sought.insert(pack.id) {
