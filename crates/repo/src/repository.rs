@@ -822,7 +822,11 @@ impl Repository {
                 for copy in index.places(id)?.into_iter().filter(|place| *place != at) {
                     let Some(pack) = index.pack(copy.pack) else { continue };
                     match self.read_chunk_at(kind, id, copy, pack) {
-                        Err(error) if error.is_about_an_object() => {}
+                        Err(error) if error.is_about_an_object() => {
+                            if error.is_of_a_missing_object() {
+                                index.note_missing(copy.pack);
+                            }
+                        }
                         read => return read,
                     }
                 }
