@@ -8,6 +8,7 @@
 
 mod archive;
 mod beneath;
+mod browse;
 mod check;
 mod chunker;
 mod codec;
@@ -32,6 +33,7 @@ mod tree;
 pub use archive::{Archive, ArchivedFile, Pushed};
 pub use backstay_store::{Environment, Store};
 pub use beneath::Beneath;
+pub use browse::{BrowseOptions, Browser, Children, EntryRef, FileReader, View};
 pub use check::{Damage, Level, VerifyOptions, VerifyReport};
 pub use codec::Compression;
 pub use entry::{
