@@ -12,6 +12,8 @@ pub mod key;
 pub mod list;
 pub mod maintenance;
 pub mod man;
+#[cfg(all(feature = "mount", target_os = "linux"))]
+pub mod mount;
 pub mod postgres;
 pub mod restore;
 pub mod retention;
@@ -39,6 +41,8 @@ pub enum Command {
     Forget(forget::ForgetArgs),
     Restore(restore::RestoreArgs),
     Dump(dump::DumpArgs),
+    #[cfg(all(feature = "mount", target_os = "linux"))]
+    Mount(mount::MountArgs),
     Verify(verify::VerifyArgs),
     Maintenance(maintenance::MaintenanceArgs),
     Retention(retention::RetentionArgs),
@@ -71,6 +75,8 @@ pub fn run(command: Command, app: &App) -> Result<Outcome> {
         Command::Forget(args) => forget::run(&args, app),
         Command::Restore(args) => restore::run(&args, app),
         Command::Dump(args) => dump::run(&args, app),
+        #[cfg(all(feature = "mount", target_os = "linux"))]
+        Command::Mount(args) => mount::run(&args, app),
         Command::Verify(args) => verify::run(&args, app),
         Command::Maintenance(args) => maintenance::run(&args, app),
         Command::Retention(args) => retention::run(&args, app),

@@ -11,8 +11,31 @@ use crate::{ObjectId, RepoError, Result};
 /// Nodes of one directory that may be damaged before its listing ends.
 const FAILURES: u32 = 4096;
 
-/// Whether a path comes before the place that is looked for.
-type Before<'b> = Option<&'b dyn Fn(&[u8]) -> bool>;
+/// A place that is looked for. In the order of the tree, all that comes before it comes first.
+#[derive(Clone, Copy)]
+pub(super) enum Goal<'g> {
+    /// This path, or what comes next.
+    At(&'g [u8]),
+    /// The first path of which this does not hold.
+    Past(&'g dyn Fn(&[u8]) -> bool),
+}
+
+impl Goal<'_> {
+    fn is_after(self, path: &[u8]) -> bool {
+        match self {
+            Self::At(goal) => compare_paths(path, goal).is_lt(),
+            Self::Past(behind) => behind(path),
+        }
+    }
+
+    /// Whether it may be in a node that begins with `first`, and not in the one before.
+    fn reaches(self, first: &[u8]) -> bool {
+        match self {
+            Self::At(goal) => compare_paths(first, goal).is_le(),
+            Self::Past(behind) => behind(first),
+        }
+    }
+}
 
 /// A place in a tree: at an entry, or at the end.
 pub(super) struct Cursor {
@@ -28,21 +51,20 @@ impl Cursor {
         Self { view: view.clone(), stack: Vec::new(), error: None }
     }
 
-    /// Goes to the first entry that does not come `before` something. In the order of the tree, all
-    /// that do come first.
-    pub fn seek(&mut self, before: &dyn Fn(&[u8]) -> bool) {
+    /// Goes to the first entry that does not come before the goal.
+    pub fn seek(&mut self, goal: Goal<'_>) {
         // Mostly it is close by.
         if let Some((node, at)) = self.stack.last_mut()
             && let ParsedNode::Leaf(entries) = &**node
             && let Some(rest) = entries.get(*at..)
-            && rest.last().is_some_and(|last| !before(&last.path))
+            && rest.last().is_some_and(|last| !goal.is_after(&last.path))
         {
-            *at += rest.partition_point(|entry| before(&entry.path));
+            *at += rest.partition_point(|entry| goal.is_after(&entry.path));
             return;
         }
         self.stack.clear();
-        self.enter(self.view.root, Some(before));
-        self.settle(Some(before));
+        self.enter(self.view.root, Some(goal));
+        self.settle(Some(goal));
     }
 
     /// Goes to the next entry.
@@ -79,7 +101,7 @@ impl Cursor {
     }
 
     /// Opens a node and finds the place in it; one that cannot be read is passed.
-    fn enter(&mut self, id: ObjectId, before: Before<'_>) {
+    fn enter(&mut self, id: ObjectId, goal: Option<Goal<'_>>) {
         if self.stack.len() >= MAX_HEIGHT {
             self.stack.clear();
             self.error = Some(RepoError::damaged(&self.view.name, "its tree is too deep"));
@@ -97,21 +119,21 @@ impl Cursor {
                 return;
             }
         };
-        let at = match (&*node, before) {
+        let at = match (&*node, goal) {
             (_, None) => 0,
-            (ParsedNode::Leaf(entries), Some(before)) => {
-                entries.partition_point(|entry| before(&entry.path))
+            (ParsedNode::Leaf(entries), Some(goal)) => {
+                entries.partition_point(|entry| goal.is_after(&entry.path))
             }
             // The last child that begins before the place may reach beyond it.
-            (ParsedNode::Inner(children), Some(before)) => {
-                children.partition_point(|(first, _)| before(first)).saturating_sub(1)
+            (ParsedNode::Inner(children), Some(goal)) => {
+                children.partition_point(|(first, _)| goal.reaches(first)).saturating_sub(1)
             }
         };
         self.stack.push((node, at));
     }
 
     /// Goes down and on from the top of the stack until it is at an entry.
-    fn settle(&mut self, before: Before<'_>) {
+    fn settle(&mut self, goal: Option<Goal<'_>>) {
         while let Some((node, at)) = self.stack.last() {
             let child = match &**node {
                 ParsedNode::Leaf(entries) if *at < entries.len() => return,
@@ -119,7 +141,7 @@ impl Cursor {
                 ParsedNode::Inner(children) => children.get(*at).map(|(_, id)| *id),
             };
             match child {
-                Some(id) => self.enter(id, before),
+                Some(id) => self.enter(id, goal),
                 None => {
                     self.stack.pop();
                     self.pass();
@@ -160,7 +182,7 @@ impl Children {
     fn go_on(&mut self) {
         let Some(last) = &self.last else {
             let directory = &self.directory;
-            return self.cursor.seek(&|path| compare_paths(path, directory).is_le());
+            return self.cursor.seek(Goal::Past(&|path| compare_paths(path, directory).is_le()));
         };
         let behind = |path: &[u8]| compare_paths(path, last).is_le() || is_below(path, last);
         if self.at_last {
@@ -170,7 +192,7 @@ impl Children {
                 return;
             }
         }
-        self.cursor.seek(&behind);
+        self.cursor.seek(Goal::Past(&behind));
     }
 
     fn end<T>(&mut self, with: Option<T>) -> Option<T> {

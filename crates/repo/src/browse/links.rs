@@ -39,7 +39,7 @@ impl Links {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    pub fn of(self: &Arc<Self>, view: &View, path: &[u8]) -> u32 {
+    pub fn of(self: &Arc<Self>, view: &View, path: &[u8]) -> Option<u32> {
         let mut state = self.state();
         let started = match state.started {
             Some(started) => started,
@@ -61,11 +61,11 @@ impl Links {
             }
         };
         while !state.done {
-            let Some(left) = PATIENCE.checked_sub(started.elapsed()) else { break };
+            let left = PATIENCE.checked_sub(started.elapsed())?;
             let waited = self.counted.wait_timeout(state, left);
             state = waited.unwrap_or_else(|e| e.into_inner()).0;
         }
-        state.names.get(path).copied().unwrap_or(0).saturating_add(1)
+        Some(state.names.get(path).copied().unwrap_or(0).saturating_add(1))
     }
 
     /// Adds what is below a node. What cannot be read has no links that anybody could see.

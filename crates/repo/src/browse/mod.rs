@@ -18,12 +18,13 @@ use std::sync::{Arc, Mutex};
 
 use crossbeam_channel::{Receiver, Sender};
 
-use crate::entry::{Body, Entry, EntryKind, Extent, Metadata, compare_paths};
+use crate::entry::{Body, Entry, EntryKind, Extent, Metadata};
 use crate::session::workers;
 use crate::tree::ParsedNode;
 use crate::{Kind, ObjectId, RepoError, Repository, Result, Snapshot, Tree};
 use cache::Cache;
 pub use children::Children;
+use children::Goal;
 pub use file::FileReader;
 use links::{LeafLinks, Links};
 
@@ -238,7 +239,7 @@ impl View {
     /// The entry of exactly this path. A directory that only leads to others counts.
     pub fn get(&self, path: &[u8]) -> Result<Option<EntryRef>> {
         let mut at = children::Cursor::new(self);
-        at.seek(&|other| compare_paths(other, path).is_lt());
+        at.seek(Goal::At(path));
         Ok(match at.current().transpose()? {
             Some(entry) if entry.path == path => Some(entry),
             Some(entry) if is_below(&entry.path, path) => Some(EntryRef::implied(path)),
@@ -265,9 +266,9 @@ impl View {
     }
 
     /// How many names the file of this path has. Counted in the background by reading the whole
-    /// tree once; asked before that is done, it waits, for some seconds at most for each snapshot,
-    /// and then says what is known.
-    pub fn links(&self, path: &[u8]) -> u32 {
+    /// tree once; asked before that is done, it waits, for some seconds at most for each snapshot.
+    /// Nothing while it is not known.
+    pub fn links(&self, path: &[u8]) -> Option<u32> {
         self.links.of(self, path)
     }
 
