@@ -16,7 +16,7 @@ use crate::filesystem::{OnProblem, Snapshots};
 
 const DEVICE: &str = "/dev/fuse";
 /// Threads that answer the kernel, at least: some wait for the store.
-const THREADS: usize = 8;
+const THREADS: usize = 6;
 /// How long the end of a mount is waited for. It is a matter of milliseconds unless somebody still
 /// has a file open.
 const PATIENCE: Duration = Duration::from_secs(1);

@@ -46,7 +46,7 @@ pub struct BrowseOptions {
 
 impl Default for BrowseOptions {
     fn default() -> Self {
-        Self { chunks: 96 << 20, nodes: 48 << 20, readers: 0 }
+        Self { chunks: 64 << 20, nodes: 32 << 20, readers: 0 }
     }
 }
 
@@ -152,18 +152,22 @@ impl Core {
     }
 }
 
+/// What each piece of memory costs besides its bytes, about. Bytes.
+const PIECE: usize = 24;
+
 /// What a node takes in memory, about. Bytes.
 fn size_of_node(node: &ParsedNode) -> usize {
     match node {
-        ParsedNode::Inner(children) => {
-            children.iter().map(|(first, _)| size_of::<(Vec<u8>, ObjectId)>() + first.len()).sum()
-        }
+        ParsedNode::Inner(children) => children
+            .iter()
+            .map(|(first, _)| size_of::<(Vec<u8>, ObjectId)>() + first.len() + PIECE)
+            .sum(),
         ParsedNode::Leaf(entries) => entries.iter().map(size_of_entry).sum(),
     }
 }
 
 fn size_of_entry(entry: &Entry) -> usize {
-    let attributes = entry.meta.xattrs.iter().map(|(name, value)| 48 + name.len() + value.len());
+    let attributes = entry.meta.xattrs.iter().map(|(name, value)| 100 + name.len() + value.len());
     let kind = match &entry.kind {
         EntryKind::File(content) => match &content.body {
             Body::Inline(bytes) => bytes.len(),
@@ -174,8 +178,8 @@ fn size_of_entry(entry: &Entry) -> usize {
         EntryKind::Hardlink { to } => to.len(),
         _ => 0,
     };
-    let names = entry.meta.user.len() + entry.meta.group.len();
-    size_of::<Entry>() + entry.path.len() + names + attributes.sum::<usize>() + kind
+    let strings = entry.path.len() + entry.meta.user.len() + entry.meta.group.len() + kind;
+    size_of::<Entry>() + strings + 4 * PIECE + attributes.sum::<usize>()
 }
 
 /// The files of one snapshot.
