@@ -11,6 +11,8 @@ mod archive;
 mod errors;
 mod first_minute;
 mod json;
+#[cfg(all(feature = "mount", target_os = "linux"))]
+mod mount;
 mod sandbox;
 mod secrets;
 mod shell;
