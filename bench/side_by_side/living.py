@@ -191,7 +191,8 @@ class LivingCluster(Cluster):
         self.sql(f"delete from orders where id <= {day * (self.rows // 400)} and id % 2 = 0")
         self.sql("vacuum analyze")
         if day % 7 == 0:
-            self.sql("vacuum full pgbench_branches, pgbench_tellers, pgbench_history; reindex table orders")
+            self.sql("vacuum full pgbench_branches, pgbench_tellers, pgbench_history")
+            self.sql("reindex table orders")
         self.sql("select pg_switch_wal()")
         self.settle()
 

@@ -6,7 +6,7 @@ import os
 import shutil
 
 from . import tools
-from .machine import Failed
+from .machine import Failed, run
 
 
 class Monthly:
@@ -144,13 +144,14 @@ ALL = [Backstay, Restic, Rustic, Borg]
 
 
 def set_aside(tool):
-    """Keeps a copy of the repository as it is, and gives a function that puts it back."""
-    copy = tool.repository + ".aside"
+    """Keeps a copy of the repository and of what the tool remembers of it, and gives a function that
+    puts both back: some tools refuse a repository that is older than their memory of it."""
+    copy = tool.home + ".aside"
     shutil.rmtree(copy, ignore_errors=True)
-    tool.run(["cp", "-a", "--reflink=auto", tool.repository, copy])
+    run(["cp", "-a", "--reflink=auto", tool.home, copy])
 
     def put_back():
-        shutil.rmtree(tool.repository)
-        os.rename(copy, tool.repository)
+        shutil.rmtree(tool.home)
+        os.rename(copy, tool.home)
 
     return put_back

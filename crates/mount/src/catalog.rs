@@ -243,7 +243,8 @@ mod tests {
         assert_eq!(target("at/2026-11-20T23-59-59Z/etc"), "../../sources/etc/2026-11-20T23-59-59Z");
         assert_eq!(target("at/2026-11-20T23-58-00Z/etc"), "None");
         assert_eq!(target("at/2030-01-01/etc"), "../../sources/etc/2026-11-21T10-00-00Z-cccc0000");
-        let Some(Upper::Snapshot(found)) = catalog().look("sources/etc/2026-11-20T23-59-59Z") else {
+        let Some(Upper::Snapshot(found)) = catalog().look("sources/etc/2026-11-20T23-59-59Z")
+        else {
             panic!("a snapshot is there");
         };
         assert!(found.id.starts_with("aaaa"));

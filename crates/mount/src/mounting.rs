@@ -85,7 +85,8 @@ pub fn mount(
         config.acl = SessionACL::All;
         config.mount_options.push(MountOption::DefaultPermissions);
     }
-    config.n_threads = Some(std::thread::available_parallelism().map_or(1, usize::from).max(THREADS));
+    config.n_threads =
+        Some(std::thread::available_parallelism().map_or(1, usize::from).max(THREADS));
     config.clone_fd = true;
     let mut session =
         Session::new(files, &path, &config).map_err(|error| refused(&path, others, error))?;
@@ -185,8 +186,10 @@ fn check_system() -> Result<(), MountError> {
 /// Whether the program is there that mounts for users.
 fn has_helper() -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let folders = std::env::split_paths(&path).chain(["/bin", "/sbin", "/usr/bin"].map(PathBuf::from));
-    let mut programs = folders.flat_map(|folder| ["fusermount3", "fusermount"].map(|p| folder.join(p)));
+    let folders =
+        std::env::split_paths(&path).chain(["/bin", "/sbin", "/usr/bin"].map(PathBuf::from));
+    let mut programs =
+        folders.flat_map(|folder| ["fusermount3", "fusermount"].map(|p| folder.join(p)));
     std::env::var_os("FUSERMOUNT_PATH").is_some() || programs.any(|program| program.exists())
 }
 

@@ -29,7 +29,8 @@ pub fn end_of(name: &str) -> Option<Timestamp> {
     let Some(time) = time else { return utc(date.checked_add(1.day()).ok()?.at(0, 0, 0, 0)) };
     let (hour, minute, second, step) = match time.matches('-').count() {
         1 => parts(time, [2, 2]).map(|[hour, minute]| (hour, minute, 0, 1.minute()))?,
-        _ => parts(time, [2, 2, 2]).map(|[hour, minute, second]| (hour, minute, second, 1.second()))?,
+        _ => parts(time, [2, 2, 2])
+            .map(|[hour, minute, second]| (hour, minute, second, 1.second()))?,
     };
     let small = |number: i16| i8::try_from(number).ok();
     let from = DateTime::new(
@@ -93,8 +94,18 @@ mod tests {
         assert_eq!(end("2026-11-21T10-00Z"), "2026-11-21T10:01:00Z");
         assert_eq!(end("2026-11-21T10-00-59Z"), "2026-11-21T10:01:00Z");
         for wrong in [
-            "", "2026", "2026-11", "2026-11-31", "2026-1-21", "2026-11-21T", "2026-11-21T25-00",
-            "2026-11-21T10", "2026-11-21T10-00-00-00", "+026-11-21", "latest", "9999-12-31",
+            "",
+            "2026",
+            "2026-11",
+            "2026-11-31",
+            "2026-1-21",
+            "2026-11-21T",
+            "2026-11-21T25-00",
+            "2026-11-21T10",
+            "2026-11-21T10-00-00-00",
+            "+026-11-21",
+            "latest",
+            "9999-12-31",
         ] {
             assert_eq!(end(wrong), "none", "{wrong}");
         }

@@ -56,13 +56,9 @@ impl Stage {
         fs::create_dir(folder.path().join("mnt")).unwrap();
         let store = Store::memory();
         let secret = Secret::key_file(vec![7; 32]).unwrap();
-        let repo = Repository::init(
-            store.clone(),
-            Environment::system(),
-            &secret,
-            InitOptions::default(),
-        )
-        .unwrap();
+        let repo =
+            Repository::init(store.clone(), Environment::system(), &secret, InitOptions::default())
+                .unwrap();
         Self { mounted: None, repo, store, folder, problems: Problems::default() }
     }
 
@@ -75,11 +71,8 @@ impl Stage {
     }
 
     fn backup(&self, source: &str) -> Snapshot {
-        let source = FilesSource {
-            name: source.into(),
-            paths: vec![self.data()],
-            ..FilesSource::default()
-        };
+        let source =
+            FilesSource { name: source.into(), paths: vec![self.data()], ..FilesSource::default() };
         let snapshot = source.backup(&self.repo, &BackupOptions::default()).unwrap();
         assert!(snapshot.problems.is_empty(), "{:?}", snapshot.problems);
         snapshot
@@ -140,9 +133,13 @@ fn noise(length: usize, seed: u64) -> Vec<u8> {
 /// An access control list as Linux keeps it: the owner, one more user, the group, a mask, others.
 fn acl(user: u32) -> Vec<u8> {
     let mut list = 2_u32.to_le_bytes().to_vec();
-    for (tag, permissions, id) in
-        [(1_u16, 6_u16, u32::MAX), (2, 4, user), (4, 0, u32::MAX), (16, 4, u32::MAX), (32, 0, u32::MAX)]
-    {
+    for (tag, permissions, id) in [
+        (1_u16, 6_u16, u32::MAX),
+        (2, 4, user),
+        (4, 0, u32::MAX),
+        (16, 4, u32::MAX),
+        (32, 0, u32::MAX),
+    ] {
         list.extend_from_slice(&tag.to_le_bytes());
         list.extend_from_slice(&permissions.to_le_bytes());
         list.extend_from_slice(&id.to_le_bytes());
@@ -170,10 +167,13 @@ fn odd_tree(root: &Path) {
     sparse.write_all_at(&noise(200_000, 6), 100 << 20).unwrap();
     sparse.set_len((300 << 20) + 5).unwrap();
     fs::write(root.join("special bits"), "x").unwrap();
-    rustix::fs::chown(root.join("special bits"), Some(rustix::fs::Uid::from_raw(4711)), None).unwrap();
+    rustix::fs::chown(root.join("special bits"), Some(rustix::fs::Uid::from_raw(4711)), None)
+        .unwrap();
     fs::set_permissions(root.join("special bits"), fs::Permissions::from_mode(0o6711)).unwrap();
     fs::write(root.join("attributes"), "x").unwrap();
-    for (name, value) in [("user.note", b"kept".as_slice()), ("user.empty", b""), ("trusted.t", b"\0\xff")] {
+    for (name, value) in
+        [("user.note", b"kept".as_slice()), ("user.empty", b""), ("trusted.t", b"\0\xff")]
+    {
         setxattr(root.join("attributes"), name, value, XattrFlags::empty()).unwrap();
     }
     setxattr(root.join("attributes"), "system.posix_acl_access", &acl(4711), XattrFlags::empty())

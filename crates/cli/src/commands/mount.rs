@@ -73,9 +73,8 @@ pub fn run(args: &MountArgs, app: &App) -> Result<Outcome> {
     let directory = &args.directory;
     // From here on a signal ends the mount before it ends the process.
     let _graceful = app.interrupt.graceful();
-    let mounted =
-        backstay_mount::mount(repository, snapshots, directory, &options, Box::new(told))
-            .map_err(refused)?;
+    let mounted = backstay_mount::mount(repository, snapshots, directory, &options, Box::new(told))
+        .map_err(refused)?;
     let path = mounted.path().display().to_string();
     app.output.document(&json!({
         "mounted": path,

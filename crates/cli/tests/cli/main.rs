@@ -11,6 +11,7 @@ mod archive;
 mod errors;
 mod first_minute;
 mod json;
+mod look;
 #[cfg(all(feature = "mount", target_os = "linux"))]
 mod mount;
 mod sandbox;

@@ -21,12 +21,8 @@ impl<'s> Running<'s> {
     fn start(it: &'s Sandbox, more: &[&str], ready: &str) -> Self {
         std::fs::create_dir_all(it.path("mnt")).unwrap();
         let arguments = [&["mount", "mnt", "--refresh", "0s"], more].concat();
-        let mut child = it
-            .command(&arguments)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child =
+            it.command(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let out = BufReader::new(child.stdout.take().unwrap());
         let mut it = Self { it, child, out, said: String::new() };
         while !it.said.contains(ready) {
