@@ -528,7 +528,7 @@ impl Filesystem for Snapshots {
                     let walk = Walk::new(opened.clone(), path.clone());
                     // It never changes: the kernel may list it from memory the next time.
                     let flags = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
-                    (Listing::Entries(walk), flags)
+                    (Listing::Entries(Box::new(walk)), flags)
                 }
             };
             Ok((self.directories.add(place, Mutex::new(listing)), flags))

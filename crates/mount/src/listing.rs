@@ -12,7 +12,7 @@ const MARK: u64 = 1024;
 
 pub enum Listing {
     Upper(Vec<String>),
-    Entries(Walk),
+    Entries(Box<Walk>),
 }
 
 /// A walk through a directory of a snapshot.
