@@ -6,7 +6,7 @@ import shutil
 import stat
 
 from .data import Cluster
-from .machine import own, run, say
+from .machine import run, say
 
 # bytes of the tree, scale of pgbench, rows of the second table, transactions of a day
 MONTHS = {
@@ -56,7 +56,17 @@ class LivingTree:
         for number in range(600):
             self.write(f"spool/{number % 20}/{number}", self.text(200 + number % 3000))
         self.write("images/disk.img", self.blocks(int(self.bytes * 0.12) // 4096))
-        own(self.path, self.user)
+        self.own()
+
+    def own(self):
+        """Hands what is new to the server's user. What has not changed is left alone: another change
+        of owner would be a change of each file."""
+        if self.user is None:
+            return
+        for folder, _, names in os.walk(self.path):
+            for path in [folder] + [os.path.join(folder, name) for name in names]:
+                if os.lstat(path).st_uid != self.user.pw_uid:
+                    os.lchown(path, self.user.pw_uid, self.user.pw_gid)
 
     def write(self, name, content, mode="wb"):
         path = os.path.join(self.path, name)
@@ -151,7 +161,7 @@ class LivingTree:
                 at = int(self.random.betavariate(2, 5) * count)
                 file.seek(at * 4096)
                 file.write(self.blocks(1))
-        own(self.path, self.user)
+        self.own()
 
     def describe(self):
         files = size = 0

@@ -310,6 +310,12 @@ impl Snapshots {
                 };
                 walk.seek(first, &mut problem);
                 while let Some(entry) = walk.peek(&mut problem) {
+                    if name(&entry).len() > LONGEST_NAME as usize {
+                        // No file system has such names, and the kernel would refuse the listing.
+                        walk.take(&entry);
+                        walk.failed = true;
+                        continue;
+                    }
                     let item = self.item(&place, &entry, with_attributes);
                     let next = walk.number_after();
                     if !add(name(&entry), &item, next + 2) {
