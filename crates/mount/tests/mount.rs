@@ -15,6 +15,7 @@ use backstay_mount::{Ended, MountOptions, Mounted, mount};
 use backstay_repo::*;
 use backstay_sources::files::compare::{CompareOptions, compare_trees};
 use backstay_sources::{BackupOptions, FilesSource, Source};
+use backstay_store::{Faulty, Memory};
 use backstay_testing::{FileTree, wait_until};
 
 /// Why nothing can be mounted here. Containers often lack the device, so even where `CI` is set
@@ -52,9 +53,12 @@ struct Stage {
 
 impl Stage {
     fn new() -> Self {
+        Self::on(Store::memory())
+    }
+
+    fn on(store: Store) -> Self {
         let folder = tempfile::tempdir_in("/var/tmp").unwrap();
         fs::create_dir(folder.path().join("mnt")).unwrap();
-        let store = Store::memory();
         let secret = Secret::key_file(vec![7; 32]).unwrap();
         let repo =
             Repository::init(store.clone(), Environment::system(), &secret, InitOptions::default())
@@ -462,6 +466,32 @@ fn a_damaged_tree_shows_what_is_left_of_it_and_says_so() {
     let problems = stage.problems.lock().unwrap().clone();
     assert!(problems.iter().all(|(_, error)| error.contains(&pack)), "{problems:?}");
     assert!(!problems.is_empty());
+}
+
+#[test]
+fn a_store_that_is_away_for_a_while_costs_what_was_asked_meanwhile() {
+    needs_fuse!();
+    let faulty = Faulty::new(Memory::new(), Environment::system(), 3);
+    let mut stage = Stage::on(Store::new(faulty.clone()));
+    fs::create_dir(stage.data()).unwrap();
+    for (name, seed) in [("one", 1), ("two", 2)] {
+        fs::write(stage.data().join(name), noise(3 << 20, seed)).unwrap();
+    }
+    stage.backup("files");
+    stage.mount();
+    let latest = stage.latest("files").canonicalize().unwrap();
+    assert!(fs::read(latest.join("one")).unwrap() == noise(3 << 20, 1));
+    faulty.die();
+    // What there was is not taken for gone.
+    assert_eq!(names(stage.mnt().join("sources")), ["files"]);
+    assert_eq!(names(&latest), ["one", "two"]);
+    let error = fs::read(latest.join("two")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(5), "{error}");
+    faulty.revive();
+    assert!(fs::read(latest.join("two")).unwrap() == noise(3 << 20, 2));
+    let problems = stage.problems.lock().unwrap().clone();
+    let about = |what: &str| problems.iter().any(|(path, _)| path.ends_with(what));
+    assert!(about("the list of snapshots") && about("/two"), "{problems:?}");
 }
 
 #[test]
