@@ -9,6 +9,7 @@
 mod archive;
 mod authority;
 mod beneath;
+mod browse;
 mod check;
 mod chunker;
 mod codec;
@@ -37,6 +38,7 @@ pub use archive::{Archive, ArchivedFile, Pushed, push_to_all};
 pub use authority::hosts::HostKey;
 pub use backstay_store::{Environment, Store};
 pub use beneath::Beneath;
+pub use browse::{BrowseOptions, Browser, Children, EntryRef, FileReader, View};
 pub use check::{Damage, Level, VerifyOptions, VerifyReport};
 pub use codec::Compression;
 pub use copy::{ArchiveCopied, Copied, CopyOptions, Original, copy, copy_archive};

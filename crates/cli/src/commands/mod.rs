@@ -13,6 +13,8 @@ pub mod key;
 pub mod list;
 pub mod maintenance;
 pub mod man;
+#[cfg(all(feature = "mount", target_os = "linux"))]
+pub mod mount;
 pub mod postgres;
 pub mod replicate;
 pub mod restore;
@@ -45,6 +47,8 @@ pub enum Command {
     Dump(dump::DumpArgs),
     Copy(copy::CopyArgs),
     Replicate(replicate::ReplicateArgs),
+    #[cfg(all(feature = "mount", target_os = "linux"))]
+    Mount(mount::MountArgs),
     Verify(verify::VerifyArgs),
     Maintenance(maintenance::MaintenanceArgs),
     Retention(retention::RetentionArgs),
@@ -79,6 +83,8 @@ pub fn run(command: Command, app: &App) -> Result<Outcome> {
         Command::Dump(args) => dump::run(&args, app),
         Command::Copy(args) => copy::run(&args, app),
         Command::Replicate(args) => replicate::run(&args, app),
+        #[cfg(all(feature = "mount", target_os = "linux"))]
+        Command::Mount(args) => mount::run(&args, app),
         Command::Verify(args) => verify::run(&args, app),
         Command::Maintenance(args) => maintenance::run(&args, app),
         Command::Retention(args) => retention::run(&args, app),

@@ -12,6 +12,9 @@ mod errors;
 mod first_minute;
 mod hosts;
 mod json;
+mod look;
+#[cfg(all(feature = "mount", target_os = "linux"))]
+mod mount;
 mod sandbox;
 mod secrets;
 mod several;
