@@ -63,7 +63,9 @@ impl Extras for Azure {
         until: SystemTime,
     ) -> Result<()> {
         let (headers, empty) = (self.lock_headers(policy, until), Bytes::new());
-        self.0.ask("lock", key, Method::PUT, name, "comp=immutabilityPolicies", headers, empty).await?;
+        self.0
+            .ask("lock", key, Method::PUT, name, "comp=immutabilityPolicies", headers, empty)
+            .await?;
         Ok(())
     }
 

@@ -23,8 +23,13 @@ pub(super) trait Extras: Send + Sync {
     /// What keeps an object, and the version that is the current one, where there are versions.
     async fn lock(&self, name: &str, key: &str) -> Result<(Lock, Option<String>)>;
 
-    async fn extend(&self, name: &str, key: &str, policy: &LockPolicy, until: SystemTime)
-    -> Result<()>;
+    async fn extend(
+        &self,
+        name: &str,
+        key: &str,
+        policy: &LockPolicy,
+        until: SystemTime,
+    ) -> Result<()>;
 
     async fn hold(&self, name: &str, key: &str, on: bool) -> Result<()>;
 
@@ -104,8 +109,9 @@ impl Desk {
         let (parts, body) = match tokio::time::timeout(PATIENCE, work).await {
             Ok(result) => result?,
             Err(_) => {
-                return Err(StoreError::new(ErrorKind::Transient, doing, key)
-                    .with_detail("no answer"));
+                return Err(
+                    StoreError::new(ErrorKind::Transient, doing, key).with_detail("no answer")
+                );
             }
         };
         drop(turn);

@@ -113,8 +113,7 @@ fn compare(expected: &HeaderMap, answer: &HeaderMap) -> Result<(), HttpError> {
 impl Line {
     /// Signs `request` as it is now, in place of any signature that it has.
     pub(super) async fn sign(&self, request: &mut HttpRequest) -> Result<(), HttpError> {
-        let failed =
-            |error: object_store::Error| HttpError::new(HttpErrorKind::Unknown, error);
+        let failed = |error: object_store::Error| HttpError::new(HttpErrorKind::Unknown, error);
         match self.signer.get() {
             // What has no signer has its token in a header, which stays right.
             None => {}
@@ -135,9 +134,10 @@ impl Line {
                 let credential = credentials.get_credential().await.map_err(failed)?;
                 request.headers_mut().remove(AUTHORIZATION);
                 // A SAS token is in the address already, when this was signed before.
-                let has_sas = request.uri().query().is_some_and(|query| {
-                    query.split('&').any(|pair| pair.starts_with("sig="))
-                });
+                let has_sas = request
+                    .uri()
+                    .query()
+                    .is_some_and(|query| query.split('&').any(|pair| pair.starts_with("sig=")));
                 if !has_sas {
                     object_store::azure::AzureAuthorizer::new(&credential, account)
                         .try_authorize(request)

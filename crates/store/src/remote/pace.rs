@@ -134,8 +134,7 @@ mod tests {
 
     #[test]
     fn it_halves_once_a_burst_and_recovers() {
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
             let pace = Arc::new(Pace::default());
             let mut turns = Vec::new();

@@ -35,6 +35,8 @@ fn summed(body: &str) -> HeaderMap {
 impl Extras for S3 {
     fn lock_headers(&self, policy: &LockPolicy, until: SystemTime) -> HeaderMap {
         let mut headers = HeaderMap::new();
+        // Which of the sums in the request is meant: S3 locks nothing without one.
+        headers.insert("x-amz-sdk-checksum-algorithm", HeaderValue::from_static("SHA256"));
         headers.insert("x-amz-object-lock-mode", HeaderValue::from_static(mode(policy.mode)));
         if let Ok(until) = HeaderValue::from_str(&iso(until)) {
             headers.insert("x-amz-object-lock-retain-until-date", until);

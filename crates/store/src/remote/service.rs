@@ -171,8 +171,7 @@ fn azure(container: &str, options: &StoreOptions) -> Opening {
     if options.allow_http {
         builder = builder.with_allow_http(true);
     }
-    let account =
-        builder.get_config_value(&AzureConfigKey::AccountName).unwrap_or_default();
+    let account = builder.get_config_value(&AzureConfigKey::AccountName).unwrap_or_default();
     let address = match builder.get_config_value(&AzureConfigKey::Endpoint) {
         Some(endpoint) => format!("{}/{container}", endpoint.trim_end_matches('/')),
         None => format!("https://{account}.blob.core.windows.net/{container}"),
@@ -181,13 +180,18 @@ fn azure(container: &str, options: &StoreOptions) -> Opening {
     let service = builder.with_http_connector(line.clone()).build().map_err(|e| e.to_string())?;
     let credentials = Arc::clone(service.credentials());
     let _ = line.signer.set(Signer::Azure { credentials, account });
-    let extras: Option<SharedExtras> = Some(Arc::new(super::azure::Azure(desk(&line, address, options)?)));
+    let extras: Option<SharedExtras> =
+        Some(Arc::new(super::azure::Azure(desk(&line, address, options)?)));
     Ok(Opened { service: Arc::new(service), line, sum: Sum::Md5, extras })
 }
 
 /// Where requests of our own go, by the same line.
 #[cfg(any(feature = "s3", feature = "azure"))]
-fn desk(line: &Line, bucket: String, options: &StoreOptions) -> Result<super::extras::Desk, String> {
+fn desk(
+    line: &Line,
+    bucket: String,
+    options: &StoreOptions,
+) -> Result<super::extras::Desk, String> {
     use object_store::client::HttpConnector as _;
     let client = client_options().with_allow_http(options.allow_http);
     let client = line.connect(&client).map_err(|e| e.to_string())?;
