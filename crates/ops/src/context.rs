@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 
 use backstay_repo::{Environment, InitOptions, OpenOptions, Repository, Snapshot, Store};
-use backstay_store::StoreOptions;
+use backstay_store::{LockPolicy, StoreOptions};
 
 use crate::Result;
 use crate::config::{Config, RepositoryConfig, Search, Warning, listed};
@@ -64,6 +64,11 @@ impl Context {
             allow_http: keys.allow_http,
             upload_limit: keys.upload_limit.map(|size| size.0),
             download_limit: keys.download_limit.map(|size| size.0),
+            lock: keys.lock.as_ref().map(|lock| LockPolicy {
+                mode: lock.mode,
+                period: lock.period,
+                extend: lock.extend,
+            }),
             ..StoreOptions::default()
         };
         Store::open(&keys.url.0, &options).map_err(|error| {

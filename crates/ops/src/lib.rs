@@ -11,6 +11,7 @@ mod error;
 pub mod forget;
 pub mod jobs;
 pub mod moment;
+pub mod privilege;
 pub mod recover;
 pub mod retention;
 pub mod secret;

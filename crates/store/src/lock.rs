@@ -47,6 +47,8 @@ pub struct LockPolicy {
     pub mode: LockMode,
     /// How long from the creation, by this machine's clock.
     pub period: Duration,
+    /// Maintenance locks what is still needed for another period before the last one is over.
+    pub extend: bool,
 }
 
 impl LockPolicy {

@@ -11,7 +11,7 @@ use support::http::{Request, Response, Server};
 use support::servers::Running;
 
 fn locked(server: &Running, mode: LockMode, period: Duration) -> StoreOptions {
-    StoreOptions { lock: Some(LockPolicy { mode, period }), ..server.options.clone() }
+    StoreOptions { lock: Some(LockPolicy { mode, period, extend: true }), ..server.options.clone() }
 }
 
 fn make_bucket(server: &Running, name: &str) {
@@ -158,7 +158,11 @@ fn azure_is_asked_for_immutability_in_its_own_words() {
             ("AZURE_STORAGE_ACCOUNT_NAME".to_owned(), "account".to_owned()),
             ("AZURE_STORAGE_ACCOUNT_KEY".to_owned(), "YmFja3N0YXktc2VjcmV0".to_owned()),
         ]),
-        lock: Some(LockPolicy { mode: LockMode::Compliance, period: Duration::from_secs(3600) }),
+        lock: Some(LockPolicy {
+            mode: LockMode::Compliance,
+            period: Duration::from_secs(3600),
+            extend: true,
+        }),
         ..StoreOptions::default()
     };
     let store = Store::open("az://container/p", &options).unwrap();
@@ -194,7 +198,11 @@ fn azure_is_asked_for_immutability_in_its_own_words() {
 fn google_has_no_locks_of_single_objects_here() {
     let options = StoreOptions {
         variables: Some(vec![("GOOGLE_BEARER_TOKEN".to_owned(), "token".to_owned())]),
-        lock: Some(LockPolicy { mode: LockMode::Compliance, period: Duration::from_secs(3600) }),
+        lock: Some(LockPolicy {
+            mode: LockMode::Compliance,
+            period: Duration::from_secs(3600),
+            extend: true,
+        }),
         ..StoreOptions::default()
     };
     let error = Store::open("gs://bucket/p", &options).unwrap_err();

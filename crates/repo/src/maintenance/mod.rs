@@ -23,6 +23,7 @@
 //! `view` is one look at the repository, `mark` finds what is reachable, `repack` moves chunks out of
 //! packs that are mostly garbage, `run` takes the steps, `signed` is how its objects are sealed.
 
+mod locked;
 mod mark;
 mod repack;
 mod run;
@@ -85,6 +86,14 @@ pub struct MaintenanceReport {
     pub bytes_live: u64,
     /// In packs, before anything was removed.
     pub bytes_before: u64,
+    /// Not needed, and kept by the store itself: packs, and other objects.
+    pub packs_locked: u64,
+    pub bytes_locked: u64,
+    pub objects_locked: u64,
+    /// When the last of these locks runs out; a hold has no end.
+    pub locked_until: Option<Timestamp>,
+    /// Needed, and locked for another period.
+    pub locks_extended: u64,
 }
 
 /// A session without an outcome.
@@ -252,6 +261,8 @@ pub(crate) fn forget(repository: &Repository, prefix: &str) -> Result<String> {
     }
     Ok(work.id())
 }
+
+pub(crate) use locked::hold;
 
 pub(crate) fn maintain(
     repository: &Repository,
