@@ -653,6 +653,11 @@ impl Repository {
         maintenance::hold(self, snapshot, on, progress)
     }
 
+    /// Whether a snapshot is on hold, and so must not be forgotten.
+    pub fn is_held(&self, snapshot: &Snapshot) -> Result<bool> {
+        maintenance::is_held(self, snapshot)
+    }
+
     /// Removes what no snapshot needs, rewrites packs that are mostly that, and merges the index.
     pub fn maintain(
         &self,

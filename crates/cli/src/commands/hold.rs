@@ -10,9 +10,8 @@ use crate::work;
 /// Put a snapshot on legal hold: the store keeps all of its objects until the hold is lifted
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The bucket must have object lock (S3) or immutability of versions (Azure). A hold on
-a chunk that other snapshots share holds it for them too; lifting one hold lifts it from shared
-objects, so put the others on hold again afterwards."
+    after_help = "The bucket must have object lock (S3) or immutability of versions (Azure). What another
+snapshot on hold needs too stays on hold when this one is released."
 )]
 pub struct HoldArgs {
     /// The id of a snapshot, the beginning of one, or a source for its newest

@@ -105,24 +105,23 @@ pub(crate) fn hold(
     progress: &Arc<Progress>,
 ) -> Result<u64> {
     progress.set_phase("looking for what is needed");
-    let index = repository.reload_index_avoiding(&HashSet::new())?;
-    let snapshots = std::slice::from_ref(snapshot);
-    let needed = Marks::of(repository, index, snapshots, progress)?.live();
-    // The lists of what lies where, too: they are merged anew by maintenance, so all that there
-    // are now.
-    let current = Current::read(repository.store(), repository.keys())?;
-    let mut keys: Vec<String> = current.segments.into_iter().map(|object| object.key).collect();
-    for object in repository.store().list(PACKS)? {
-        if parse_pack_key(&object.key).is_some_and(|(_, id)| needed.contains_key(&id)) {
-            keys.push(object.key);
+    let store = repository.store();
+    let mut keys = needed(repository, std::slice::from_ref(snapshot), progress)?;
+    if !on {
+        // What another one on hold needs too stays on hold.
+        let mut others = Vec::new();
+        for other in repository.snapshots()? {
+            if other.id != snapshot.id && is_held(repository, &other)? {
+                others.push(other);
+            }
         }
-    }
-    let of_all = [FORMAT, KEYS].map(|prefix| repository.store().list(prefix));
-    for listed in of_all {
-        keys.extend(listed?.into_iter().map(|object| object.key));
+        let kept: HashSet<String> = match others.is_empty() {
+            true => HashSet::new(),
+            false => needed(repository, &others, progress)?.into_iter().collect(),
+        };
+        keys.retain(|key| !kept.contains(key));
     }
     progress.set_phase(if on { "putting on hold" } else { "lifting the hold" });
-    let store = repository.store();
     each(store, &keys, progress, |key| match store.hold(key, on) {
         // An index segment that was merged away meanwhile: what it said is in another one.
         Err(error) if error.is_not_found() => Ok(()),
@@ -134,6 +133,38 @@ pub(crate) fn hold(
         store.hold(&work.snapshot_key(), on)?;
     }
     Ok(keys.len() as u64)
+}
+
+/// Whether a snapshot is on hold.
+pub(crate) fn is_held(repository: &Repository, snapshot: &Snapshot) -> Result<bool> {
+    let Some(work) = Work::of(snapshot) else { return Ok(false) };
+    match repository.store().lock(&work.snapshot_key()) {
+        Ok(lock) => Ok(lock.is_some_and(|lock| lock.held)),
+        Err(error) if error.is_not_found() => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The objects, besides their own, without which `snapshots` cannot be restored.
+fn needed(
+    repository: &Repository,
+    snapshots: &[Snapshot],
+    progress: &Arc<Progress>,
+) -> Result<Vec<String>> {
+    let index = repository.reload_index_avoiding(&HashSet::new())?;
+    let packs = Marks::of(repository, index, snapshots, progress)?.live();
+    // The lists of what lies where, too. Maintenance merges them anew, so all that there are now.
+    let current = Current::read(repository.store(), repository.keys())?;
+    let mut keys: Vec<String> = current.segments.into_iter().map(|object| object.key).collect();
+    for object in repository.store().list(PACKS)? {
+        if parse_pack_key(&object.key).is_some_and(|(_, id)| packs.contains_key(&id)) {
+            keys.push(object.key);
+        }
+    }
+    for prefix in [FORMAT, KEYS] {
+        keys.extend(repository.store().list(prefix)?.into_iter().map(|object| object.key));
+    }
+    Ok(keys)
 }
 
 /// Calls `ask` for each key, by several threads where a network lies between.

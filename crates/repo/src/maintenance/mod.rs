@@ -238,6 +238,14 @@ pub(crate) fn forget(repository: &Repository, prefix: &str) -> Result<String> {
         )
         .with_hint("give more digits of the id"));
     }
+    if repository.store().lock(&work.snapshot_key()).is_ok_and(|lock| lock.is_some_and(|l| l.held))
+    {
+        return Err(RepoError::new(
+            RepoErrorKind::Usage,
+            format!("snapshot {:.8} is on hold and stays", work.id()),
+        )
+        .with_hint(format!("`backstay hold --release {:.8}` lifts the hold", work.id())));
+    }
     // A session that was given up has no snapshot. What does not open may be anything: it can be
     // forgotten, and keeps its name.
     let key = work.snapshot_key();
@@ -262,7 +270,7 @@ pub(crate) fn forget(repository: &Repository, prefix: &str) -> Result<String> {
     Ok(work.id())
 }
 
-pub(crate) use locked::hold;
+pub(crate) use locked::{hold, is_held};
 
 pub(crate) fn maintain(
     repository: &Repository,

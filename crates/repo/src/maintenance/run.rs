@@ -98,7 +98,7 @@ pub(super) struct Maintenance<'r> {
     options: &'r MaintenanceOptions,
     progress: &'r Arc<Progress>,
     report: MaintenanceReport,
-    /// Packs that nobody needs, whether they can be removed yet or not.
+    /// Packs that nobody needs, or little of: they are not locked for another period.
     unneeded: HashSet<String>,
 }
 
@@ -172,10 +172,11 @@ impl<'r> Maintenance<'r> {
         self.report.bytes_before = view.packs.iter().map(|pack| pack.size).sum();
         self.report.bytes_live = live.values().sum();
         let mut victims = choose(&view, &live, self.options.max_repack);
-        // What is locked cannot be emptied yet.
+        // What is locked cannot be removed, so it is not emptied yet; and it is not locked again.
         let mut packs = view.packs.clone();
         packs.retain(|pack| victims.contains(&pack.id));
-        let keys = packs.iter().map(|pack| pack.work.pack_key(&pack.id)).collect();
+        let keys: Vec<String> = packs.iter().map(|pack| pack.work.pack_key(&pack.id)).collect();
+        self.unneeded.extend(keys.iter().cloned());
         let kept = locked::among(self.repository, keys, self.progress)?;
         for pack in packs.iter().filter(|p| kept.contains_key(&p.work.pack_key(&p.id))) {
             victims.remove(&pack.id);
@@ -210,7 +211,7 @@ impl<'r> Maintenance<'r> {
     /// What of `garbage` can be removed, by what the store says now.
     fn without_locked(&mut self, mut garbage: Vec<Condemned>) -> Result<Vec<Condemned>> {
         let keys: Vec<String> = garbage.iter().map(Condemned::key).collect();
-        self.unneeded = keys.iter().cloned().collect();
+        self.unneeded.extend(keys.iter().cloned());
         let kept = locked::among(self.repository, keys, self.progress)?;
         garbage.retain(|pack| {
             let Some(lock) = kept.get(&pack.key()) else { return true };
