@@ -30,6 +30,8 @@ use crate::{Backend, ErrorKind, Lock, LockPolicy, ObjectMeta, Result, StoreError
 
 #[cfg(feature = "azure")]
 mod azure;
+#[cfg(feature = "s3")]
+mod credentials;
 mod extras;
 mod line;
 mod pace;

@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use object_store::ObjectStore;
 
+#[cfg(feature = "s3")]
+use super::credentials::{self, Files, FromFiles};
 use super::extras::SharedExtras;
 use super::line::{Line, Signer};
 use super::{Remote, Sum, client_options, no_retries};
@@ -91,6 +93,13 @@ fn variables(options: &StoreOptions, start: &str) -> Vec<(String, String)> {
     all.into_iter().filter(|(name, value)| name.starts_with(start) && !value.is_empty()).collect()
 }
 
+/// One variable, as given or from the process.
+#[cfg(feature = "s3")]
+fn variable(options: &StoreOptions, name: &str) -> Option<String> {
+    let mut known = variables(options, name).into_iter();
+    known.find(|(known, _)| known == name).map(|(_, value)| value)
+}
+
 /// Hands every variable that the builder knows to it.
 macro_rules! configure {
     ($builder:ident, $options:expr, $start:literal) => {
@@ -107,6 +116,36 @@ fn s3(bucket: &str, options: &StoreOptions) -> Opening {
     use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum, S3ConditionalPut};
     let value = |builder: &AmazonS3Builder, key| builder.get_config_value(key);
     let mut builder = AmazonS3Builder::new().with_client_options(client_options());
+    // Where the machine's own credentials are asked for, in the variable of Amazon's tools.
+    if let Some(endpoint) = variable(options, "AWS_EC2_METADATA_SERVICE_ENDPOINT") {
+        builder = builder.with_metadata_endpoint(endpoint.trim_end_matches('/'));
+    }
+    let files = Files::of(|name| variable(options, name));
+    let profile = files.read()?;
+    // Other variables say who it is: then only the rest of the profile counts.
+    let said = ["AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE"];
+    let said = said.iter().any(|name| variable(options, name).is_some());
+    match credentials::keys_of(&profile) {
+        Some(credential) if !said => {
+            builder = builder.with_credentials(Arc::new(FromFiles::new(files, credential)));
+        }
+        None if !said => match (profile.get("role_arn"), profile.get("web_identity_token_file")) {
+            (Some(role), Some(token)) => {
+                builder = builder
+                    .with_config(AmazonS3ConfigKey::RoleArn, role)
+                    .with_config(AmazonS3ConfigKey::WebIdentityTokenFile, token);
+            }
+            _ => {
+                if let Some(why) = credentials::unusable(&profile) {
+                    return Err(why);
+                }
+            }
+        },
+        _ => {}
+    }
+    if let Some(region) = profile.get("region") {
+        builder = builder.with_region(region);
+    }
     configure!(builder, options, "AWS_");
     builder = builder
         .with_bucket_name(bucket)
