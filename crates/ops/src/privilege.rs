@@ -116,7 +116,9 @@ impl Host {
         });
         if !self.prefix.is_empty() {
             let below = [self.prefix.clone(), format!("{}/*", self.prefix)];
-            list["Condition"] = json!({ "StringLike": { "s3:prefix": below } });
+            // Of an object that is missing S3 says so only to who may list, and such a request has
+            // no prefix: a condition that demands one would turn "not found" into "denied".
+            list["Condition"] = json!({ "StringLikeIfExists": { "s3:prefix": below } });
         }
         let mut statements = vec![
             list,
@@ -220,13 +222,13 @@ impl Host {
              resource.type == 'storage.googleapis.com/Bucket'"
         );
         format!(
-            "# Create, and never replace: replacing needs the permission to delete.\n{}\n\
-             # Read and list.\n{}\n\
-             # Conditions need uniform bucket-level access.\n\
-             gcloud storage buckets update gs://{} --uniform-bucket-level-access\n",
+            "# Conditions need uniform bucket-level access.\n\
+             gcloud storage buckets update gs://{} --uniform-bucket-level-access\n\n\
+             # Create, and never replace: replacing needs the permission to delete.\n{}\n\
+             # Read and list.\n{}",
+            self.bucket,
             add("roles/storage.objectCreator", "backstay-create", &starts.join(" || ")),
             add("roles/storage.objectViewer", "backstay-read", &read),
-            self.bucket
         )
     }
 

@@ -163,9 +163,13 @@ pub fn run(args: &InitArgs, app: &App) -> Result<Outcome> {
     for config in context.config.repositories()? {
         let mut repository = create(&context, config, owner)?;
         if args.append_only {
-            let host = host_of(args, config)?;
-            let cloud = Cloud::of(&config.keys.url.0);
-            repository.policy = cloud.map(|cloud| (host, cloud));
+            match Cloud::of(&config.keys.url.0) {
+                Some(cloud) => repository.policy = Some((host_of(args, config)?, cloud)),
+                None => app.output.warn(
+                    &format!("{} is a folder, which has no policy", config.keys.url),
+                    Some("make another user its owner, and let hosts reach it through that one"),
+                ),
+            }
         }
         done.repositories.push(repository);
     }
@@ -515,7 +519,7 @@ fn present(done: &Done, app: &App) -> Result<()> {
         say(host.policy(*cloud).trim_end().to_owned())?;
         say(paint.paint(
             Style::Dim,
-            &format!(
+            format!(
                 "This machine writes as {}; --writer limits a host to its own name. See docs/clouds.md.",
                 repository.writer
             ),

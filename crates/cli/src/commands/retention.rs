@@ -48,7 +48,7 @@ pub fn run(args: &RetentionArgs, app: &App) -> Result<Outcome> {
             let mut decisions = decide(own, keep, &app.zone());
             for one in decisions.iter_mut().filter(|one| one.kept_for.is_empty()) {
                 if repository.is_held(&one.snapshot)? {
-                    one.kept_for.push("a hold".into());
+                    one.kept_for.push("a hold");
                 }
             }
             if args.apply {

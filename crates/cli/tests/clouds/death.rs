@@ -15,7 +15,7 @@ fn a_server_that_is_killed_and_comes_back_ends_no_backup() {
     let sandbox = in_bucket(URL, &options, "upload-limit = \"24 MiB\"");
     sandbox.good(&["init"]);
     sandbox.good(&["backup", "data"]);
-    sandbox.write("data/big", noise(120 << 20, 1));
+    sandbox.write("data/big", noise(80 << 20, 1));
     let store = Store::open(URL, &options).unwrap();
     let before = store.list("packs/").unwrap().len();
     let backup = sandbox
@@ -42,7 +42,7 @@ fn a_server_that_is_killed_and_comes_back_ends_no_backup() {
     sandbox.good(&["verify", "--level", "thorough"]);
     sandbox.good(&["restore", "data", "--to", "restored"]);
     let big = sandbox.files("restored").into_iter().find(|path| path.ends_with("data/big"));
-    assert!(std::fs::read(big.unwrap()).unwrap() == noise(120 << 20, 1));
+    assert!(std::fs::read(big.unwrap()).unwrap() == noise(80 << 20, 1));
 }
 
 #[test]
@@ -50,7 +50,7 @@ fn a_client_that_is_killed_leaves_a_repository_that_is_whole() {
     let Some(server) = support::servers::other_s3() else { return };
     let sandbox = in_bucket(URL, &server.options, "upload-limit = \"40 MiB\"");
     sandbox.good(&["init"]);
-    sandbox.write("data/big", noise(100 << 20, 2));
+    sandbox.write("data/big", noise(64 << 20, 2));
     let store = Store::open(URL, &server.options).unwrap();
     let mut backup = sandbox
         .command(&["backup", "data"])

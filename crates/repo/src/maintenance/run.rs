@@ -400,7 +400,7 @@ impl<'r> Maintenance<'r> {
         store.create(&key, bytes::Bytes::from_static(b"what time is it?"))?;
         let modified = store.head(&key)?.modified;
         match store.delete(&key) {
-            Err(error) if !locked::is_locked(&error) => return Err(error.into()),
+            Err(error) if !locked::is_locked(&error) => Err(error.into()),
             // A bucket that locks all of its objects keeps this one for a while.
             _ => Ok(modified.unwrap_or_else(|| env.now())),
         }
