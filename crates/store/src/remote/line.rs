@@ -117,6 +117,8 @@ impl Line {
         match self.signer.get() {
             // What has no signer has its token in a header, which stays right.
             None => {}
+            #[cfg(not(any(feature = "s3", feature = "azure")))]
+            Some(_) => {}
             #[cfg(feature = "s3")]
             Some(Signer::Aws { credentials, region }) => {
                 let credential = credentials.get_credential().await.map_err(failed)?;
