@@ -12,6 +12,7 @@ pub mod forget;
 pub mod jobs;
 pub mod moment;
 pub mod nearest;
+pub mod privilege;
 pub mod recover;
 pub mod replicate;
 pub mod retention;

@@ -8,6 +8,7 @@ pub mod diff;
 pub mod dump;
 pub mod find;
 pub mod forget;
+pub mod hold;
 pub mod init;
 pub mod key;
 pub mod list;
@@ -43,6 +44,7 @@ pub enum Command {
     Diff(diff::DiffArgs),
     Find(find::FindArgs),
     Forget(forget::ForgetArgs),
+    Hold(hold::HoldArgs),
     Restore(restore::RestoreArgs),
     Dump(dump::DumpArgs),
     Copy(copy::CopyArgs),
@@ -79,6 +81,7 @@ pub fn run(command: Command, app: &App) -> Result<Outcome> {
         Command::Diff(args) => diff::run(&args, app),
         Command::Find(args) => find::run(&args, app),
         Command::Forget(args) => forget::run(&args, app),
+        Command::Hold(args) => hold::run(&args, app),
         Command::Restore(args) => restore::run(&args, app),
         Command::Dump(args) => dump::run(&args, app),
         Command::Copy(args) => copy::run(&args, app),
