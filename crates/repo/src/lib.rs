@@ -14,6 +14,7 @@ mod codec;
 mod crypto;
 mod entry;
 mod error;
+mod heal;
 mod id;
 mod index;
 #[doc(hidden)]
@@ -39,6 +40,7 @@ pub use entry::{
     compare_paths,
 };
 pub use error::{RepoError, RepoErrorKind};
+pub use heal::{RepairOptions, RepairReport};
 pub use id::{Kind, ObjectId};
 pub use keys::{KeySlot, Secret, SlotKind};
 pub use maintenance::{MaintenanceOptions, MaintenanceReport, Waiting};

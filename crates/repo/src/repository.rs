@@ -636,6 +636,15 @@ impl Repository {
         crate::check::verify(self, options, progress)
     }
 
+    /// Puts right what is damaged, as far as it can be had.
+    pub fn repair(
+        &self,
+        options: &crate::RepairOptions,
+        progress: &Arc<Progress>,
+    ) -> Result<crate::RepairReport> {
+        crate::heal::repair(self, options, progress)
+    }
+
     /// Forgets the snapshot whose id starts with `prefix`: it is gone for everybody at once. What only
     /// it needed goes with the next [`maintain`](Self::maintain). Its whole id.
     pub fn forget(&self, prefix: &str) -> Result<String> {

@@ -32,6 +32,15 @@ pub const ALL: &[&str] = &[
     "maintenance-head",
     "maintenance-pack-removed",
     "maintenance-snapshot-removed",
+    // repair
+    "repair-listed",
+    "repair-segment-removed",
+    "repair-head-merged",
+    "repair-head-removed",
+    "repair-run-marked",
+    "repair-run-removed",
+    "repair-stored",
+    "repair-archived-removed",
     // restore
     "restore-planned",
     "restore-chunk-written",

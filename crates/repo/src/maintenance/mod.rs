@@ -21,9 +21,11 @@
 //! taken that must not be created again.
 //!
 //! `view` is one look at the repository, `mark` finds what is reachable, `repack` moves chunks out of
-//! packs that are mostly garbage, `run` takes the steps, `signed` is how its objects are sealed.
+//! packs that are mostly garbage, `run` takes the steps, `mend` puts right what is damaged of them,
+//! `signed` is how its objects are sealed.
 
 mod mark;
+mod mend;
 mod repack;
 mod run;
 mod signed;
@@ -42,8 +44,10 @@ use crate::keys::timestamp;
 use crate::layout::{SNAPSHOTS, TOMBSTONES, Work};
 use crate::repository::Repository;
 use crate::{Progress, RepoError, RepoErrorKind, Result};
+pub(crate) use mend::{Swept, began, examine, mend_heads, mend_runs, retire};
 pub(crate) use run::condemned;
 pub(crate) use signed::open;
+pub(crate) use view::ended as ended_now;
 
 /// How to maintain.
 #[derive(Debug, Clone)]
@@ -200,7 +204,7 @@ fn ended(repository: &Repository, listed: &[ObjectMeta]) -> Result<HashSet<Work>
 }
 
 /// Whether a snapshot was forgotten since it was listed: then it is no damage that it is gone.
-fn is_forgotten(repository: &Repository, work: &Work) -> Result<bool> {
+pub(crate) fn is_forgotten(repository: &Repository, work: &Work) -> Result<bool> {
     match repository.store().head(&work.tombstone_key()) {
         Ok(object) => is_tombstone(repository, &object),
         Err(error) if error.is_not_found() => Ok(false),

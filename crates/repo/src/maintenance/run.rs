@@ -8,17 +8,18 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::mark::Marks;
+use super::mend::Runs;
 use super::repack::{choose, needed_after_all, repack};
-use super::view::{View, at_work, ended};
+use super::view::{StoredPack, View, at_work, ended};
 use super::{MaintenanceOptions, MaintenanceReport, Reason, Tombstone, Waiting, open, signed};
 use crate::crypto::Class;
 use crate::id::hex;
 use crate::index::{
     Current, Head, Index, SEGMENT_ENTRIES, SegmentBuilder, keep_segment, open_object,
 };
-use crate::layout::{GC, PACKS, SESSIONS, SNAPSHOTS, Work, gc_key, head_key, merged_key, run_of};
+use crate::layout::{PACKS, SESSIONS, SNAPSHOTS, Work, gc_key, head_key, merged_key};
 use crate::repository::Repository;
-use crate::{Progress, RepoError, Result};
+use crate::{Progress, RepoError, RepoErrorKind, Result};
 use backstay_store::failpoint;
 
 /// With fewer segments the index is not merged for its own sake.
@@ -26,15 +27,20 @@ const SEGMENTS: usize = 16;
 
 /// A pack that a run condemned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct Condemned {
-    writer: [u8; 8],
-    session: [u8; 16],
-    id: [u8; 16],
+pub(super) struct Condemned {
+    pub writer: [u8; 8],
+    pub session: [u8; 16],
+    pub id: [u8; 16],
     /// Bytes.
-    size: u64,
+    pub size: u64,
 }
 
 impl Condemned {
+    pub fn of(pack: &StoredPack) -> Self {
+        let Work { writer, session } = pack.work;
+        Self { writer, session, id: pack.id, size: pack.size }
+    }
+
     fn key(&self) -> String {
         Work { writer: self.writer, session: self.session }.pack_key(&self.id)
     }
@@ -59,32 +65,47 @@ pub(crate) fn condemned(repository: &Repository) -> Result<Option<HashSet<[u8; 1
 /// # Errors
 /// Damage, when that cannot be read: then nothing is known of it.
 fn newest(repository: &Repository) -> Result<Option<(u64, Vec<Condemned>)>> {
-    // Other names below are not ours.
-    let steps = ["condemned", "sessions", "sweep"];
-    let listed = repository.store().list(GC)?;
-    let runs = listed.iter().filter_map(|object| {
-        let run = run_of(&object.key)?;
-        steps.iter().any(|step| gc_key(run, step) == object.key).then_some(run)
-    });
-    let Some(number) = runs.max() else { return Ok(None) };
-    let key = gc_key(number, "condemned");
-    let there = read(repository, &key)
-        .and_then(|there| there.ok_or_else(|| RepoError::damaged(&key, "it is missing")));
+    let runs = Runs::list(repository)?;
+    let Some(mut number) = runs.newest() else { return Ok(None) };
+    let mut there = read_condemned(repository, number);
+    if there.as_ref().is_err_and(|error| error.kind() == RepoErrorKind::Damaged) {
+        match runs.believable(repository)? {
+            None => return Ok(None),
+            Some(believable) if believable != number => {
+                tracing::warn!("gc/{number:08} is no run of maintenance, and is passed over");
+                number = believable;
+                there = read_condemned(repository, number);
+            }
+            Some(_) => {}
+        }
+    }
     let condemned = there.map_err(|error| {
         if !error.is_about_an_object() {
             return error;
         }
         error.with_hint(format!(
-            "put it back from a copy of the store; if it never was a run of maintenance, or no backup \
-             and no maintenance has been at work since, remove what is below {}",
-            key.trim_end_matches("condemned")
+            "`backstay verify --repair` begins that run anew; or put what is missing below gc/{number:08}/ \
+             back from a copy of the store",
         ))
     })?;
     Ok(Some((number, condemned)))
 }
 
+/// What can be done about an object of a run that does not open.
+fn mendable(error: RepoError) -> RepoError {
+    if error.kind() != RepoErrorKind::Damaged {
+        return error;
+    }
+    error.with_hint("`backstay verify --repair` makes it again")
+}
+
+fn read_condemned(repository: &Repository, number: u64) -> Result<Vec<Condemned>> {
+    let key = gc_key(number, "condemned");
+    read(repository, &key)?.ok_or_else(|| RepoError::damaged(&key, "it is missing"))
+}
+
 /// An object of a run; `None` when it is not there yet.
-fn read<T: DeserializeOwned>(repository: &Repository, key: &str) -> Result<Option<T>> {
+pub(super) fn read<T: DeserializeOwned>(repository: &Repository, key: &str) -> Result<Option<T>> {
     match repository.store().read(key) {
         Ok(object) => open(repository.keys(), Class::Maintenance, key, &object).map(Some),
         Err(error) if error.is_not_found() => Ok(None),
@@ -145,6 +166,33 @@ impl<'r> Maintenance<'r> {
         Ok(self.report)
     }
 
+    /// Only removes those of `packs` in which nothing is needed that does not lie elsewhere too;
+    /// whether that is done. With `anew` the index is merged even if there is none.
+    pub fn retire(mut self, packs: &HashSet<[u8; 16]>, anew: bool) -> Result<bool> {
+        self.wait(at_work(self.repository)?.into_keys().collect())?;
+        let newest = newest(self.repository)?.map(|(number, _)| number);
+        if let Some(number) = newest {
+            if !self.has_head(number)? {
+                if !self.finish(number)? {
+                    return Ok(false);
+                }
+            } else {
+                self.sweep_up(number)?;
+            }
+        }
+        let view = View::read(self.repository, packs)?;
+        let live = self.mark(&view)?.live();
+        let mut condemned = self.garbage(&view, &|id| live.contains_key(id));
+        condemned.retain(|pack| packs.contains(&pack.id));
+        if condemned.is_empty() && !anew {
+            return Ok(true);
+        }
+        let number = newest.map_or(1, |number| number + 1);
+        self.elect(&gc_key(number, "condemned"), || Ok(condemned))?;
+        failpoint::hit("maintenance-condemned");
+        self.finish(number)
+    }
+
     fn has_head(&self, number: u64) -> Result<bool> {
         match self.repository.store().head(&head_key(number)) {
             Ok(_) => Ok(true),
@@ -189,22 +237,18 @@ impl<'r> Maintenance<'r> {
         Ok(Some(self.garbage(&view, &|id| live.contains_key(id))))
     }
 
-    fn mark(&self, view: &View) -> Result<Marks> {
+    pub(super) fn mark(&self, view: &View) -> Result<Marks> {
         Marks::of(self.repository, view.index.clone(), &view.snapshots, self.progress)
     }
 
     /// Packs of sessions that have ended, in which nothing is needed.
-    fn garbage(&self, view: &View, needed: &dyn Fn(&[u8; 16]) -> bool) -> Vec<Condemned> {
+    pub(super) fn garbage(
+        &self,
+        view: &View,
+        needed: &dyn Fn(&[u8; 16]) -> bool,
+    ) -> Vec<Condemned> {
         let of_ended = view.packs.iter().filter(|pack| view.ended.contains(&pack.work));
-        of_ended
-            .filter(|pack| !needed(&pack.id))
-            .map(|pack| Condemned {
-                writer: pack.work.writer,
-                session: pack.work.session,
-                id: pack.id,
-                size: pack.size,
-            })
-            .collect()
+        of_ended.filter(|pack| !needed(&pack.id)).map(Condemned::of).collect()
     }
 
     /// What is at `key`; what `make` makes when nothing is there yet.
@@ -213,7 +257,7 @@ impl<'r> Maintenance<'r> {
         key: &str,
         make: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
-        if let Some(there) = read(self.repository, key)? {
+        if let Some(there) = read(self.repository, key).map_err(mendable)? {
             return Ok(there);
         }
         let made = make()?;
@@ -293,9 +337,13 @@ impl<'r> Maintenance<'r> {
     /// later run would take it for the copy to keep, while somebody who slept still removes it.
     fn sweep_up(&mut self, number: u64) -> Result<()> {
         let key = gc_key(number, "sweep");
-        let sweep: Vec<Condemned> = read(self.repository, &key)?.ok_or_else(|| {
-            RepoError::damaged(&key, "it is missing, and the run went on after it")
-        })?;
+        let sweep: Vec<Condemned> = read(self.repository, &key)
+            .and_then(|sweep| {
+                sweep.ok_or_else(|| {
+                    RepoError::damaged(&key, "it is missing, and the run went on after it")
+                })
+            })
+            .map_err(mendable)?;
         if sweep.is_empty() {
             return Ok(());
         }
@@ -394,45 +442,8 @@ impl<'r> Maintenance<'r> {
 
     /// Writes the index anew, without the packs of `sweep`.
     fn merge(&self, number: u64, sweep: &[Condemned]) -> Result<Head> {
-        let (store, keys) = (self.repository.store(), self.repository.keys());
-        // First what has ended: all segments of those sessions are in the index that is read then.
-        let ended = ended(self.repository)?;
-        let gone: HashSet<[u8; 16]> = sweep.iter().map(|pack| pack.id).collect();
-        let index = Index::load(store, keys, self.repository.cache(), &gone)?;
-        if let Some(why) = index.unreadable().first() {
-            return Err(RepoError::damaged("the index", why)
-                .with_hint("nothing was removed; `backstay verify` says what is affected"));
-        }
-        let removed: HashSet<u32> = (0..)
-            .zip(index.packs())
-            .filter(|(_, pack)| gone.contains(&pack.id))
-            .map(|(number, _)| number)
-            .collect();
-        // Copies too: one of them may turn out to be the only one that is right.
-        let copies = index.copies().map(|(id, at, _)| (id, at));
-        let mut entries: Vec<_> =
-            index.locations().chain(copies).filter(|(_, at)| !removed.contains(&at.pack)).collect();
-        entries.sort_unstable();
-        let mut head = Head::default();
-        for part in entries.chunks(SEGMENT_ENTRIES) {
-            self.progress.check()?;
-            let env = self.repository.environment();
-            let key = merged_key(number, &env.random());
-            let segment = SegmentBuilder::of_entries(&index, part.iter().copied());
-            let object = segment.seal(keys, env.random(), &key);
-            store.create(&key, object.clone())?;
-            keep_segment(self.repository.cache(), &key, &object);
-            failpoint::hit("maintenance-merged");
-            head.segments.push(key);
-        }
-        // And what earlier heads took in and nobody has removed yet: it must not count again.
-        let level0 = index.current.segments.iter().map(|object| &object.key);
-        let level0 =
-            level0.filter(|key| Work::from_index_key(key).is_some_and(|w| ended.contains(&w)));
-        let before = index.current.obsolete.iter();
-        let before = before.filter(|key| Work::from_index_key(key).is_some());
-        head.absorbed = level0.chain(before).cloned().collect();
-        Ok(head)
+        let gone = sweep.iter().map(|pack| pack.id).collect();
+        merge(self.repository, self.progress, number, &gone, false)
     }
 
     /// Removes what the newest head has replaced, and what ended sessions leave.
@@ -467,4 +478,55 @@ impl<'r> Maintenance<'r> {
         }
         Ok(())
     }
+}
+
+/// Writes merged segments of all that the index lists, but for the packs in `gone`, and says what
+/// the head of the run `number` is to say. `past_head`: the head in force does not open, and so all
+/// segments count.
+pub(super) fn merge(
+    repository: &Repository,
+    progress: &Progress,
+    number: u64,
+    gone: &HashSet<[u8; 16]>,
+    past_head: bool,
+) -> Result<Head> {
+    let (store, keys) = (repository.store(), repository.keys());
+    // First what has ended: all segments of those sessions are in the index that is read then.
+    let ended = ended(repository)?;
+    let index = Index::load(store, keys, repository.cache(), gone)?;
+    let of_head = usize::from(past_head && index.current.problem.is_some());
+    if let Some(why) = index.unreadable().get(of_head) {
+        return Err(RepoError::damaged("the index", why).with_hint(
+            "nothing was removed; `backstay verify --repair` builds the index anew from the packs",
+        ));
+    }
+    let removed: HashSet<u32> = (0..)
+        .zip(index.packs())
+        .filter(|(_, pack)| gone.contains(&pack.id))
+        .map(|(number, _)| number)
+        .collect();
+    // Copies too: one of them may turn out to be the only one that is right.
+    let copies = index.copies().map(|(id, at, _)| (id, at));
+    let mut entries: Vec<_> =
+        index.locations().chain(copies).filter(|(_, at)| !removed.contains(&at.pack)).collect();
+    entries.sort_unstable();
+    let mut head = Head::default();
+    for part in entries.chunks(SEGMENT_ENTRIES) {
+        progress.check()?;
+        let env = repository.environment();
+        let key = merged_key(number, &env.random());
+        let segment = SegmentBuilder::of_entries(&index, part.iter().copied());
+        let object = segment.seal(keys, env.random(), &key);
+        store.create(&key, object.clone())?;
+        keep_segment(repository.cache(), &key, &object);
+        failpoint::hit("maintenance-merged");
+        head.segments.push(key);
+    }
+    // And what earlier heads took in and nobody has removed yet: it must not count again.
+    let level0 = index.current.segments.iter().map(|object| &object.key);
+    let level0 = level0.filter(|key| Work::from_index_key(key).is_some_and(|w| ended.contains(&w)));
+    let before = index.current.obsolete.iter();
+    let before = before.filter(|key| Work::from_index_key(key).is_some());
+    head.absorbed = level0.chain(before).cloned().collect();
+    Ok(head)
 }

@@ -36,6 +36,12 @@ pub(crate) fn open<T: DeserializeOwned>(
     key: &str,
     object: &[u8],
 ) -> Result<T> {
+    let body = body(keys, class, key, object)?;
+    postcard::from_bytes(&body).map_err(|error| RepoError::damaged(key, error))
+}
+
+/// What was signed, whatever it says.
+pub(super) fn body(keys: &Keys, class: Class, key: &str, object: &[u8]) -> Result<Vec<u8>> {
     let plain = open_object(keys, class, key, object)?;
     let (body, found) = plain
         .split_last_chunk::<SEAL>()
@@ -43,5 +49,5 @@ pub(crate) fn open<T: DeserializeOwned>(
     if !equal(&seal(keys, key, body), found) {
         return Err(RepoError::damaged(key, "whoever made it may not remove anything here"));
     }
-    postcard::from_bytes(body).map_err(|error| RepoError::damaged(key, error))
+    Ok(body.to_vec())
 }

@@ -12,7 +12,7 @@ mod content;
 mod sink;
 mod writer;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -23,10 +23,11 @@ pub use writer::{Order, TreeRoot, TreeWriter};
 
 use crate::crypto::Class;
 use crate::entry::{Body, FileContent};
-use crate::index::{Index, SegmentBuilder, keep_segment, seal_object, seal_with};
+use crate::index::{Index, PackInfo, SegmentBuilder, keep_segment, seal_object, seal_with};
 use crate::keys::timestamp;
 use crate::layout::Work;
 use crate::maintenance::{self, Reason, Tombstone};
+use crate::pack::Record;
 use crate::repository::Repository;
 use crate::tree::{PageHashes, parse_extents};
 use crate::{
@@ -84,6 +85,15 @@ pub(crate) fn workers(wanted: usize) -> usize {
 }
 
 pub(crate) fn begin(repository: &Repository, options: SessionOptions) -> Result<Session> {
+    begin_avoiding(repository, options, &HashSet::new())
+}
+
+/// A session for which what lies only in one of `avoided` is absent, so that it stores that anew.
+pub(crate) fn begin_avoiding(
+    repository: &Repository,
+    options: SessionOptions,
+    avoided: &HashSet<[u8; 16]>,
+) -> Result<Session> {
     repository.allow_write()?;
     let env = repository.environment();
     let work = Work { writer: repository.writer(), session: env.random() };
@@ -103,7 +113,9 @@ pub(crate) fn begin(repository: &Repository, options: SessionOptions) -> Result<
     repository.store().create(&key, object)?;
     failpoint::hit("session-created");
     let index = match maintenance::condemned(repository)? {
-        Some(condemned) => repository.reload_index_avoiding(&condemned)?,
+        Some(condemned) => {
+            repository.reload_index_avoiding(&condemned.union(avoided).copied().collect())?
+        }
         None => {
             repository.reload_index()?;
             Arc::new(Index::default())
@@ -163,6 +175,24 @@ impl Session {
         Ok(true)
     }
 
+    /// Whether the leaves of a file, and the page hashes that they name, are in packs that are there.
+    pub(crate) fn has_leaves(&self, content: &FileContent) -> Result<bool> {
+        let index = self.shared.index();
+        let Body::Leaves(leaves) = &content.body else { return Ok(true) };
+        for leaf in leaves {
+            if !index.holds(&leaf.id) {
+                return Ok(false);
+            }
+            let read = self.repository.read_chunk(Kind::Leaf, &leaf.id)?;
+            if let PageHashes::Chunk(id) = &parse_extents("a leaf", &read)?.pages
+                && !index.holds(id)
+            {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Counts a file that was taken over from the parent unread.
     pub fn unchanged(&self) {
         self.shared.count_unchanged();
@@ -177,6 +207,20 @@ impl Session {
         Mover::new(self.shared.clone())
     }
 
+    /// Lists a pack that is there already, of another session that has ended.
+    pub(crate) fn adopt(&self, pack: PackInfo, records: Vec<Record>) {
+        self.shared.adopt(pack, records);
+    }
+
+    pub(crate) fn has_stored(&self, id: &crate::ObjectId) -> bool {
+        self.shared.has_stored(id)
+    }
+
+    /// Stores one chunk; its id.
+    pub(crate) fn store(&self, kind: Kind, content: &[u8]) -> Result<crate::ObjectId> {
+        crate::tree::ChunkSink::store(&mut sink::Sink::new(self.shared.clone()), kind, content)
+    }
+
     /// Ends a session that wrote copies: they are durable, listed, and of no snapshot.
     pub(crate) fn end_without_snapshot(mut self) -> Result<()> {
         self.publish()?;
@@ -184,6 +228,15 @@ impl Session {
         let tombstone = Tombstone::new(&self.repository, Reason::Maintenance);
         // Given up by somebody else, it has ended as well.
         tombstone.create(&self.repository, &key).map(drop)
+    }
+
+    /// Ends a session of which nothing is to count.
+    pub(crate) fn give_up(mut self) -> Result<()> {
+        self.shared.abort();
+        self.pool.stop();
+        self.shared.join_uploads();
+        let key = self.shared.work.snapshot_key();
+        Tombstone::new(&self.repository, Reason::GivenUp).create(&self.repository, &key).map(drop)
     }
 
     /// Makes all that was written durable: packs, then the segments of the index that list them.
