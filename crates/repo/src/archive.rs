@@ -86,6 +86,10 @@ impl Archive {
         self
     }
 
+    pub(crate) fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
     pub fn system_id(&self) -> u64 {
         self.system_id
     }

@@ -114,6 +114,17 @@ pub(crate) fn parse_pack_key(key: &str) -> Option<(Work, [u8; 16])> {
     parts.next().is_none().then_some((work, id))
 }
 
+/// For [`internals`](crate::internals): whether a key is read as one that is written otherwise.
+pub(crate) fn is_ambiguous(key: &str) -> bool {
+    let works = [
+        Work::from_snapshot_key(key).map(|work| work.snapshot_key()),
+        Work::from_session_key(key).map(|work| work.session_key()),
+        Work::from_tombstone_key(key).map(|work| work.tombstone_key()),
+        parse_pack_key(key).map(|(work, id)| work.pack_key(&id)),
+    ];
+    works.into_iter().flatten().any(|written| written != key)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -257,6 +257,39 @@ pub(crate) fn forget(repository: &Repository, prefix: &str) -> Result<String> {
     Ok(work.id())
 }
 
+/// For [`internals`](crate::internals): which of the bodies that are signed these bytes are.
+pub(crate) fn parses(body: &[u8]) -> [bool; 4] {
+    [
+        postcard::from_bytes::<Vec<run::Condemned>>(body).is_ok(),
+        postcard::from_bytes::<Vec<([u8; 8], [u8; 16])>>(body).is_ok(),
+        postcard::from_bytes::<crate::index::Head>(body).is_ok(),
+        postcard::from_bytes::<Tombstone>(body).is_ok(),
+    ]
+}
+
+/// Valid bodies, for tests that alter them.
+pub(crate) fn samples() -> Vec<Vec<u8>> {
+    let condemned =
+        run::Condemned { writer: [1; 8], session: [2; 16], id: [3; 16], size: 32 << 20 };
+    let head = crate::index::Head {
+        segments: vec!["index/1/00000001/ab".into()],
+        absorbed: vec!["index/0/a/b/000000".into(); 3],
+    };
+    let tombstone = Tombstone {
+        reason: Reason::Forgotten,
+        time: 1_700_000_000,
+        host: "here".into(),
+        version: "1".into(),
+    };
+    let made = [
+        postcard::to_stdvec(&vec![condemned; 5]),
+        postcard::to_stdvec(&vec![([1_u8; 8], [2_u8; 16]); 5]),
+        postcard::to_stdvec(&head),
+        postcard::to_stdvec(&tombstone),
+    ];
+    made.into_iter().flatten().collect()
+}
+
 pub(crate) fn maintain(
     repository: &Repository,
     options: &MaintenanceOptions,
