@@ -121,9 +121,7 @@ impl Archive {
                 format!("{name} has {size} bytes, more than any segment can have"),
             ));
         }
-        let key_of_hash = &self.repository.keys().data_id;
-        let Blocks { records, hash } = Blocks::read(name, from, key_of_hash, self.compression)?;
-        let object = self.seal(&key, size, &hash, records)?;
+        let (object, hash) = self.sealed(name, &key, from)?;
         failpoint::hit("archive-sealed");
         let stored = object.len() as u64;
         match self.repository.store().create(&key, object.into()) {
@@ -154,6 +152,19 @@ impl Archive {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// The object of a file, and the hash of its content.
+    pub(crate) fn sealed(
+        &self,
+        name: &str,
+        key: &str,
+        from: &dyn Reader,
+    ) -> Result<(Vec<u8>, [u8; 32])> {
+        let key_of_hash = &self.repository.keys().data_id;
+        let Blocks { records, hash } = Blocks::read(name, from, key_of_hash, self.compression)?;
+        let object = self.seal(key, from.size(), &hash, records)?;
+        Ok((object, hash))
     }
 
     /// The content of a file; `None` only when the store said that it is not there.

@@ -136,6 +136,7 @@ fn damage(folder: &Path) {
     let second = backup(&repo, &second_files()).unwrap();
     let flip = |key: &str, at: usize| {
         let mut body = store.read(key).unwrap().to_vec();
+        let at = at % body.len();
         body[at] ^= 1;
         store.delete(key).unwrap();
         store.create(key, body.into()).unwrap();
@@ -372,7 +373,7 @@ fn maintenance_dies_at_every_step() {
 }
 
 /// What a repair passes itself; what it shares with a backup and with maintenance is above.
-const REPAIR: [&str; 8] = [
+const REPAIR: [&str; 9] = [
     "repair-listed",
     "repair-segment-removed",
     "repair-head-merged",
@@ -380,6 +381,7 @@ const REPAIR: [&str; 8] = [
     "repair-run-marked",
     "repair-run-removed",
     "repair-stored",
+    "repair-archived-stored",
     "repair-archived-removed",
 ];
 
@@ -387,7 +389,9 @@ const REPAIR: [&str; 8] = [
 fn a_repair_dies_at_every_step() {
     let mut met = BTreeSet::new();
     for name in REPAIR {
-        for count in 1..=2 {
+        // Some are passed more than once.
+        let often = ["repair-segment-removed", "repair-run-removed", "repair-stored"];
+        for count in 1..=1 + u64::from(often.contains(&name)) {
             let folder = tempfile::tempdir().unwrap();
             let first = prepare(folder.path(), "repair");
             let mut command = child("repair", folder.path());

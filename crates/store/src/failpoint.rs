@@ -40,6 +40,7 @@ pub const ALL: &[&str] = &[
     "repair-run-marked",
     "repair-run-removed",
     "repair-stored",
+    "repair-archived-stored",
     "repair-archived-removed",
     // restore
     "restore-planned",

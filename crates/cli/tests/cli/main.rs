@@ -11,6 +11,7 @@ mod archive;
 mod errors;
 mod first_minute;
 mod json;
+mod repair;
 mod sandbox;
 mod secrets;
 mod shell;

@@ -1,16 +1,54 @@
 //! Archived files that are damaged, replaced by those of another repository.
 //!
-//! The name of an archived file is taken by the damaged object, so that one goes first, after the
-//! content that replaces it was read whole. Where the summary still opens, its hash decides whether
-//! the other file is the same. A process that dies in between leaves a gap, which the same repair
-//! closes: what lies between the first and the last file of a timeline here is wanted here.
+//! The name of an archived file is taken by the damaged object, so that one goes before the other
+//! comes. The new object is durable below `mending/` before that, and any later repair takes it to
+//! where it belongs. Where the summary still opens, its hash decides whether the other file is the
+//! same.
+//!
+//! What is missing between the first and the last segment of a timeline here is copied, too.
 
 use std::collections::BTreeMap;
 
 use super::{Healer, is_archived};
-use crate::layout::WAL;
-use crate::{Archive, Result, VerifyReport};
+use crate::layout::{MENDING, WAL};
+use crate::{Archive, RepoError, Result, VerifyReport};
 use backstay_store::failpoint;
+
+/// Ends what a repair that died had begun.
+pub(super) fn go_on(healer: &mut Healer<'_>) -> Result<()> {
+    let (repository, store) = (healer.repository, healer.repository.store());
+    for object in store.list(MENDING)? {
+        let key = object.key.strip_prefix(MENDING).unwrap_or_default().to_owned();
+        if let Some((system, _)) = parse(&key) {
+            let body = store.read(&object.key)?;
+            // Sealed for that very place, or it is nothing of ours.
+            if repository.archive(system).open(&key, &body).is_ok() && settle(healer, &key, body)? {
+                healer
+                    .report
+                    .repaired(&key, "put where it belongs, as a repair before had begun to");
+            }
+        }
+        store.delete(&object.key)?;
+    }
+    Ok(())
+}
+
+/// Creates an archived file, in the place of one that does not open; whether it was needed.
+fn settle(healer: &Healer<'_>, key: &str, body: bytes::Bytes) -> Result<bool> {
+    let store = healer.repository.store();
+    let Some((system, name)) = parse(key) else { return Ok(false) };
+    match healer.repository.archive(system).fetch(&name) {
+        Ok(Some(_)) => return Ok(false),
+        Ok(None) => {}
+        Err(error) if error.is_about_an_object() => {
+            store.delete(key)?;
+            failpoint::hit("repair-archived-removed");
+        }
+        Err(error) => return Err(error),
+    }
+    store.create(key, body)?;
+    Ok(true)
+}
 
 pub(super) fn mend(healer: &mut Healer<'_>, found: &VerifyReport) -> Result<()> {
     let repository = healer.repository;
@@ -88,17 +126,20 @@ fn replace(healer: &mut Healer<'_>, ours: &Archive, theirs: &Archive, name: &str
         healer.report.unrepaired(&key, "the other repository has other content under that name");
         return Ok(());
     }
-    // It may have been put right by somebody else meanwhile.
-    match ours.fetch(name) {
-        Ok(Some(_)) => return Ok(()),
-        Ok(None) => {}
-        Err(error) if error.is_about_an_object() => {
-            healer.repository.store().delete(&key)?;
-            failpoint::hit("repair-archived-removed");
+    let (body, _) = ours.sealed(name, &key, &content.as_slice())?;
+    let body = bytes::Bytes::from(body);
+    ours.open(&key, &body)?;
+    let mending = format!("{MENDING}{key}");
+    match healer.repository.store().create(&mending, body.clone()) {
+        // Another repair is at it.
+        Err(error) if error.is_already_exists() => {
+            return Err(RepoError::from(error).with_hint("run the repair again"));
         }
-        Err(error) => return Err(error),
+        created => created?,
     }
-    ours.push(name, &content)?;
+    failpoint::hit("repair-archived-stored");
+    settle(healer, &key, body)?;
+    healer.repository.store().delete(&mending)?;
     healer.report.fetched += 1;
     healer.report.repaired(&key, said);
     Ok(())

@@ -110,6 +110,7 @@ impl Healer<'_> {
         // First what says where everything lies: without it nothing else can be judged.
         self.progress.set_phase("looking at the index");
         let unlisted = segments::mend(self)?;
+        archived::go_on(self)?;
         let found = self.verify()?;
         if found.is_good() {
             self.report.left = found;
