@@ -189,12 +189,8 @@ fn do_it(work: &str, store: &Store, other: &Path, target: &Path) -> Result<()> {
             _ => Ok(()),
         };
     }
-    let repo = Repository::open(
-        store.clone(),
-        Environment::system(),
-        &key(),
-        OpenOptions::default(),
-    )?;
+    let repo =
+        Repository::open(store.clone(), Environment::system(), &key(), OpenOptions::default())?;
     match work {
         "backup" => backup(&repo, &second_files()).map(drop),
         "push" => repo.archive(SYSTEM).push(SEGMENTS[1], &segment()).map(drop),

@@ -22,9 +22,9 @@ use crate::work;
   thorough   every chunk opens, decompresses and hashes to its id; all trees are walked
   forensic   restored in a sandbox, started and queried
 
-With --repair what is damaged is put right, as far as it can be had: an index from the packs, what is
-left of a damaged pack, and with --repair-from what is lost from another repository that holds the same.
-Nothing goes before what replaces it is stored. docs/damage.md says what to do about the rest.
+With --repair what is damaged is put right, as far as it can be had: an index from the
+packs, what is left of a damaged pack, and with --repair-from what is lost from another
+repository that holds the same. Nothing goes before what replaces it is stored.
 
 Ends with 20 when something is damaged.")]
 pub struct VerifyArgs {
@@ -128,6 +128,9 @@ fn one(
     let report = work::run(app, name, |progress| verify(context, repository, request, progress))?;
     let took = start.elapsed();
     say(app, name, &report, took)?;
+    if !report.is_good() {
+        app.output.say("  `backstay verify --repair` puts right what can be had")?;
+    }
     Ok((name.to_owned(), report, took.as_secs_f64()))
 }
 
@@ -155,8 +158,7 @@ fn repair_all(args: &VerifyArgs, level: VerifyLevel, app: &App) -> Result<Outcom
         return Err(Error::usage(
             "there is no repository to repair but the one to repair from",
             "name another one with --repair-from",
-        )
-        .into());
+        ));
     }
     let mut documents = Vec::new();
     let mut good = true;

@@ -226,12 +226,11 @@ impl Reader for OtherFile {
                 _ => ranges.push(start..end),
             }
         }
-        let inline = matches!(self.content.body, Body::Inline(_));
-        match ranges.as_slice() {
-            // Without a hole.
-            [one] if one.start == 0 && one.end == self.content.size => vec![0..u64::MAX],
-            [] if inline || self.content.size == 0 => vec![0..u64::MAX],
-            _ => ranges,
-        }
+        let whole = match ranges.as_slice() {
+            [] => matches!(self.content.body, Body::Inline(_)) || self.content.size == 0,
+            [one] => one.start == 0 && one.end == self.content.size,
+            _ => false,
+        };
+        if whole { std::iter::once(0..u64::MAX).collect() } else { ranges }
     }
 }

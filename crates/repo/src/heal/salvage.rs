@@ -122,7 +122,7 @@ pub(super) fn salvage(
         }
     }
     // In the order of their names, so that the same repair does the same.
-    packs.sort_by(|(a, _), (b, _)| (a.work, a.id).cmp(&(b.work, b.id)));
+    packs.sort_by_key(|(pack, _)| (pack.work, pack.id));
     if nowhere > 0 {
         packs.extend(unlisted.iter().map(|pack| (pack.info.clone(), Vec::new())));
     }
