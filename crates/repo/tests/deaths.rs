@@ -320,6 +320,7 @@ fn other_repository(folder: &Path) {
 }
 
 /// Dies everywhere in a place of its own each time.
+#[allow(clippy::print_stdout, reason = "where it has come to, for whoever waits")]
 fn dies_everywhere(name: &str, more: &[&str], place: impl Fn(usize) -> Place) {
     let other = tempfile::tempdir().unwrap();
     other_repository(other.path());
