@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 
 use backstay_repo::{Environment, InitOptions, OpenOptions, Repository, Snapshot, Store};
-use backstay_store::StoreOptions;
+use backstay_store::{RetryPolicy, StoreOptions};
 
 use crate::Result;
 use crate::config::{Config, RepositoryConfig, Search, Warning, listed};
@@ -57,6 +57,14 @@ impl Context {
 
     /// The store of a repository. Touches nothing.
     pub fn store(&self, repository: &RepositoryConfig) -> Result<Store> {
+        self.store_with(repository, None)
+    }
+
+    fn store_with(
+        &self,
+        repository: &RepositoryConfig,
+        retries: Option<RetryPolicy>,
+    ) -> Result<Store> {
         let keys = &repository.keys;
         let options = StoreOptions {
             endpoint: keys.endpoint.clone(),
@@ -64,6 +72,7 @@ impl Context {
             allow_http: keys.allow_http,
             upload_limit: keys.upload_limit.map(|size| size.0),
             download_limit: keys.download_limit.map(|size| size.0),
+            retries: retries.unwrap_or_default(),
             ..StoreOptions::default()
         };
         Store::open(&keys.url.0, &options).map_err(|error| {
@@ -79,9 +88,18 @@ impl Context {
 
     /// Opens a repository. Loads no index.
     pub fn open(&self, repository: &RepositoryConfig) -> Result<Repository> {
+        self.open_with(repository, None)
+    }
+
+    /// The same, trying again what fails for a moment as `retries` say.
+    pub(crate) fn open_with(
+        &self,
+        repository: &RepositoryConfig,
+        retries: Option<RetryPolicy>,
+    ) -> Result<Repository> {
         let (secret, warnings) = secret_of(repository, &self.search)?;
         self.warn(warnings);
-        let store = self.store(repository)?;
+        let store = self.store_with(repository, retries)?;
         let options = OpenOptions { cache: self.cache() };
         Repository::open(store, self.env.clone(), &secret, options).map_err(|error| {
             let error = Error::from(error);
@@ -90,14 +108,16 @@ impl Context {
                     error.with_hint("create it with `backstay init`, or correct --repository")
                 }
                 (ErrorKind::NoRepository, _) => error.with_hint(self.hint_of_lost(repository)),
-                (ErrorKind::WrongKey, _) => error.with_hint(match &repository.keys.key_file {
-                    Some(path) => format!(
-                        "{} is not the key of this repository; name the right one with \
+                (ErrorKind::WrongKey, Some(hint)) if hint.starts_with("check that the key") => {
+                    error.with_hint(match &repository.keys.key_file {
+                        Some(path) => format!(
+                            "{} is not the key of this repository; name the right one with \
                          --key-file",
-                        path.display()
-                    ),
-                    None => "the passphrase is not the one of this repository".to_owned(),
-                }),
+                            path.display()
+                        ),
+                        None => "the passphrase is not the one of this repository".to_owned(),
+                    })
+                }
                 _ => error,
             }
         })
@@ -154,7 +174,7 @@ impl Context {
         Ok(asked)
     }
 
-    fn warn_of_lost(&self, name: &str, error: &Error) {
+    pub(crate) fn warn_of_lost(&self, name: &str, error: &Error) {
         self.warn(vec![Warning {
             message: format!("the repository `{name}` was passed over: {error}"),
             hint: error.hint().unwrap_or("see `backstay check`").to_owned(),

@@ -19,6 +19,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use crate::authority::hosts::Bundle;
 use crate::crypto::{RootKey, derive, equal, open_once, seal_once};
 use crate::id::{hex, unhex};
 use crate::layout::{FORMAT, KEYS};
@@ -36,12 +37,17 @@ const LANES: u32 = 1;
 pub enum Secret {
     KeyFile(Zeroizing<Vec<u8>>),
     Passphrase(SecretString),
+    /// The key of a host that may add backups, and read or remove none.
+    WriteOnly(Box<Bundle>),
 }
 
 impl Secret {
     /// The content of a key file: 32 random bytes or more.
     pub fn key_file(bytes: impl Into<Vec<u8>>) -> Result<Self> {
         let bytes = Zeroizing::new(bytes.into());
+        if let Some(bundle) = Bundle::parse(&bytes) {
+            return Ok(Self::WriteOnly(Box::new(bundle?)));
+        }
         if bytes.len() < KEY_FILE_MIN {
             return Err(RepoError::new(
                 RepoErrorKind::Usage,
@@ -69,6 +75,7 @@ impl Secret {
         match self {
             Self::KeyFile(_) => SlotKind::KeyFile,
             Self::Passphrase(_) => SlotKind::Passphrase,
+            Self::WriteOnly(_) => SlotKind::WriteOnly,
         }
     }
 }
@@ -85,6 +92,8 @@ impl std::fmt::Debug for Secret {
 pub enum SlotKind {
     KeyFile,
     Passphrase,
+    /// Of a host that may add backups, and read or remove none. It has no slot: it opens nothing.
+    WriteOnly,
 }
 
 impl std::fmt::Display for SlotKind {
@@ -92,6 +101,7 @@ impl std::fmt::Display for SlotKind {
         f.pad(match self {
             Self::KeyFile => "key-file",
             Self::Passphrase => "passphrase",
+            Self::WriteOnly => "write-only",
         })
     }
 }
@@ -106,6 +116,8 @@ pub struct KeySlot {
     pub created: Timestamp,
     /// Whether the key that this repository was opened with opens this slot.
     pub current: bool,
+    /// Of the root key that it wraps. A slot of an epoch that has ended opens nothing.
+    pub epoch: u32,
 }
 
 #[derive(Serialize, Deserialize, Clone)]
@@ -223,16 +235,24 @@ pub(crate) fn add(
     slot.seal = slot.sealed_with(root, &id);
     let body = serde_json::to_vec_pretty(&slot).expect("a slot is plain JSON");
     store.create(&format!("{KEYS}{id}"), Bytes::from(body))?;
-    Ok(KeySlot { id, kind: slot.kind, label: slot.label, created: slot.created, current: false })
+    Ok(KeySlot {
+        id,
+        kind: slot.kind,
+        label: slot.label,
+        created: slot.created,
+        current: false,
+        epoch,
+    })
 }
 
-/// The root key, its epoch, and the id of the slot that `secret` opens.
+/// The root keys that `secret` opens, each with its epoch and the id of the slot; one at least.
 pub(crate) fn open(
     store: &Store,
     repository: &[u8; 16],
     secret: &Secret,
-) -> Result<(RootKey, u32, String)> {
+) -> Result<Vec<(RootKey, u32, String)>> {
     let mut damaged = None;
+    let mut opened = Vec::new();
     let slots = slots(store)?;
     let ours = hex(repository);
     let foreign = |(_, slot): &(String, Result<SlotObject>)| {
@@ -261,7 +281,7 @@ pub(crate) fn open(
             .and_then(|wrapped| open_once(first_half(&keys), &slot.bound(), &wrapped))
             .and_then(|root| <[u8; 32]>::try_from(root).ok());
         match root {
-            Some(root) => return Ok((RootKey::from_bytes(root), slot.epoch, id)),
+            Some(root) => opened.push((RootKey::from_bytes(root), slot.epoch, id)),
             None => {
                 damaged.get_or_insert(RepoError::damaged(
                     &format!("{KEYS}{id}"),
@@ -269,6 +289,9 @@ pub(crate) fn open(
                 ));
             }
         }
+    }
+    if !opened.is_empty() {
+        return Ok(opened);
     }
     Err(damaged.unwrap_or_else(|| {
         RepoError::new(
@@ -294,6 +317,7 @@ pub(crate) fn list(store: &Store, repository: &[u8; 16], current: &str) -> Resul
                 kind: slot.kind,
                 label: slot.label,
                 created: slot.created,
+                epoch: slot.epoch,
             })
         })
         .collect()
@@ -319,11 +343,27 @@ pub(crate) fn remove(store: &Store, repository: &[u8; 16], root: &RootKey, id: &
     Ok(store.delete(&format!("{KEYS}{id}"))?)
 }
 
+/// Removes slots of `epoch` that do not wrap `root`, its key: what attempts to replace the root key
+/// that died have left. To be called before anybody else can have added one.
+pub(crate) fn remove_left(
+    store: &Store,
+    repository: &[u8; 16],
+    root: &RootKey,
+    epoch: u32,
+) -> Result<()> {
+    for (id, slot) in slots(store)? {
+        if slot.is_ok_and(|slot| slot.epoch == epoch && !slot.is_of(repository, root, &id)) {
+            store.delete(&format!("{KEYS}{id}"))?;
+        }
+    }
+    Ok(())
+}
+
 /// Tells `damaged` of every slot that is not as it was written.
 pub(crate) fn check(
     store: &Store,
     repository: &[u8; 16],
-    root: &RootKey,
+    roots: &[RootKey],
     mut damaged: impl FnMut(&str, RepoError),
 ) -> Result<u64> {
     let mut count = 0;
@@ -341,10 +381,12 @@ pub(crate) fn check(
         let as_ours = SlotObject { repository: hex(repository), ..slot.clone() };
         let whole = serde_json::to_vec_pretty(&slot).is_ok_and(|written| written == *body);
         // A slot of another repository is what an init that died has left.
-        let foreign =
-            slot.repository != as_ours.repository && !as_ours.is_of(repository, root, &id);
-        let right = whole && slot.is_of(repository, root, &id);
-        if !right && !foreign {
+        let root = roots.get(slot.epoch as usize);
+        let is_of = |slot: &SlotObject| root.is_some_and(|root| slot.is_of(repository, root, &id));
+        let foreign = slot.repository != as_ours.repository && !is_of(&as_ours);
+        let right = whole && is_of(&slot);
+        // One of an epoch that never came is what a replacement of the root key that died has left.
+        if !right && !foreign && root.is_some() {
             damaged(&key, RepoError::damaged(&key, "it was altered"));
         }
     }

@@ -7,13 +7,17 @@
 //! The byte layout of every object is described in `docs/format.md`.
 
 mod archive;
+mod authority;
 mod beneath;
+mod browse;
 mod check;
 mod chunker;
 mod codec;
+mod copy;
 mod crypto;
 mod entry;
 mod error;
+mod fallback;
 mod heal;
 mod id;
 mod index;
@@ -27,30 +31,36 @@ mod progress;
 mod repository;
 mod restore;
 mod session;
+mod signing;
 mod snapshot;
 mod tree;
 
-pub use archive::{Archive, ArchivedFile, Pushed};
+pub use archive::{Archive, ArchivedFile, Pushed, push_to_all};
+pub use authority::hosts::HostKey;
 pub use backstay_store::{Environment, Store};
 pub use beneath::Beneath;
+pub use browse::{BrowseOptions, Browser, Children, EntryRef, FileReader, View};
 pub use check::{Damage, Level, VerifyOptions, VerifyReport};
 pub use codec::Compression;
+pub use copy::{ArchiveCopied, Copied, CopyOptions, Original, copy, copy_archive};
 pub use entry::{
     Body, Entry, EntryKind, Extent, FileContent, INLINE_LIMIT, LeafRef, Metadata, Time,
     compare_paths,
 };
 pub use error::{RepoError, RepoErrorKind};
+pub use fallback::{Fallback, Lacking, Sibling, Supplied};
 pub use heal::{RepairOptions, RepairReport};
 pub use id::{Kind, ObjectId};
 pub use keys::{KeySlot, Secret, SlotKind};
 pub use maintenance::{MaintenanceOptions, MaintenanceReport, Waiting};
 pub use progress::{Progress, ProgressSnapshot};
-pub use repository::{InitOptions, OpenOptions, Repository, Usage};
+pub use repository::{InitOptions, OpenOptions, Repository, Rotation, Usage};
 pub use restore::{Placement, RestoreOptions, RestoreReport};
 pub use session::{
-    Chunking, Content, ContentError, Order, Reader, Session, SessionOptions, TreeRoot, TreeWriter,
+    Chunking, Content, ContentError, Fate, Order, Reader, Session, SessionOptions, TreeRoot,
+    TreeWriter,
 };
-pub use snapshot::{Problem, Snapshot, SnapshotStats, SnapshotType, SourceKind};
+pub use snapshot::{Origin, Problem, Snapshot, SnapshotStats, SnapshotType, SourceKind};
 pub use tree::{Tree, TreeIter};
 
 /// The result of everything that touches a repository.

@@ -8,6 +8,7 @@ use backstay_repo::{KeySlot, Repository};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use super::{hosts, rotate};
 use crate::app::{App, Outcome, Result};
 use crate::output::Style;
 use crate::table::{Cell, Table};
@@ -19,6 +20,7 @@ pub enum KeyCommand {
     /// Show what opens a repository
     List,
     Remove(RemoveArgs),
+    Rotate(rotate::RotateArgs),
 }
 
 /// Let another key file or passphrase open a repository
@@ -32,12 +34,16 @@ pub struct AddArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "new_key_file")]
     new_passphrase_file: Option<PathBuf>,
 
+    /// Make the key of a host that adds backups in its own name, and reads or removes none
+    #[arg(long, requires = "new_key_file", conflicts_with = "new_passphrase_file")]
+    write_only: bool,
+
     /// What it is for, in words
     #[arg(long, default_value = "")]
     label: String,
 }
 
-/// Let a key file or passphrase no longer open a repository
+/// Let a key file or passphrase no longer open a repository, or a host no longer write
 #[derive(Debug, Args)]
 pub struct RemoveArgs {
     /// The id that `backstay key list` shows, or the beginning of it
@@ -53,6 +59,7 @@ pub fn run(command: &KeyCommand, app: &App) -> Result<Outcome> {
         KeyCommand::Add(args) => add(args, app, context, config, &repository),
         KeyCommand::List => list(app, config, &repository),
         KeyCommand::Remove(args) => remove(args, app, config, &repository),
+        KeyCommand::Rotate(args) => rotate::run(args, app, context, config, &repository),
     }
 }
 
@@ -63,6 +70,9 @@ fn add(
     config: &RepositoryConfig,
     repository: &Repository,
 ) -> Result<Outcome> {
+    if let (true, Some(path)) = (args.write_only, &args.new_key_file) {
+        return hosts::add(path, &args.label, app, config, repository);
+    }
     let mut warnings = Vec::new();
     let secret = match (&args.new_key_file, &args.new_passphrase_file) {
         (Some(path), _) => {
@@ -96,14 +106,29 @@ fn named(slot: &KeySlot) -> String {
 
 fn list(app: &App, config: &RepositoryConfig, repository: &Repository) -> Result<Outcome> {
     let slots = repository.key_slots()?;
-    app.output.document(&json!({ "repository": config.name, "keys": slots }))?;
+    let hosts = repository.hosts()?;
+    app.output.document(&json!({
+        "repository": config.name,
+        "epoch": repository.epoch(),
+        "keys": slots,
+        "hosts": hosts,
+    }))?;
     let mut table = Table::new(&["ID", "KIND", "CREATED", "LABEL"]);
     for slot in &slots {
+        let behind = slot.epoch != repository.epoch();
         table.row([
             Cell::new(slot.id.clone(), Style::Cyan),
-            named(slot).into(),
+            if behind { format!("{}, left behind", named(slot)) } else { named(slot) }.into(),
             moment::local(slot.created, &app.zone()).into(),
             slot.label.clone().into(),
+        ]);
+    }
+    for host in &hosts {
+        table.row([
+            Cell::new(host.id.clone(), Style::Cyan),
+            if host.removed { "write-only, removed" } else { "write-only" }.into(),
+            moment::local(host.created, &app.zone()).into(),
+            host.label.clone().into(),
         ]);
     }
     app.output.answer(table.render(app.output.paint))?;
@@ -118,6 +143,9 @@ fn remove(
 ) -> Result<Outcome> {
     if args.id.is_empty() {
         return Err(Error::usage("an empty text is no key's id", "see `backstay key list`"));
+    }
+    if let Some(host) = hosts::find(&args.id, repository)? {
+        return hosts::remove(&host, app, config, repository);
     }
     let slots = repository.key_slots()?;
     let found: Vec<&KeySlot> = slots.iter().filter(|slot| slot.id.starts_with(&args.id)).collect();

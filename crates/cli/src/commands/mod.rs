@@ -3,6 +3,7 @@
 pub mod backup;
 pub mod check;
 pub mod completions;
+pub mod copy;
 pub mod diff;
 pub mod dump;
 pub mod find;
@@ -12,7 +13,10 @@ pub mod key;
 pub mod list;
 pub mod maintenance;
 pub mod man;
+#[cfg(all(feature = "mount", target_os = "linux"))]
+pub mod mount;
 pub mod postgres;
+pub mod replicate;
 pub mod restore;
 pub mod retention;
 pub mod show;
@@ -20,7 +24,9 @@ pub mod status;
 pub mod verify;
 pub mod wal;
 
+mod hosts;
 mod present;
+mod rotate;
 
 use clap::Subcommand;
 
@@ -39,6 +45,10 @@ pub enum Command {
     Forget(forget::ForgetArgs),
     Restore(restore::RestoreArgs),
     Dump(dump::DumpArgs),
+    Copy(copy::CopyArgs),
+    Replicate(replicate::ReplicateArgs),
+    #[cfg(all(feature = "mount", target_os = "linux"))]
+    Mount(mount::MountArgs),
     Verify(verify::VerifyArgs),
     Maintenance(maintenance::MaintenanceArgs),
     Retention(retention::RetentionArgs),
@@ -71,6 +81,10 @@ pub fn run(command: Command, app: &App) -> Result<Outcome> {
         Command::Forget(args) => forget::run(&args, app),
         Command::Restore(args) => restore::run(&args, app),
         Command::Dump(args) => dump::run(&args, app),
+        Command::Copy(args) => copy::run(&args, app),
+        Command::Replicate(args) => replicate::run(&args, app),
+        #[cfg(all(feature = "mount", target_os = "linux"))]
+        Command::Mount(args) => mount::run(&args, app),
         Command::Verify(args) => verify::run(&args, app),
         Command::Maintenance(args) => maintenance::run(&args, app),
         Command::Retention(args) => retention::run(&args, app),

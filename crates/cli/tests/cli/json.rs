@@ -34,9 +34,11 @@ fn every_document_has_its_shape() {
         [
             "detail",
             "finished",
+            "group",
             "host",
             "id",
             "kind",
+            "origin",
             "parent",
             "problems",
             "repository",
@@ -74,11 +76,27 @@ fn every_document_has_its_shape() {
     it.write("data/notes.txt", "changed");
     it.good(&["backup", "data"]);
     let diff = it.json(&["diff", id, "latest"]);
-    assert_eq!(keys(&diff), ["a", "added", "b", "changed", "changes", "removed"]);
+    assert_eq!(
+        keys(&diff),
+        [
+            "a",
+            "added",
+            "b",
+            "bytes_added",
+            "bytes_removed",
+            "changed",
+            "changed_in_metadata_only",
+            "changes",
+            "removed"
+        ]
+    );
     assert_eq!(diff["changed"], 1);
-    assert_eq!(keys(&diff["changes"][0]), ["change", "path", "what"]);
+    assert_eq!(keys(&diff["changes"][0]), ["after", "before", "change", "path", "what"]);
     let find = it.json(&["find", "notes.txt"]);
-    assert_eq!(keys(&find["found"][0]), ["entry", "repository", "snapshot", "source"]);
+    assert_eq!(
+        keys(&find["found"][0]),
+        ["entry", "first", "last", "repository", "snapshot", "snapshots", "source"]
+    );
     let verify = it.json(&["verify"]);
     assert_eq!(keys(&verify), ["good", "verifications"]);
     assert_eq!(
@@ -108,12 +126,14 @@ fn every_document_has_its_shape() {
             "bytes_written",
             "directories",
             "files",
+            "lacking",
             "problems",
-            "removed"
+            "removed",
+            "supplied"
         ]
     );
     let status = it.json(&["status"]);
-    assert_eq!(keys(&status), ["failed", "repositories", "sources"]);
+    assert_eq!(keys(&status), ["failed", "replication", "repositories", "sources"]);
     assert_eq!(
         keys(&status["sources"][0]),
         [
@@ -143,8 +163,14 @@ fn every_document_has_its_shape() {
         ["hint", "message", "name", "ok", "repository", "source"]
     );
     let slots = it.json(&["key", "list"]);
-    assert_eq!(keys(&slots), ["keys", "repository"]);
-    assert_eq!(keys(&slots["keys"][0]), ["created", "current", "id", "kind", "label"]);
+    assert_eq!(keys(&slots), ["epoch", "hosts", "keys", "repository"]);
+    assert_eq!(keys(&slots["keys"][0]), ["created", "current", "epoch", "id", "kind", "label"]);
+    let host = it.json(&["key", "add", "--write-only", "--new-key-file", "web.key"]);
+    assert_eq!(keys(&host), ["host", "repository"]);
+    assert_eq!(keys(&host["host"]), ["created", "id", "label", "removed"]);
+    let rotated = it.json(&["key", "rotate", "--same-key"]);
+    assert_eq!(keys(&rotated), ["repository", "rotation"]);
+    assert_eq!(keys(&rotated["rotation"]), ["epoch", "keys", "left_behind"]);
 }
 
 #[test]

@@ -10,9 +10,15 @@
 mod archive;
 mod errors;
 mod first_minute;
+mod hosts;
 mod json;
+mod look;
+#[cfg(all(feature = "mount", target_os = "linux"))]
+mod mount;
+
 mod repair;
 mod sandbox;
 mod secrets;
+mod several;
 mod shell;
 mod stop;

@@ -19,6 +19,9 @@ section! {
         /// A folder for what can be rebuilt at any time: copies of the index. Absent: the user's
         /// cache folder.
         cache: Option<PathBuf> { example: "\"/var/cache/backstay\"" },
+        /// Repositories in the order in which a restore asks them, by name; those that are left out
+        /// come last. Absent: what is on this machine first, then in the order of the file.
+        restore_order: Vec<String> { example: "[\"main\", \"offsite\"]" },
     }
 }
 
@@ -163,6 +166,22 @@ section! {
         password_file: Option<PathBuf> { example: "\"/etc/backstay/registry.password\"" },
         /// Which subjects. Absent: all.
         subjects: Vec<String> { example: "[\"orders-value\"]" },
+    }
+}
+
+section! {
+    /// What is copied from one repository to another, without the sources.
+    pub struct ReplicationKeys {
+        /// The repository that is copied from, by name.
+        from: String { example: "\"main\"" },
+        /// The repository that is copied to, by name.
+        to: String { example: "\"offsite\"" },
+        /// Which sources, by name. Absent: all that have snapshots.
+        sources: Vec<String> { example: "[\"orders\"]" },
+        /// Whether the logs of PostgreSQL clusters are copied as well.
+        archive: bool { default: "true", example: "true" },
+        /// When.
+        schedule: Option<Cron> { example: "\"30 * * * *\"" },
     }
 }
 

@@ -92,6 +92,7 @@ pub(crate) fn repair(
     options: &RepairOptions,
     progress: &Arc<Progress>,
 ) -> Result<RepairReport> {
+    repository.keys().must_own("repair")?;
     repository.allow_check()?;
     repository.allow_write()?;
     repository.allow_delete()?;
@@ -284,7 +285,7 @@ impl Healer<'_> {
                 self.report.packs_removed = (before.len() - after.len().min(before.len())) as u64;
                 let index = self.repository.reload_index()?;
                 let left = |id: &[u8; 16]| after.contains(id) || (!through && damaged.contains(id));
-                for pack in index.packs().iter().filter(|p| left(&p.id)) {
+                for (_, pack) in index.packs().filter(|(_, pack)| left(&pack.id)) {
                     let why = if through {
                         "something in it is needed that is nowhere else"
                     } else {

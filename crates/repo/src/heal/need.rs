@@ -59,7 +59,7 @@ impl Need {
 
     /// Notes a chunk; whether it is at risk.
     fn note(&mut self, index: &Index, kind: Kind, id: &ObjectId) -> bool {
-        let at_risk = !index.holds(id);
+        let at_risk = !index.is_there(id);
         if at_risk {
             self.at_risk.insert(*id, kind);
         }

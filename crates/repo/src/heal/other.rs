@@ -29,7 +29,8 @@ pub(super) fn guesses<'a>(all: &'a [Snapshot], ours: &Snapshot) -> Vec<&'a Snaps
     let distance = |s: &Snapshot| {
         s.time.as_millisecond().saturating_sub(ours.time.as_millisecond()).unsigned_abs()
     };
-    same.sort_by_key(|s| distance(s));
+    // The same moment, copied or written to both at once, before all others.
+    same.sort_by_key(|s| (s.moment() != ours.moment(), distance(s)));
     same.truncate(GUESSES);
     same
 }

@@ -51,7 +51,7 @@ pub(super) fn replay(
                     if error.is_about_an_object() || error.kind() == RepoErrorKind::Usage =>
                 {
                     tracing::warn!(%error, snapshot = guess.short_id(), "it is of no help");
-                    session.give_up()?;
+                    session.discard()?;
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -60,7 +60,7 @@ pub(super) fn replay(
                 wanted.iter().filter(|id| session.has_stored(id)).copied().collect();
             if made.is_empty() && root != Some(ours.root) {
                 // Maintenance removes what it wrote.
-                session.give_up()?;
+                session.discard()?;
                 continue;
             }
             session.end_without_snapshot()?;
@@ -215,7 +215,7 @@ fn write(
         }
         advance(&mut here, &mut there, &path)?;
     }
-    Ok(Some(tree.finish()?.id))
+    Ok(tree.finish()?.first())
 }
 
 /// Content that was in the tree.

@@ -8,7 +8,7 @@ use super::Healer;
 use super::need::Need;
 use super::segments::Unlisted;
 use crate::codec::Codec;
-use crate::crypto::{HEADER, PackKey};
+use crate::crypto::{Class, HEADER, PackKey};
 use crate::index::{Index, PackInfo};
 use crate::pack::{Record, read_footer};
 use crate::repository::Repository;
@@ -72,14 +72,18 @@ impl<'r> Opened<'r> {
     }
 }
 
-/// All objects of a session carry the same session key: the header of any other pack of it will do.
+/// All data packs of a session carry the same session key, and all metadata packs and the snapshot
+/// another one: the header of any of the same kind will do.
 fn key_from_another(
     repository: &Repository,
     index: &Index,
     info: &PackInfo,
 ) -> Result<Option<PackKey>> {
-    let of_session = index.packs().iter().filter(|p| p.work == info.work && p.id != info.id);
-    let keys = of_session.map(PackInfo::key).chain([info.work.snapshot_key()]);
+    let of_session = index.packs().map(|(_, pack)| pack);
+    let of_session =
+        of_session.filter(|p| p.work == info.work && p.id != info.id && p.class == info.class);
+    let snapshot = (info.class == Class::MetadataPack).then(|| info.work.snapshot_key());
+    let keys = of_session.map(PackInfo::key).chain(snapshot);
     for key in keys {
         let header = match repository.store().read_range(&key, 0..HEADER as u64) {
             Ok(header) => header,
@@ -107,7 +111,10 @@ pub(super) fn salvage(
     let mut wanted: HashMap<u32, Vec<Record>> = HashMap::new();
     let mut nowhere = 0;
     for (id, kind) in &need.at_risk {
-        let places: Vec<_> = index.find(id).into_iter().chain(index.copies_of(id)).collect();
+        let places = match index.places(id) {
+            Err(error) if error.is_about_an_object() => Vec::new(),
+            places => places?,
+        };
         nowhere += usize::from(places.is_empty());
         for at in places {
             let (id, kind) = (*id, *kind);
@@ -144,7 +151,7 @@ pub(super) fn salvage(
             }
             if session.is_none() {
                 let begun = begin(healer, damaged)?;
-                let mover = begun.mover();
+                let Some(mover) = begun.mover() else { break };
                 session = Some((begun, mover));
             }
             if let Some((_, mover)) = &mut session {

@@ -11,13 +11,16 @@ use aws_lc_rs::digest::{SHA256, digest};
 
 use super::Healer;
 use super::salvage::Opened;
-use crate::crypto::{Class, HEADER, TAG, class_of};
-use crate::index::{Current, Index, PackInfo, SegmentBuilder, open_object};
-use crate::layout::{PACKS, SNAPSHOTS, Work, parse_pack_key};
+use crate::authority::Authority;
+use crate::crypto::{Class, HEADER, TAG, class_of, epoch_of};
+use crate::index::{
+    Current, Index, PackInfo, SegmentBuilder, check_part, check_segment, empty_part, newest_head,
+};
+use crate::layout::{PACKS, SNAPSHOTS, Work, parse_pack_key, parse_part_key};
 use crate::maintenance::{self, Reason, Swept, Tombstone};
 use crate::pack::Record;
 use crate::repository::Repository;
-use crate::{RepoErrorKind, Result, Session};
+use crate::{RepoError, RepoErrorKind, Result, Session};
 use backstay_store::failpoint;
 
 /// A pack that no segment lists whole and that must not be listed again.
@@ -38,10 +41,23 @@ pub(super) fn mend(healer: &mut Healer<'_>) -> Result<Vec<Unlisted>> {
     let (repository, store) = (healer.repository, healer.repository.store());
     // Ended sessions first: all that they wrote is in what is listed after it.
     let ended: HashSet<Work> = maintenance::ended_now(repository)?;
-    let lost = lost_segments(repository)?;
-    let index = Index::load(store, repository.keys(), None, &HashSet::new())?;
+    let authority = repository.reload_authority()?;
+    let (current, lost) = lost_segments(repository, &authority)?;
+    // Of a part of a run one block may be damaged: nothing of it counts, as it will be.
+    let left_out = lost.iter().map(|(key, _)| key.clone()).collect();
+    let head = current.head;
+    let index = Index::load_without(store, repository.keys(), &authority, current, &left_out)?;
+    if newest_head(store)? != head {
+        return Err(RepoError::new(
+            RepoErrorKind::Busy,
+            "maintenance replaced the index meanwhile",
+        )
+        .with_hint("run the repair again"));
+    }
     let swept = Swept::read(repository)?;
-    let listed = Listed::of(&index);
+    let listed = Listed::of(&index)?;
+    let infos: HashMap<[u8; 16], &PackInfo> =
+        index.packs().map(|(_, pack)| (pack.id, pack)).collect();
     let mut ends: HashMap<Work, End> = HashMap::new();
     let mut unlisted = Vec::new();
     let mut session: Option<Session> = None;
@@ -73,14 +89,15 @@ pub(super) fn mend(healer: &mut Healer<'_>) -> Result<Vec<Unlisted>> {
             Err(error) if error.is_not_found() => continue,
             read => read?,
         };
-        let known = listed.packs.get(&id).and_then(|(number, ..)| index.pack(*number));
+        let known = infos.get(&id).copied();
         let mut sha256 = [0; 32];
         sha256.copy_from_slice(digest(&SHA256, &body).as_ref());
         let class = match known.map(|pack| pack.class).or_else(|| class_of(&body)) {
             Some(class @ (Class::DataPack | Class::MetadataPack)) => class,
             _ => Class::DataPack,
         };
-        let info = PackInfo { work, id, size: body.len() as u64, sha256, class };
+        let epoch = known.map_or_else(|| epoch_of(&body), |pack| pack.epoch);
+        let info = PackInfo { work, id, size: body.len() as u64, sha256, class, epoch };
         let opened = Opened::new(repository, &index, &info, body)?;
         let right = opened.right_records();
         let all = opened.records.len() == right.len() && !right.is_empty();
@@ -121,19 +138,16 @@ pub(super) fn mend(healer: &mut Healer<'_>) -> Result<Vec<Unlisted>> {
     Ok(unlisted)
 }
 
-/// Segments that count and do not open, and why.
-fn lost_segments(repository: &Repository) -> Result<Vec<(String, String)>> {
-    let (store, keys) = (repository.store(), repository.keys());
-    let current = Current::read(store, keys)?;
+/// What is the index, and what of it does not open, and why.
+fn lost_segments(
+    repository: &Repository,
+    authority: &Authority,
+) -> Result<(Current, Vec<(String, String)>)> {
+    let current = Current::read(repository.store(), repository.keys())?;
     let mut lost = Vec::new();
     for object in &current.segments {
-        let opened = store
-            .read(&object.key)
-            .map_err(crate::RepoError::from)
-            .and_then(|body| open_object(keys, Class::Index, &object.key, &body))
-            .and_then(|plain| Index::of_segment(&object.key, &plain));
-        match opened {
-            Ok(_) => {}
+        match examine(repository, authority, &object.key) {
+            Ok(()) => {}
             // What a newer program wrote is none of ours.
             Err(error) if error.kind() == RepoErrorKind::Damaged => {
                 lost.push((object.key.clone(), error.to_string()));
@@ -141,13 +155,25 @@ fn lost_segments(repository: &Repository) -> Result<Vec<(String, String)>> {
             Err(error) => return Err(error),
         }
     }
-    Ok(lost)
+    Ok((current, lost))
+}
+
+/// Reads all of a segment or of a part of a run.
+fn examine(repository: &Repository, authority: &Authority, key: &str) -> Result<()> {
+    let keys = repository.keys();
+    let body = repository.store().read(key)?;
+    if parse_part_key(key).is_some() {
+        return check_part(keys, key, body);
+    }
+    check_segment(authority, keys, key, &body)
 }
 
 /// Takes a segment that does not open out of the way: all that it may have listed is listed again.
 ///
-/// One of a session goes. A merged one is named by the head of the index, so an empty one takes its
-/// place; a process that dies in between leaves it missing, which is as good as damaged.
+/// One of a session goes. A part of a run is named by the head of the index, so an empty one takes its
+/// place; a process that dies in between leaves it missing, which is as good as damaged. Packs that
+/// only that part listed are in no table then, and entries of other parts that name them do not count:
+/// those are listed again, too.
 fn replace(
     healer: &mut Healer<'_>,
     key: &str,
@@ -164,15 +190,17 @@ fn replace(
         return Ok(());
     }
     // It may have been put back meanwhile.
-    let now = store.read(key).map_err(crate::RepoError::from);
-    if now.and_then(|body| open_object(repository.keys(), Class::Index, key, &body)).is_ok() {
+    if examine(repository, &*repository.authority()?, key).is_ok() {
         return Ok(());
     }
     store.delete(key)?;
     failpoint::hit("repair-segment-removed");
     if of_session.is_none() && is_merged(key) {
         let id = repository.environment().random();
-        let empty = SegmentBuilder::default().seal(repository.keys(), id, key);
+        let empty = match parse_part_key(key) {
+            Some(_) => empty_part(repository.keys(), id, key),
+            None => SegmentBuilder::default().seal(repository.keys(), id, key),
+        };
         match store.create(key, empty) {
             Err(error) if error.is_already_exists() => {}
             created => created?,
@@ -213,8 +241,10 @@ fn end_of(repository: &Repository, work: &Work) -> Result<End> {
             Err(error) => Err(error),
         };
     }
-    match open_object(keys, Class::Snapshot, &key, &body) {
-        Ok(_) => Ok(End::ByItself),
+    match repository.open_snapshot(*work, &body) {
+        Ok(Some(_)) => Ok(End::ByItself),
+        // Of a host that was removed before.
+        Ok(None) => Ok(End::GivenUp),
         // Whoever made that may not have been the session.
         Err(error) if error.is_about_an_object() => Ok(End::GivenUp),
         Err(error) => Err(error),
@@ -229,10 +259,10 @@ struct Listed {
 }
 
 impl Listed {
-    fn of(index: &Index) -> Self {
+    fn of(index: &Index) -> Result<Self> {
         let mut it = Self { packs: HashMap::new(), offsets: HashSet::new() };
-        let copies = index.copies().map(|(_, at, _)| at);
-        for at in index.locations().map(|(_, at)| at).chain(copies) {
+        for entry in index.locations() {
+            let (_, _, at) = entry?;
             let Some(pack) = index.pack(at.pack) else { continue };
             if it.offsets.insert((pack.id, at.offset)) {
                 let sum = it.packs.entry(pack.id).or_insert((at.pack, 0, 0));
@@ -240,7 +270,7 @@ impl Listed {
                 sum.2 += 1;
             }
         }
-        it
+        Ok(it)
     }
 
     fn has(&self, pack: &[u8; 16], offset: u32) -> bool {

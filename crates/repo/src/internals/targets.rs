@@ -180,6 +180,7 @@ fn index_samples() -> Vec<Vec<u8>> {
             size: 1 << 20,
             sha256: [4; 32],
             class: crate::crypto::Class::DataPack,
+            epoch: 0,
         };
         let records = (0..9_u8).map(|n| (ObjectId([n ^ number; 32]), 160 + u32::from(n), 90));
         segment.add(info, records);

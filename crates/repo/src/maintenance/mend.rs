@@ -234,7 +234,7 @@ pub(crate) fn mend_runs(
     let options = MaintenanceOptions::default();
     let maintenance = Maintenance::new(repository, &options, progress);
     let view = View::read(repository, &HashSet::new())?;
-    let live = maintenance.mark(&view)?.live();
+    let live = maintenance.mark(&view)?.live()?;
     let mut garbage = maintenance.garbage(&view, &|id| live.contains_key(id));
     create(repository, &gc_key(number, "mended"), &())?;
     failpoint::hit("repair-run-marked");
@@ -264,7 +264,7 @@ pub(crate) fn mend_runs(
         failpoint::hit("repair-run-removed");
         if has_head {
             // The run is through: what the index does not list any more is what it agreed on.
-            let listed: HashSet<[u8; 16]> = view.index.packs().iter().map(|pack| pack.id).collect();
+            let listed: HashSet<[u8; 16]> = view.index.packs().map(|(_, pack)| pack.id).collect();
             let gone: Vec<Condemned> = garbage
                 .iter()
                 .filter(|pack| known.contains(&pack.id) && (good || !listed.contains(&pack.id)))
@@ -312,14 +312,16 @@ pub(crate) fn mend_heads(
             Err(error) => return Err(error),
         };
         let sweep = look::<Vec<Condemned>>(repository, &gc_key(number, "sweep"))?;
-        let State::Good(sweep) = sweep else {
+        if !matches!(sweep, State::Good(_)) {
             // A head comes after what the run agreed on. Without it, or when that does not open
             // either, all segments count, and the run is taken up again.
             store.delete(&key)?;
             done.push((key, format!("removed ({error})")));
             continue;
-        };
-        let gone = sweep.iter().map(|pack| pack.id).collect();
+        }
+        // Runs may name packs of any sweep: what the lost head said of those that are gone is there
+        // still.
+        let gone = Swept::read(repository)?.packs;
         let head = merge(repository, progress, number, &gone, true)?;
         failpoint::hit("repair-head-merged");
         store.delete(&key)?;

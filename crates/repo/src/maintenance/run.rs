@@ -9,20 +9,18 @@ use serde::{Deserialize, Serialize};
 
 use super::mark::Marks;
 use super::mend::Runs;
-use super::repack::{choose, needed_after_all, repack};
+use super::repack::{choose, needed_after_all, of_old_keys, repack};
 use super::view::{StoredPack, View, at_work, ended};
 use super::{MaintenanceOptions, MaintenanceReport, Reason, Tombstone, Waiting, open, signed};
 use crate::crypto::Class;
 use crate::id::hex;
-use crate::index::{
-    Current, Head, Index, SEGMENT_ENTRIES, SegmentBuilder, keep_segment, open_object,
-};
-use crate::layout::{PACKS, SESSIONS, SNAPSHOTS, Work, gc_key, head_key, merged_key};
+use crate::index::{Current, Head, Index, keep_segment, open_object};
+use crate::layout::{PACKS, SESSIONS, SNAPSHOTS, Work, gc_key, head_key};
 use crate::repository::Repository;
 use crate::{Progress, RepoError, RepoErrorKind, Result};
 use backstay_store::failpoint;
 
-/// With fewer segments the index is not merged for its own sake.
+/// With fewer segments that no run has taken in, the index is not merged for its own sake.
 const SEGMENTS: usize = 16;
 
 /// A pack that a run condemned.
@@ -80,7 +78,8 @@ fn newest(repository: &Repository) -> Result<Option<(u64, Vec<Condemned>)>> {
         }
     }
     let condemned = there.map_err(|error| {
-        if !error.is_about_an_object() {
+        let key = gc_key(number, "condemned");
+        if !error.is_about_an_object() || error.hint().is_some_and(|hint| hint.contains(&key)) {
             return error;
         }
         error.with_hint(format!(
@@ -93,7 +92,9 @@ fn newest(repository: &Repository) -> Result<Option<(u64, Vec<Condemned>)>> {
 
 /// What can be done about an object of a run that does not open.
 fn mendable(error: RepoError) -> RepoError {
-    if error.kind() != RepoErrorKind::Damaged {
+    // What was made while the root key was replaced says itself what to do.
+    let says = error.hint().is_some_and(|hint| hint.contains("nobody acts on it"));
+    if error.kind() != RepoErrorKind::Damaged || says {
         return error;
     }
     error.with_hint("`backstay verify --repair` makes it again")
@@ -105,11 +106,39 @@ fn read_condemned(repository: &Repository, number: u64) -> Result<Vec<Condemned>
 }
 
 /// An object of a run; `None` when it is not there yet.
+///
+/// Nobody acts on one that was made while the root key was replaced and that the new one does not
+/// count.
 pub(super) fn read<T: DeserializeOwned>(repository: &Repository, key: &str) -> Result<Option<T>> {
     match repository.store().read(key) {
-        Ok(object) => open(repository.keys(), Class::Maintenance, key, &object).map(Some),
+        Ok(object) => {
+            let value = open(repository.keys(), Class::Maintenance, key, &object)?;
+            repository.must_count(key)?;
+            Ok(Some(value))
+        }
         Err(error) if error.is_not_found() => Ok(None),
         Err(error) => Err(error.into()),
+    }
+}
+
+fn has_head(repository: &Repository, number: u64) -> Result<bool> {
+    match repository.store().head(&head_key(number)) {
+        Ok(_) => Ok(true),
+        Err(error) if error.is_not_found() => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Refuses to go on while a run has been begun and has not come to its end: its later steps would be
+/// made with a key that is replaced.
+pub(super) fn must_rest(repository: &Repository) -> Result<()> {
+    match newest(repository)? {
+        Some((number, _)) if !has_head(repository, number)? => Err(RepoError::new(
+            RepoErrorKind::Busy,
+            "a run of maintenance has been begun and has not come to its end",
+        )
+        .with_hint("run `backstay maintenance` first, as often as it waits for somebody")),
+        _ => Ok(()),
     }
 }
 
@@ -136,7 +165,7 @@ impl<'r> Maintenance<'r> {
         }
         let newest = newest(self.repository)?.map(|(number, _)| number);
         if let Some(number) = newest
-            && !self.has_head(number)?
+            && !has_head(self.repository, number)?
         {
             // Somebody began it: nothing else may begin before it is through.
             if self.options.dry_run {
@@ -150,8 +179,7 @@ impl<'r> Maintenance<'r> {
         {
             self.sweep_up(number)?;
         }
-        let Some(condemned) = self.look()? else { return Ok(self.report) };
-        let merges = self.report.segments_before as usize > SEGMENTS;
+        let Some((condemned, merges)) = self.look()? else { return Ok(self.report) };
         if !condemned.is_empty() || merges {
             let number = newest.map_or(1, |number| number + 1);
             let key = gc_key(number, "condemned");
@@ -172,16 +200,14 @@ impl<'r> Maintenance<'r> {
         self.wait(at_work(self.repository)?.into_keys().collect())?;
         let newest = newest(self.repository)?.map(|(number, _)| number);
         if let Some(number) = newest {
-            if !self.has_head(number)? {
-                if !self.finish(number)? {
-                    return Ok(false);
-                }
-            } else {
+            if has_head(self.repository, number)? {
                 self.sweep_up(number)?;
+            } else if !self.finish(number)? {
+                return Ok(false);
             }
         }
         let view = View::read(self.repository, packs)?;
-        let live = self.mark(&view)?.live();
+        let live = self.mark(&view)?.live()?;
         let mut condemned = self.garbage(&view, &|id| live.contains_key(id));
         condemned.retain(|pack| packs.contains(&pack.id));
         if condemned.is_empty() && !anew {
@@ -193,25 +219,21 @@ impl<'r> Maintenance<'r> {
         self.finish(number)
     }
 
-    fn has_head(&self, number: u64) -> Result<bool> {
-        match self.repository.store().head(&head_key(number)) {
-            Ok(_) => Ok(true),
-            Err(error) if error.is_not_found() => Ok(false),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// What no snapshot needs; `None` when this is only about saying so. Moves chunks first.
-    fn look(&mut self) -> Result<Option<Vec<Condemned>>> {
+    /// What no snapshot needs, and whether the index should be merged for its own sake; `None` when
+    /// this is only about saying so. Moves chunks first.
+    fn look(&mut self) -> Result<Option<(Vec<Condemned>, bool)>> {
         self.progress.set_phase("looking for what is needed");
         let mut view = View::read(self.repository, &HashSet::new())?;
         let mut marks = self.mark(&view)?;
-        let mut live = marks.live();
-        self.report.segments_before = view.index.current.segments.len() as u64;
+        let mut live = marks.live()?;
+        let (loose, runs) = view.index.segments();
+        self.report.segments_before = (loose + runs) as u64;
         self.report.segments_after = self.report.segments_before;
         self.report.bytes_before = view.packs.iter().map(|pack| pack.size).sum();
         self.report.bytes_live = live.values().sum();
-        let victims = choose(&view, &live, self.options.max_repack);
+        self.report.bytes_of_old_keys = of_old_keys(&view, &live, self.repository.epoch());
+        let reseal = self.options.reseal.then(|| self.repository.epoch());
+        let victims = choose(&view, &live, self.options.max_repack, reseal);
         if !victims.is_empty() {
             let of_victims = |id: &[u8; 16]| live.get(id).copied().unwrap_or(0);
             self.report.packs_repacked = victims.len() as u64;
@@ -232,9 +254,10 @@ impl<'r> Maintenance<'r> {
             self.progress.set_phase("looking for what is needed");
             view = View::read(self.repository, &victims)?;
             marks = self.mark(&view)?;
-            live = marks.live();
+            live = marks.live()?;
+            self.report.bytes_of_old_keys = of_old_keys(&view, &live, self.repository.epoch());
         }
-        Ok(Some(self.garbage(&view, &|id| live.contains_key(id))))
+        Ok(Some((self.garbage(&view, &|id| live.contains_key(id)), loose > SEGMENTS)))
     }
 
     pub(super) fn mark(&self, view: &View) -> Result<Marks> {
@@ -264,7 +287,7 @@ impl<'r> Maintenance<'r> {
         let (keys, env) = (self.repository.keys(), self.repository.environment());
         let object = signed::sign(keys, env, Class::Maintenance, key, &made);
         match self.repository.store().create(key, object) {
-            Ok(()) => Ok(made),
+            Ok(()) => self.repository.must_count(key).map(|()| made),
             Err(error) if error.is_already_exists() => {
                 read(self.repository, key)?.ok_or_else(|| {
                     RepoError::damaged(key, "it was there and is gone, and nothing may remove it")
@@ -302,7 +325,7 @@ impl<'r> Maintenance<'r> {
             let avoided = condemned.iter().map(|pack| pack.id).collect();
             let view = View::read(self.repository, &avoided)?;
             let marks = self.mark(&view)?;
-            let live = marks.live();
+            let live = marks.live()?;
             let mut sweep = condemned;
             sweep.retain(|pack| !live.contains_key(&pack.id));
             // What is kept instead is looked at first.
@@ -315,7 +338,7 @@ impl<'r> Maintenance<'r> {
         self.progress.set_phase("merging the index");
         let head = self.elect(&head_key(number), || self.merge(number, &sweep))?;
         failpoint::hit("maintenance-head");
-        self.report.segments_after = head.segments.len() as u64;
+        self.report.segments_after = head.runs() as u64;
         self.sweep(&sweep)?;
         Ok(true)
     }
@@ -440,7 +463,7 @@ impl<'r> Maintenance<'r> {
         Ok(all)
     }
 
-    /// Writes the index anew, without the packs of `sweep`.
+    /// Puts what sessions wrote into runs, and leaves out the packs of `sweep`.
     fn merge(&self, number: u64, sweep: &[Condemned]) -> Result<Head> {
         let gone = sweep.iter().map(|pack| pack.id).collect();
         merge(self.repository, self.progress, number, &gone, false)
@@ -451,6 +474,10 @@ impl<'r> Maintenance<'r> {
         let (repository, store) = (self.repository, self.repository.store());
         self.progress.set_phase("removing");
         let current = Current::read(store, repository.keys())?;
+        if let Some(number) = current.head.filter(|_| !current.obsolete.is_empty()) {
+            // Where it does not count, neither does what it says to be replaced.
+            repository.must_count(&head_key(number))?;
+        }
         for key in current.obsolete {
             store.delete(&key)?;
         }
@@ -465,6 +492,8 @@ impl<'r> Maintenance<'r> {
                 Err(error) if error.is_about_an_object() => continue,
                 Err(error) => return Err(error),
             }
+            // Whoever forgot it while the root key was replaced was told that it did not happen.
+            repository.must_count(&work.tombstone_key())?;
             let key = work.snapshot_key();
             store.delete(&key)?;
             failpoint::hit("maintenance-snapshot-removed");
@@ -480,9 +509,8 @@ impl<'r> Maintenance<'r> {
     }
 }
 
-/// Writes merged segments of all that the index lists, but for the packs in `gone`, and says what
-/// the head of the run `number` is to say. `past_head`: the head in force does not open, and so all
-/// segments count.
+/// Puts what sessions wrote into runs, and leaves out the packs in `gone`; what the head of the run
+/// `number` is to say. `past_head`: the head in force does not open, and so all segments count.
 pub(super) fn merge(
     repository: &Repository,
     progress: &Progress,
@@ -493,40 +521,28 @@ pub(super) fn merge(
     let (store, keys) = (repository.store(), repository.keys());
     // First what has ended: all segments of those sessions are in the index that is read then.
     let ended = ended(repository)?;
-    let index = Index::load(store, keys, repository.cache(), gone)?;
+    let authority = repository.reload_authority()?;
+    let index = Index::open(store, keys, &authority, repository.cache())?;
     let of_head = usize::from(past_head && index.current.problem.is_some());
     if let Some(why) = index.unreadable().get(of_head) {
         return Err(RepoError::damaged("the index", why).with_hint(
             "nothing was removed; `backstay verify --repair` builds the index anew from the packs",
         ));
     }
-    let removed: HashSet<u32> = (0..)
-        .zip(index.packs())
-        .filter(|(_, pack)| gone.contains(&pack.id))
-        .map(|(number, _)| number)
-        .collect();
     // Copies too: one of them may turn out to be the only one that is right.
-    let copies = index.copies().map(|(id, at, _)| (id, at));
-    let mut entries: Vec<_> =
-        index.locations().chain(copies).filter(|(_, at)| !removed.contains(&at.pack)).collect();
-    entries.sort_unstable();
-    let mut head = Head::default();
-    for part in entries.chunks(SEGMENT_ENTRIES) {
+    let env = repository.environment();
+    let merged = index.merge(gone, keys, env, number, &mut |key, object| {
         progress.check()?;
-        let env = repository.environment();
-        let key = merged_key(number, &env.random());
-        let segment = SegmentBuilder::of_entries(&index, part.iter().copied());
-        let object = segment.seal(keys, env.random(), &key);
-        store.create(&key, object.clone())?;
-        keep_segment(repository.cache(), &key, &object);
+        store.create(key, object.clone())?;
+        keep_segment(repository.cache(), key, &object);
         failpoint::hit("maintenance-merged");
-        head.segments.push(key);
-    }
+        Ok(())
+    })?;
     // And what earlier heads took in and nobody has removed yet: it must not count again.
     let level0 = index.current.segments.iter().map(|object| &object.key);
     let level0 = level0.filter(|key| Work::from_index_key(key).is_some_and(|w| ended.contains(&w)));
     let before = index.current.obsolete.iter();
     let before = before.filter(|key| Work::from_index_key(key).is_some());
-    head.absorbed = level0.chain(before).cloned().collect();
-    Ok(head)
+    let absorbed = level0.chain(before).cloned().collect();
+    Ok(Head { segments: merged.segments, absorbed, gone: merged.gone })
 }
