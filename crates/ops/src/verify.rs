@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use backstay_repo::{Level, Progress, Repository, Snapshot, VerifyOptions, VerifyReport};
+use backstay_repo::{
+    Level, Progress, RepairOptions, RepairReport, Repository, Snapshot, VerifyOptions, VerifyReport,
+};
 
 use crate::config::{Percent, VerifyLevel};
 use crate::error::Error;
@@ -27,22 +29,37 @@ pub fn verify(
     request: &VerifyRequest,
     progress: &Arc<Progress>,
 ) -> Result<VerifyReport> {
-    let level = match request.level {
-        VerifyLevel::Basic => Level::Basic,
-        VerifyLevel::Standard => Level::Standard,
-        VerifyLevel::Thorough => Level::Thorough,
-        VerifyLevel::Forensic => {
-            return Err(Error::usage(
-                "the level forensic restores into a sandbox, which this command cannot do yet",
-                "use --level thorough, and rehearse with `backstay restore SOURCE --to DIR`",
-            ));
-        }
-    };
     let options = VerifyOptions {
-        level,
+        level: level(request.level)?,
         snapshots: request.snapshots.clone(),
         sample: request.sample.map(|share| share.0),
         workers: context.workers(),
     };
     Ok(repository.verify(options, progress)?)
+}
+
+fn level(level: VerifyLevel) -> Result<Level> {
+    match level {
+        VerifyLevel::Basic => Ok(Level::Basic),
+        VerifyLevel::Standard => Ok(Level::Standard),
+        VerifyLevel::Thorough => Ok(Level::Thorough),
+        VerifyLevel::Forensic => Err(Error::usage(
+            "the level forensic restores into a sandbox, which this command cannot do yet",
+            "use --level thorough, and rehearse with `backstay restore SOURCE --to DIR`",
+        )),
+    }
+}
+
+/// Looks for damage of a whole repository and puts right what can be had, from what is left of it or
+/// from another repository.
+pub fn repair(
+    context: &Context,
+    repository: &Repository,
+    at: VerifyLevel,
+    from: Option<&Repository>,
+    progress: &Arc<Progress>,
+) -> Result<RepairReport> {
+    let options =
+        RepairOptions { level: level(at)?, workers: context.workers(), from: from.cloned() };
+    Ok(repository.repair(&options, progress)?)
 }

@@ -86,6 +86,10 @@ impl Archive {
         self
     }
 
+    pub(crate) fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
     pub fn system_id(&self) -> u64 {
         self.system_id
     }
@@ -158,6 +162,20 @@ impl Archive {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// The object of a file, and the hash of its content.
+    pub(crate) fn sealed(
+        &self,
+        name: &str,
+        key: &str,
+        from: &dyn Reader,
+    ) -> Result<(Vec<u8>, [u8; 32])> {
+        let key_of_hash = self.repository.keys().data_id;
+        let blocks = Blocks::read(name, from, &[key_of_hash], &[self.compression])?;
+        let hash = *blocks.hashes.first().ok_or_else(panicked)?;
+        let object = self.seal(key, from.size(), &hash, blocks.records(self.compression))?;
+        Ok((object, hash))
     }
 
     /// The content of a file; `None` only when the store said that it is not there.

@@ -6,7 +6,7 @@
 //! - `thorough`: also every chunk is opened, decompressed and hashed again, and every pack's footer
 //!   agrees with the index.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Mutex;
@@ -228,7 +228,7 @@ pub(crate) fn verify(
         let key = pack.key();
         match present.get(&key) {
             // Maintenance removed it, and a session that had been given up listed it afterwards.
-            None if !wanted && index.current.head.is_some() => continue,
+            None if !wanted && index.current.in_force.is_some() => continue,
             None => check.damage(&key, "it is missing"),
             Some(size) if *size != pack.size => {
                 check.damage(&key, format!("it has {size} bytes, {} were written", pack.size));
@@ -240,6 +240,9 @@ pub(crate) fn verify(
 
     if everything {
         check_sessions(&check, &index, &present)?;
+        for (key, what) in maintenance::examine(repository)? {
+            check.damage(&key, what);
+        }
     }
 
     let mut covered = 100.0;
@@ -283,7 +286,8 @@ fn report(check: Check<'_>, snapshots: u64, archived: u64, covered: f64) -> Veri
 fn load_index(check: &Check<'_>) -> Result<Option<Index>> {
     let (store, keys) = (check.repository.store(), check.repository.keys());
     let current = Current::read(store, keys)?;
-    if let Some(number) = current.head {
+    let heads: BTreeSet<u64> = current.head.into_iter().chain(current.in_force).collect();
+    for number in heads {
         let key = head_key(number);
         let opened = check
             .read(&key)
@@ -316,7 +320,7 @@ fn check_sessions(check: &Check<'_>, index: &Index, present: &HashMap<String, u6
             check.judge(&object.key, opened)?;
         }
     }
-    if index.current.head.is_some() {
+    if index.current.in_force.is_some() {
         // A pack that is in no segment may be what maintenance has not come to remove.
         return Ok(());
     }

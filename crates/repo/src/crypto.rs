@@ -407,6 +407,13 @@ impl Keys {
             return Err(RepoError::damaged(object, "it does not start as an object of ours does"));
         }
         if header[8] != VERSION {
+            // A later version derives its keys in another way: one that opens as this version does
+            // is this version, with a byte that was altered.
+            let mut as_ours = *header;
+            as_ours[8] = VERSION;
+            if self.open_with(object, class, &as_ours, kept).is_ok() {
+                return Err(RepoError::damaged(object, "its header is altered: another version"));
+            }
             return Err(RepoError::new(
                 RepoErrorKind::Unsupported,
                 format!(
@@ -432,25 +439,11 @@ impl Keys {
         let era = self.era(epoch).ok_or_else(|| newer(object, epoch))?;
         let mut id = [0; 16];
         id.copy_from_slice(&header[16..32]);
-        let wrong_key =
-            || RepoError::damaged(object, "its header does not open with this repository's key");
         let secret = match header[10] {
-            SUITE_PUBLIC => match (kept, &era.secrets) {
+            SUITE_PUBLIC => match (kept, era.secrets.is_some()) {
                 (Some(key), _) => *key,
-                (None, None) => return Err(only_writes(&format!("read {object}"))),
-                (None, Some(secrets)) => {
-                    let mut public = [0; 32];
-                    public.copy_from_slice(&header[32..64]);
-                    let wrap = agreement::agree(
-                        &secrets.private,
-                        UnparsedPublicKey::new(&X25519, &public),
-                        wrong_key(),
-                        |shared| Ok(wrap_key(shared, &public, &era.public)),
-                    )?;
-                    let key = open_once(&wrap, &epoch.to_le_bytes(), &header[64..112])
-                        .ok_or_else(wrong_key)?;
-                    <[u8; 32]>::try_from(key).map_err(|_| wrong_key())?
-                }
+                (None, false) => return Err(only_writes(&format!("read {object}"))),
+                (None, true) => self.unwrap_session(object, header)?,
             },
             SUITE_INDEX => self.index,
             other => return Err(RepoError::damaged(object, format!("it names suite {other}"))),
@@ -460,6 +453,42 @@ impl Keys {
             return Err(RepoError::damaged(object, "its header does not commit to its key"));
         }
         Ok(key)
+    }
+
+    fn unwrap_session(&self, object: &str, header: &[u8; HEADER]) -> Result<[u8; 32]> {
+        let wrong_key =
+            || RepoError::damaged(object, "its header does not open with this repository's key");
+        let epoch = epoch_of(header);
+        let era = self.era(epoch).ok_or_else(|| newer(object, epoch))?;
+        let secrets = era.secrets.as_ref().ok_or_else(|| only_writes(&format!("read {object}")))?;
+        let mut public = [0; 32];
+        public.copy_from_slice(&header[32..64]);
+        let wrap = agreement::agree(
+            &secrets.private,
+            UnparsedPublicKey::new(&X25519, &public),
+            wrong_key(),
+            |shared| Ok(wrap_key(shared, &public, &era.public)),
+        )?;
+        let key = open_once(&wrap, &epoch.to_le_bytes(), &header[64..112]).ok_or_else(wrong_key)?;
+        <[u8; 32]>::try_from(key).map_err(|_| wrong_key())
+    }
+
+    /// The key of the session that wrote the object with this header: with it another object of that
+    /// session opens whose own header is damaged.
+    pub fn session_of(&self, object: &str, header: &[u8]) -> Result<SessionKey> {
+        let class = class_of(header).unwrap_or(Class::DataPack);
+        self.open(object, class, header)?;
+        let header: &[u8; HEADER] = header
+            .get(..HEADER)
+            .and_then(|h| h.try_into().ok())
+            .ok_or_else(|| RepoError::damaged(object, "it is cut short"))?;
+        if header[10] != SUITE_PUBLIC {
+            return Err(RepoError::damaged(object, "it carries no session key"));
+        }
+        let key = self.unwrap_session(object, header)?;
+        let mut wrapped = [0; 80];
+        wrapped.copy_from_slice(&header[32..112]);
+        Ok(SessionKey { key, wrapped, epoch: epoch_of(header) })
     }
 
     /// A key for an object that whoever holds the index key may open.

@@ -4,6 +4,8 @@
 //! attacker without the keys could hand them: a seal must never be all that stands between bytes
 //! and a panic.
 
+pub mod targets;
+
 use std::sync::LazyLock;
 
 pub use crate::chunker::Chunker;
@@ -87,8 +89,8 @@ pub fn format(json: &[u8]) -> bool {
 /// Whether the header of an object of any class opens.
 pub fn header(bytes: &[u8]) -> bool {
     static KEYS: LazyLock<Keys> = LazyLock::new(|| Keys::derive(&RootKey::from_bytes([3; 32])));
-    use Class::{Archived, DataPack, Index, MetadataPack, Session};
-    [DataPack, MetadataPack, Class::Snapshot, Archived, Index, Session]
+    use Class::{Archived, DataPack, Index, Maintenance, MetadataPack, Session, Tombstone};
+    [DataPack, MetadataPack, Class::Snapshot, Archived, Index, Session, Tombstone, Maintenance]
         .into_iter()
         .any(|class| KEYS.open("an object", class, bytes).is_ok())
 }
@@ -109,6 +111,33 @@ pub fn forged_archived(summary: &[u8], table: &[u8], blocks: &[&[u8]]) -> Option
 /// The content of an archived file that nobody sealed.
 pub fn archived(object: &[u8]) -> Option<Vec<u8>> {
     ARCHIVE.open("a file", object).ok()
+}
+
+/// The number of extents of a file's body, when all of them lie within it.
+pub fn extents(content: &crate::FileContent) -> Option<usize> {
+    let tree = crate::Tree::new(ARCHIVE.repository().clone(), ObjectId([0; 32]), "a tree".into());
+    tree.extents(content).ok().map(|extents| extents.len())
+}
+
+/// Which of the bodies that maintenance signs these bytes are.
+pub fn maintenance_body(body: &[u8]) -> [bool; 4] {
+    crate::maintenance::parses(body)
+}
+
+/// Whether a session's object says of which process it is.
+pub fn session(json: &[u8]) -> bool {
+    let about: Option<serde_json::Value> = serde_json::from_slice(json).ok();
+    about.is_some_and(|about| crate::session::Process::of(&about).is_some())
+}
+
+/// Whether any name in a store is taken for one of ours that is not written in the one way.
+pub fn name_is_ambiguous(key: &str) -> bool {
+    crate::layout::is_ambiguous(key)
+}
+
+/// The object `format` of a repository with one more flag, as a later program would write it.
+pub fn format_with_flag(repository: &Repository, operation: &str, flag: &str) -> Option<Vec<u8>> {
+    crate::repository::with_flag(repository, operation, flag)
 }
 
 /// A pack with one record that says it is the chunk `id` and is not, and a segment that lists it: what

@@ -11,6 +11,8 @@ pub(crate) const SNAPSHOTS: &str = "snapshots/";
 pub(crate) const WAL: &str = "wal/";
 pub(crate) const TOMBSTONES: &str = "tombstones/";
 pub(crate) const GC: &str = "gc/";
+/// Objects on their way into the place of a damaged one, each below its own key.
+pub(crate) const MENDING: &str = "mending/";
 /// Which merged segments are the index, by the number of the run that made them.
 pub(crate) const HEADS: &str = "index/heads/";
 
@@ -120,6 +122,17 @@ pub(crate) fn parse_pack_key(key: &str) -> Option<(Work, [u8; 16])> {
     let work = Work { writer: unhex(parts.next()?)?, session: unhex(parts.next()?)? };
     let id = unhex(parts.next()?)?;
     parts.next().is_none().then_some((work, id))
+}
+
+/// For [`internals`](crate::internals): whether a key is read as one that is written otherwise.
+pub(crate) fn is_ambiguous(key: &str) -> bool {
+    let works = [
+        Work::from_snapshot_key(key).map(|work| work.snapshot_key()),
+        Work::from_session_key(key).map(|work| work.session_key()),
+        Work::from_tombstone_key(key).map(|work| work.tombstone_key()),
+        parse_pack_key(key).map(|(work, id)| work.pack_key(&id)),
+    ];
+    works.into_iter().flatten().any(|written| written != key)
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ mod crypto;
 mod entry;
 mod error;
 mod fallback;
+mod heal;
 mod id;
 mod index;
 #[doc(hidden)]
@@ -48,6 +49,7 @@ pub use entry::{
 };
 pub use error::{RepoError, RepoErrorKind};
 pub use fallback::{Fallback, Lacking, Sibling, Supplied};
+pub use heal::{RepairOptions, RepairReport};
 pub use id::{Kind, ObjectId};
 pub use keys::{KeySlot, Secret, SlotKind};
 pub use maintenance::{MaintenanceOptions, MaintenanceReport, Waiting};

@@ -108,6 +108,21 @@ pub(crate) fn parses_format(json: &[u8]) -> bool {
     serde_json::from_slice::<Format>(json).is_ok()
 }
 
+/// For [`internals`](crate::internals): the object `format` with one more flag, sealed anew.
+pub(crate) fn with_flag(repository: &Repository, operation: &str, flag: &str) -> Option<Vec<u8>> {
+    let body = repository.store().read(FORMAT).ok()?;
+    let mut format: Format = serde_json::from_slice(&body).ok()?;
+    let flags = match operation {
+        "read" => &mut format.features.read,
+        "write" => &mut format.features.write,
+        "check" => &mut format.features.check,
+        _ => &mut format.features.delete,
+    };
+    flags.push(flag.to_owned());
+    format.seal = format.sealed_with(repository.keys());
+    serde_json::to_vec_pretty(&format).ok()
+}
+
 impl Format {
     fn sealed_with(&self, keys: &Keys) -> String {
         let unsealed = Self { seal: String::new(), ..self.clone() };
@@ -949,6 +964,15 @@ impl Repository {
     ) -> Result<crate::VerifyReport> {
         self.keys().must_own("verify")?;
         crate::check::verify(self, options, progress)
+    }
+
+    /// Puts right what is damaged, as far as it can be had.
+    pub fn repair(
+        &self,
+        options: &crate::RepairOptions,
+        progress: &Arc<Progress>,
+    ) -> Result<crate::RepairReport> {
+        crate::heal::repair(self, options, progress)
     }
 
     /// Forgets the snapshot whose id starts with `prefix`: it is gone for everybody at once. What only

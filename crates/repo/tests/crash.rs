@@ -120,7 +120,59 @@ fn dies_here() {
                 RestoreOptions { delta: true, ..RestoreOptions::new(folder.join("restored")) };
             repo.restore(&snapshot, options, &Progress::default()).unwrap();
         }
+        "repair" => {
+            open(&store).repair(&from_other(folder), &Default::default()).unwrap();
+        }
         other => panic!("what is {other}?"),
+    }
+}
+
+/// Repairs from the repository beside it, which has the same content under another key.
+fn from_other(folder: &Path) -> RepairOptions {
+    let store = Store::new(Local::new(folder.join("other")).unwrap());
+    let options = OpenOptions::default();
+    let from = Repository::open(store, Environment::system(), &other_key(), options).unwrap();
+    RepairOptions { level: Level::Thorough, from: Some(from), ..RepairOptions::default() }
+}
+
+fn other_key() -> Secret {
+    Secret::key_file([9; 32]).unwrap()
+}
+
+/// Damages something of everything that a repair mends.
+fn damage(folder: &Path) {
+    let other = Store::new(Local::new(folder.join("other")).unwrap());
+    let options = InitOptions::default();
+    let other = Repository::init(other, Environment::system(), &other_key(), options).unwrap();
+    let store = store(folder);
+    let repo = open(&store);
+    for files in [first_files(), few_files(), second_files()] {
+        backup(&other, &files).unwrap();
+    }
+    for repo in [&repo, &other] {
+        repo.archive(SYSTEM).push(SEGMENT, &segment()).unwrap();
+    }
+    let second = backup(&repo, &second_files()).unwrap();
+    let flip = |key: &str, at: usize| {
+        let mut body = store.read(key).unwrap().to_vec();
+        let at = at % body.len();
+        body[at] ^= 1;
+        store.delete(key).unwrap();
+        store.create(key, body.into()).unwrap();
+    };
+    let all = store.list("").unwrap();
+    for object in &all {
+        let of_second = object.key.contains(&second.id);
+        if object.key.starts_with("packs/") && of_second {
+            flip(&object.key, 400);
+        } else if object.key.starts_with("index/1/")
+            || object.key.starts_with("index/heads/")
+            || (object.key.starts_with("index/0/") && of_second)
+            || object.key == "gc/00000001/condemned"
+            || object.key.starts_with("wal/")
+        {
+            flip(&object.key, 170);
+        }
     }
 }
 
@@ -151,10 +203,15 @@ fn prepare(folder: &Path, work: &str) -> Option<Snapshot> {
     if work == "copy" {
         repository(&second_store(folder));
     }
-    if work == "maintain" {
+    if work == "maintain" || work == "repair" {
         let many = backup(&repo, &many_files()).unwrap();
         backup(&repo, &few_files()).unwrap();
         repo.forget(&many.id).unwrap();
+        if work == "repair" {
+            repo.maintain(&impatient(), &Default::default()).unwrap();
+            damage(folder);
+            return Some(first);
+        }
         // One that never comes to an end.
         std::mem::forget(repo.begin(options("asleep")).unwrap());
     }
@@ -207,6 +264,17 @@ fn examine(folder: &Path, work: &str, first: Option<&Snapshot>, context: &str) {
         return;
     }
     let repo = open(&store);
+    if work == "repair" {
+        // The same repair done again comes to its end, whatever the dead one did.
+        let report = repo.repair(&from_other(folder), &Default::default()).unwrap();
+        let waits = |damage: &Damage| damage.what.contains("sessions at work");
+        assert!(report.unrepaired.iter().all(waits), "{context}: {report:?}");
+        repo.maintain(&impatient(), &Default::default()).unwrap();
+        repo.maintain(&impatient(), &Default::default()).unwrap();
+        assert_eq!(repo.snapshots().unwrap().len(), 3, "{context}");
+        let archived = repo.archive(SYSTEM).fetch(SEGMENT).unwrap();
+        assert!(archived.is_some_and(|found| found == segment()), "{context}");
+    }
     assert_eq!(verify(&repo, Level::Thorough).damages, [], "{context}");
     check(&repo, first.unwrap(), &first_files());
     let snapshots = repo.snapshots().unwrap();
@@ -215,6 +283,10 @@ fn examine(folder: &Path, work: &str, first: Option<&Snapshot>, context: &str) {
         match work {
             "backup" => check(&repo, snapshot, &second_files()),
             "maintain" => check(&repo, snapshot, &few_files()),
+            "repair" if snapshot.stats.bytes == bytes_of(&few_files()) => {
+                check(&repo, snapshot, &few_files());
+            }
+            "repair" => check(&repo, snapshot, &second_files()),
             _ => panic!("{context}: where does that come from?"),
         }
     }
@@ -237,6 +309,7 @@ fn examine(folder: &Path, work: &str, first: Option<&Snapshot>, context: &str) {
                 check(&repo, snapshot, &if is_first { first_files() } else { few_files() });
             }
         }
+        "repair" => {}
         "push" => {
             let archive = repo.archive(SYSTEM);
             let found = archive.fetch(SEGMENT).unwrap();
@@ -254,8 +327,12 @@ fn examine(folder: &Path, work: &str, first: Option<&Snapshot>, context: &str) {
     assert_eq!(verify(&repo, Level::Thorough).damages, [], "{context}");
     let left = std::fs::read_dir(folder.join("store/.tmp")).map_or(0, Iterator::count);
     // The next one who creates something removes them, and these two need not.
-    let creates = !["restore", "maintain"].contains(&work);
+    let creates = !["restore", "maintain", "repair"].contains(&work);
     assert!(!creates || left == 0, "{context}: {left} temporaries stay behind");
+}
+
+fn bytes_of(files: &Files) -> u64 {
+    files.values().map(|(_, bytes)| bytes.len() as u64).sum()
 }
 
 fn check(repo: &Repository, snapshot: &Snapshot, files: &Files) {
@@ -337,6 +414,41 @@ fn maintenance_dies_at_every_step() {
         "maintenance-snapshot-removed",
     ];
     expect(&met, &steps);
+}
+
+/// What a repair passes itself; what it shares with a backup and with maintenance is above.
+const REPAIR: [&str; 9] = [
+    "repair-listed",
+    "repair-segment-removed",
+    "repair-head-merged",
+    "repair-head-removed",
+    "repair-run-marked",
+    "repair-run-removed",
+    "repair-stored",
+    "repair-archived-stored",
+    "repair-archived-removed",
+];
+
+#[test]
+fn a_repair_dies_at_every_step() {
+    let mut met = BTreeSet::new();
+    for name in REPAIR {
+        // Some are passed more than once.
+        let often = ["repair-segment-removed", "repair-run-removed", "repair-stored"];
+        for count in 1..=1 + u64::from(often.contains(&name)) {
+            let folder = tempfile::tempdir().unwrap();
+            let first = prepare(folder.path(), "repair");
+            let mut command = child("repair", folder.path());
+            command.env("BACKSTAY_FAILPOINT", format!("{name}:{count}"));
+            if !killed(command.status().unwrap()) {
+                break;
+            }
+            met.insert(name);
+            let context = format!("repair at {name}:{count}");
+            examine(folder.path(), "repair", first.as_ref(), &context);
+        }
+    }
+    assert_eq!(met, REPAIR.into_iter().collect());
 }
 
 /// There is always exactly one of the two keys that opens all, and the work can be done again.
@@ -425,6 +537,7 @@ fn a_copy_goes_on_where_it_died() {
 fn every_failpoint_of_this_floor_is_met_by_some_test() {
     let known: BTreeSet<&str> = LOCAL
         .into_iter()
+        .chain(REPAIR)
         .chain([
             "init-keys-created",
             "session-created",
@@ -457,6 +570,28 @@ fn every_failpoint_of_this_floor_is_met_by_some_test() {
     let all: BTreeSet<&str> =
         failpoint::ALL.iter().copied().filter(|name| !is_above(name)).collect();
     assert_eq!(all, known, "a new failpoint wants its place in the tests above");
+}
+
+/// Every call in the sources has its place in the list, and the list names no other.
+#[test]
+fn the_list_of_failpoints_is_that_of_the_sources() {
+    let mut found = BTreeSet::new();
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("..")];
+    while let Some(folder) = folders.pop() {
+        for file in std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()) {
+            let name = file.file_name().unwrap().to_string_lossy().into_owned();
+            if file.is_dir() && name != "tests" && name != "target" {
+                folders.push(file);
+            } else if name.ends_with(".rs") {
+                let source = std::fs::read_to_string(&file).unwrap();
+                for call in source.split("failpoint::hit(\"").skip(1) {
+                    found.insert(call.split('"').next().unwrap().to_owned());
+                }
+            }
+        }
+    }
+    let listed: BTreeSet<String> = failpoint::ALL.iter().map(|name| (*name).to_owned()).collect();
+    assert_eq!(found, listed);
 }
 
 /// Killed from outside at moments that nobody chose.

@@ -40,6 +40,16 @@ pub const ALL: &[&str] = &[
     // copies
     "copy-listed",
     "copy-read",
+    // repair
+    "repair-listed",
+    "repair-segment-removed",
+    "repair-head-merged",
+    "repair-head-removed",
+    "repair-run-marked",
+    "repair-run-removed",
+    "repair-stored",
+    "repair-archived-stored",
+    "repair-archived-removed",
     // restore
     "restore-planned",
     "restore-chunk-written",

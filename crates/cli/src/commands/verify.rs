@@ -1,11 +1,12 @@
 //! `backstay verify`: is what is stored what was stored?
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use backstay_ops::Error;
 use backstay_ops::config::{Percent, VerifyLevel};
 use backstay_ops::units::{count, format_duration, format_size};
-use backstay_ops::verify::{VerifyRequest, verify};
-use backstay_repo::VerifyReport;
+use backstay_ops::verify::{VerifyRequest, repair, verify};
+use backstay_repo::{RepairReport, VerifyReport};
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -21,6 +22,10 @@ use crate::work;
   thorough   every chunk opens, decompresses and hashes to its id; all trees are walked
   forensic   restored in a sandbox, started and queried
 
+With --repair what is damaged is put right, as far as it can be had: an index from the
+packs, what is left of a damaged pack, and with --repair-from what is lost from another
+repository that holds the same. Nothing goes before what replaces it is stored.
+
 Ends with 20 when something is damaged.")]
 pub struct VerifyArgs {
     /// A source, or one snapshot [default: everything]
@@ -34,6 +39,14 @@ pub struct VerifyArgs {
     /// Read only a share; repeated runs cover everything
     #[arg(long, value_name = "PERCENT", value_parser = Percent::parse)]
     sample: Option<Percent>,
+
+    /// Put right what is damaged, as far as it can be had
+    #[arg(long, conflicts_with_all = ["what", "sample"])]
+    repair: bool,
+
+    /// Repair, and find what is lost in another repository
+    #[arg(long, value_name = "REPOSITORY", conflicts_with_all = ["what", "sample"])]
+    repair_from: Option<String>,
 }
 
 fn parse_level() -> impl clap::builder::TypedValueParser<Value = VerifyLevel> {
@@ -55,6 +68,7 @@ pub fn run(args: &VerifyArgs, app: &App) -> Result<Outcome> {
     let mut request = VerifyRequest { level, sample: args.sample, snapshots: Vec::new() };
     let mut reports = Vec::new();
     match &args.what {
+        None if args.repair || args.repair_from.is_some() => return repair_all(args, level, app),
         None => {
             for config in context.config.repositories()? {
                 let repository = context.open(config)?;
@@ -88,19 +102,8 @@ pub fn run(args: &VerifyArgs, app: &App) -> Result<Outcome> {
         }
     }
     let good = reports.iter().all(|(_, report, _)| report.is_good());
-    let documents: Vec<Value> = reports
-        .iter()
-        .map(|(name, report, seconds)| {
-            let mut document =
-                json!({ "repository": name, "good": report.is_good(), "seconds": seconds });
-            if let (Value::Object(into), Ok(Value::Object(from))) =
-                (&mut document, serde_json::to_value(report))
-            {
-                into.extend(from);
-            }
-            document
-        })
-        .collect();
+    let documents: Vec<Value> =
+        reports.iter().map(|(name, report, seconds)| document(name, report, *seconds)).collect();
     app.output.document(&json!({ "good": good, "verifications": documents }))?;
     Ok(if good { Outcome::Done } else { Outcome::Damage })
 }
@@ -124,6 +127,102 @@ fn one(
     let context = app.context()?;
     let report = work::run(app, name, |progress| verify(context, repository, request, progress))?;
     let took = start.elapsed();
+    say(app, name, &report, took)?;
+    if !report.is_good() {
+        app.output.say("  `backstay verify --repair` puts right what can be had")?;
+    }
+    Ok((name.to_owned(), report, took.as_secs_f64()))
+}
+
+fn document(name: &str, report: &VerifyReport, seconds: f64) -> Value {
+    let mut document = json!({ "repository": name, "good": report.is_good(), "seconds": seconds });
+    if let (Value::Object(into), Ok(Value::Object(from))) =
+        (&mut document, serde_json::to_value(report))
+    {
+        into.extend(from);
+    }
+    document
+}
+
+/// Repairs every repository but the one that the rest is taken from.
+fn repair_all(args: &VerifyArgs, level: VerifyLevel, app: &App) -> Result<Outcome> {
+    let context = app.context()?;
+    let from = match &args.repair_from {
+        Some(name) => Some(context.open(context.config.repository(name)?)?),
+        None => None,
+    };
+    let repositories = context.config.repositories()?.into_iter();
+    let targets: Vec<_> =
+        repositories.filter(|config| args.repair_from.as_ref() != Some(&config.name)).collect();
+    if targets.is_empty() {
+        return Err(Error::usage(
+            "there is no repository to repair but the one to repair from",
+            "name another one with --repair-from",
+        ));
+    }
+    let mut documents = Vec::new();
+    let mut good = true;
+    for config in targets {
+        let repository = context.open(config)?;
+        app.show_warnings();
+        let start = Instant::now();
+        let report = work::run(app, &config.name, |progress| {
+            repair(context, &repository, level, from.as_ref(), progress)
+        })?;
+        let took = start.elapsed();
+        say_repair(app, &config.name, &report)?;
+        say(app, &config.name, &report.left, took)?;
+        good &= report.is_good();
+        let mut document = document(&config.name, &report.left, took.as_secs_f64());
+        if let Value::Object(into) = &mut document {
+            let repair = json!({
+                "repaired": report.repaired,
+                "unrepaired": report.unrepaired,
+                "chunks_salvaged": report.chunks_salvaged,
+                "fetched": report.fetched,
+                "packs_removed": report.packs_removed,
+            });
+            into.insert("repair".into(), repair);
+        }
+        documents.push(document);
+    }
+    app.output.document(&json!({ "good": good, "verifications": documents }))?;
+    Ok(if good { Outcome::Done } else { Outcome::Damage })
+}
+
+fn say_repair(app: &App, name: &str, report: &RepairReport) -> Result<()> {
+    let paint = app.output.paint;
+    for done in &report.repaired {
+        let mark = paint.paint(Style::Green, "repaired");
+        app.output.answer(format!("  {mark} {}: {}", done.object, done.what))?;
+    }
+    for left in &report.unrepaired {
+        let mark = paint.paint(Style::Red, "not repaired");
+        app.output.answer(format!("  {mark} {}: {}", left.object, left.what))?;
+    }
+    let mut parts = Vec::new();
+    if report.chunks_salvaged > 0 {
+        let chunks = count(report.chunks_salvaged, "chunk", "chunks");
+        parts.push(format!("{chunks} moved out of damaged packs"));
+    }
+    if report.fetched > 0 {
+        let things = count(report.fetched, "chunk or file", "chunks and files");
+        parts.push(format!("{things} from the other repository"));
+    }
+    if report.packs_removed > 0 {
+        let packs = count(report.packs_removed, "damaged pack", "damaged packs");
+        parts.push(format!("{packs} removed"));
+    }
+    if !parts.is_empty() {
+        app.output.say(format!("{name}  {}", parts.join(", ")))?;
+    } else if report.repaired.is_empty() && report.unrepaired.is_empty() {
+        app.output.say(format!("{name}  nothing to repair"))?;
+    }
+    Ok(())
+}
+
+/// A verification in words.
+fn say(app: &App, name: &str, report: &VerifyReport, took: Duration) -> Result<()> {
     let paint = app.output.paint;
     let mark = if report.is_good() {
         paint.paint(Style::Green, "good")
@@ -156,5 +255,5 @@ fn one(
             damage.what
         ))?;
     }
-    Ok((name.to_owned(), report, took.as_secs_f64()))
+    Ok(())
 }

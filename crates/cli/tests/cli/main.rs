@@ -15,6 +15,8 @@ mod json;
 mod look;
 #[cfg(all(feature = "mount", target_os = "linux"))]
 mod mount;
+
+mod repair;
 mod sandbox;
 mod secrets;
 mod several;

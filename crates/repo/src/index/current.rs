@@ -5,7 +5,7 @@
 //! segments of level 0 that they took in. What counts is the newest head and the segments of level 0
 //! that it does not name.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use backstay_store::ObjectMeta;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -18,14 +18,17 @@ use crate::{RepoError, RepoErrorKind, Result, Store};
 /// Which objects of the store are its index.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Current {
-    /// The run of the newest head.
+    /// The newest number below `index/heads/`, whatever lies there: where it stays the same, nothing
+    /// that counts was removed.
     pub head: Option<u64>,
+    /// The run whose head decides. Another one than `head` where somebody made up a name.
+    pub in_force: Option<u64>,
     /// Segments that count.
     pub segments: Vec<ObjectMeta>,
     /// What they have replaced.
     pub obsolete: Vec<String>,
     /// That the newest head does not open, and so all segments count.
-    pub(super) problem: Option<String>,
+    pub problem: Option<String>,
     /// Packs that were removed and that runs name all the same.
     pub(super) gone: HashSet<[u8; 16]>,
 }
@@ -43,7 +46,22 @@ fn is_replaced(key: &str, number: u64) -> bool {
 
 /// The run of the newest head.
 pub(crate) fn newest_head(store: &Store) -> Result<Option<u64>> {
-    Ok(store.list(HEADS)?.iter().filter_map(|object| run_of(&object.key)).max())
+    Ok(store.list(HEADS)?.iter().filter_map(|object| number_of_head(&object.key)).max())
+}
+
+/// The run of which this is the head, and no other name for it.
+pub(crate) fn number_of_head(key: &str) -> Option<u64> {
+    run_of(key).filter(|number| crate::layout::head_key(*number) == key)
+}
+
+pub(crate) fn read_head(store: &Store, keys: &Keys, number: u64) -> Result<Head> {
+    let key = crate::layout::head_key(number);
+    let object = store.read(&key)?;
+    crate::maintenance::open(keys, Class::Maintenance, &key, &object)
+}
+
+fn without_heads(listed: Vec<ObjectMeta>) -> Vec<ObjectMeta> {
+    listed.into_iter().filter(|object| !object.key.starts_with(HEADS)).collect()
 }
 
 pub(super) fn replaced() -> RepoError {
@@ -100,28 +118,42 @@ impl Current {
         newest: Option<u64>,
         listed: Vec<ObjectMeta>,
     ) -> Result<Self> {
-        let Some(number) = newest else {
-            return Ok(Self { segments: listed, ..Self::default() });
-        };
-        let key = crate::layout::head_key(number);
-        let head = store.read(&key).map_err(RepoError::from).and_then(|object| {
-            crate::maintenance::open::<Head>(keys, Class::Maintenance, &key, &object)
-        });
-        let head = match head {
-            Ok(head) => head,
-            Err(error) if error.is_about_an_object() => {
-                tracing::warn!(%error, "which segments are the index cannot be read: all are taken");
-                let segments = listed.into_iter().filter(|o| !o.key.starts_with(HEADS)).collect();
-                let problem = Some(error.to_string());
-                // Nothing is known to be replaced.
-                return Ok(Self { head: Some(number), segments, problem, ..Self::default() });
+        let heads: BTreeSet<u64> = listed.iter().filter_map(|o| number_of_head(&o.key)).collect();
+        let mut found = None;
+        for number in heads.into_iter().rev() {
+            match read_head(store, keys, number) {
+                Ok(head) => found = Some((number, head)),
+                // A run signs other objects before its head, and they stay for ever. Where none is,
+                // somebody made up the name, which takes no more than the right to create.
+                Err(error)
+                    if error.kind() == RepoErrorKind::Damaged
+                        && !crate::maintenance::began(store, keys, number)? =>
+                {
+                    tracing::warn!(%error, "it is no head of the index, and is passed over");
+                    continue;
+                }
+                Err(error) if error.is_about_an_object() => {
+                    tracing::warn!(%error, "which segments are the index cannot be read: all are taken");
+                    // Nothing is known to be replaced.
+                    return Ok(Self {
+                        head: newest,
+                        in_force: Some(number),
+                        segments: without_heads(listed),
+                        problem: Some(error.to_string()),
+                        ..Self::default()
+                    });
+                }
+                Err(error) => return Err(error),
             }
-            Err(error) => return Err(error),
+            break;
+        }
+        let Some((number, head)) = found else {
+            return Ok(Self { head: newest, segments: without_heads(listed), ..Self::default() });
         };
         let merged: HashSet<&str> = head.segments.iter().map(String::as_str).collect();
         let absorbed: HashSet<&str> = head.absorbed.iter().map(String::as_str).collect();
         let gone = head.gone.iter().copied().collect();
-        let mut current = Self { head: Some(number), gone, ..Self::default() };
+        let mut current = Self { head: newest, in_force: Some(number), gone, ..Self::default() };
         for object in listed {
             let counts = match Work::from_index_key(&object.key) {
                 Some(_) => !absorbed.contains(object.key.as_str()),

@@ -12,7 +12,7 @@ use super::object::{cache_path, forget_segments, read_segment};
 use super::part::Origin;
 use super::*;
 use crate::authority::Authority;
-use crate::crypto::Keys;
+use crate::crypto::{Class, Keys, epoch_of};
 use crate::layout::{PACKS, Work, parse_pack_key, parse_part_key};
 use crate::{RepoError, Result, Store};
 
@@ -246,6 +246,20 @@ impl Index {
         Err(replaced())
     }
 
+    /// The index without the objects `left_out`, from the store itself.
+    pub fn load_without(
+        store: &Store,
+        keys: &Keys,
+        authority: &Authority,
+        mut current: Current,
+        left_out: &HashSet<String>,
+    ) -> Result<Self> {
+        current.segments.retain(|object| !left_out.contains(&object.key));
+        let index = Self::load_segments(store, keys, authority, None, &current)?;
+        index.compare(store.list(PACKS)?, &HashSet::new());
+        Ok(index)
+    }
+
     fn compare(&self, listed: Vec<ObjectMeta>, avoided: &HashSet<[u8; 16]>) {
         let short = |id: &[u8; 16]| u128::from_be_bytes(*id) as u64;
         let mut numbers: Vec<(u64, u32)> =
@@ -330,6 +344,22 @@ pub(crate) fn check_part(keys: &Keys, object: &str, body: bytes::Bytes) -> Resul
     let size = body.len() as u64;
     let source = part::Source::Memory { bytes: body, from: 0 };
     Opened::read(keys, object, size, source)?.part.check()
+}
+
+/// Whether a segment of the store opens and was written by whom its name says.
+pub(crate) fn check_segment(
+    authority: &Authority,
+    keys: &Keys,
+    object: &str,
+    body: &[u8],
+) -> Result<()> {
+    let plain = open_object(keys, Class::Index, object, body)?;
+    vouch(authority, keys, object, epoch_of(body), &plain).map(drop)
+}
+
+/// A part of a run that lists nothing.
+pub(crate) fn empty_part(keys: &Keys, id: [u8; 16], object: &str) -> bytes::Bytes {
+    Part::seal(keys, id, object, 0, &[], &[])
 }
 
 /// For [`internals`](crate::internals): seals what may be no part of a run as one, and reads it.

@@ -25,8 +25,10 @@ mod tests;
 
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
-pub(crate) use current::{Current, Head, newest_head};
-pub(crate) use load::{check_part, is_signed, opens_forged, parses_root};
+pub(crate) use current::{Current, Head, newest_head, number_of_head, read_head};
+pub(crate) use load::{
+    check_part, check_segment, empty_part, is_signed, opens_forged, parses_root,
+};
 pub(crate) use object::{keep, keep_segment, open_object, open_record_of, seal_object, seal_with};
 use part::{Opened, Part};
 use segment::Segment;
@@ -223,6 +225,18 @@ impl Index {
         let looked = self.each(&prefix(id), |_, _, state| there |= state == State::There);
         if let Err(error) = looked {
             tracing::warn!(%error, "what the index cannot tell is stored again");
+        }
+        there
+    }
+
+    /// Whether a chunk is in a pack that is there, whoever wrote it.
+    pub fn is_there(&self, id: &ObjectId) -> bool {
+        let mut there = false;
+        let looked = self.each(&prefix(id), |_, _, state| {
+            there |= matches!(state, State::There | State::Foreign);
+        });
+        if let Err(error) = looked {
+            tracing::warn!(%error, "what the index cannot tell counts as lost");
         }
         there
     }

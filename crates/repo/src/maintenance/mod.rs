@@ -21,10 +21,12 @@
 //! taken that must not be created again.
 //!
 //! `view` is one look at the repository, `mark` finds what is reachable, `repack` moves chunks out of
-//! packs that are mostly garbage, `run` takes the steps, `signed` is how its objects are sealed.
+//! packs that are mostly garbage, `run` takes the steps, `mend` puts right what is damaged of them,
+//! `signed` is how its objects are sealed.
 
 mod locked;
 mod mark;
+mod mend;
 mod repack;
 mod run;
 mod signed;
@@ -43,8 +45,10 @@ use crate::keys::timestamp;
 use crate::layout::{SNAPSHOTS, TOMBSTONES, Work};
 use crate::repository::Repository;
 use crate::{Progress, RepoError, RepoErrorKind, Result};
+pub(crate) use mend::{Swept, began, examine, mend_heads, mend_runs, retire};
 pub(crate) use run::condemned;
 pub(crate) use signed::{open, open_of_any_time, sign};
+pub(crate) use view::ended as ended_now;
 
 /// How to maintain.
 #[derive(Debug, Clone)]
@@ -218,7 +222,7 @@ fn ended(repository: &Repository, listed: &[ObjectMeta]) -> Result<HashSet<Work>
 }
 
 /// Whether a snapshot was forgotten since it was listed: then it is no damage that it is gone.
-fn is_forgotten(repository: &Repository, work: &Work) -> Result<bool> {
+pub(crate) fn is_forgotten(repository: &Repository, work: &Work) -> Result<bool> {
     match repository.store().head(&work.tombstone_key()) {
         Ok(object) => is_tombstone(repository, &object),
         Err(error) if error.is_not_found() => Ok(false),
@@ -278,6 +282,40 @@ pub(crate) fn forget(repository: &Repository, prefix: &str) -> Result<String> {
         }
     }
     Ok(work.id())
+}
+
+/// For [`internals`](crate::internals): which of the bodies that are signed these bytes are.
+pub(crate) fn parses(body: &[u8]) -> [bool; 4] {
+    [
+        postcard::from_bytes::<Vec<run::Condemned>>(body).is_ok(),
+        postcard::from_bytes::<Vec<([u8; 8], [u8; 16])>>(body).is_ok(),
+        postcard::from_bytes::<crate::index::Head>(body).is_ok(),
+        postcard::from_bytes::<Tombstone>(body).is_ok(),
+    ]
+}
+
+/// Valid bodies, for tests that alter them.
+pub(crate) fn samples() -> Vec<Vec<u8>> {
+    let condemned =
+        run::Condemned { writer: [1; 8], session: [2; 16], id: [3; 16], size: 32 << 20 };
+    let head = crate::index::Head {
+        segments: vec!["index/1/00000001/ab".into()],
+        absorbed: vec!["index/0/a/b/000000".into(); 3],
+        gone: vec![[4; 16]; 2],
+    };
+    let tombstone = Tombstone {
+        reason: Reason::Forgotten,
+        time: 1_700_000_000,
+        host: "here".into(),
+        version: "1".into(),
+    };
+    let made = [
+        postcard::to_stdvec(&vec![condemned; 5]),
+        postcard::to_stdvec(&vec![([1_u8; 8], [2_u8; 16]); 5]),
+        postcard::to_stdvec(&head),
+        postcard::to_stdvec(&tombstone),
+    ];
+    made.into_iter().flatten().collect()
 }
 
 /// Refuses to go on while a run has been begun and has not come to its end.

@@ -9,13 +9,14 @@ use serde::{Deserialize, Serialize};
 
 use super::locked;
 use super::mark::Marks;
+use super::mend::Runs;
 use super::repack::{choose, needed_after_all, of_old_keys, repack};
-use super::view::{View, at_work, ended};
+use super::view::{StoredPack, View, at_work, ended};
 use super::{MaintenanceOptions, MaintenanceReport, Reason, Tombstone, Waiting, open, signed};
 use crate::crypto::Class;
 use crate::id::hex;
 use crate::index::{Current, Head, Index, keep_segment, open_object};
-use crate::layout::{GC, PACKS, SESSIONS, SNAPSHOTS, Work, gc_key, head_key, run_of};
+use crate::layout::{PACKS, SESSIONS, SNAPSHOTS, Work, gc_key, head_key};
 use crate::repository::Repository;
 use crate::{Progress, RepoError, RepoErrorKind, Result};
 use backstay_store::failpoint;
@@ -25,15 +26,20 @@ const SEGMENTS: usize = 16;
 
 /// A pack that a run condemned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct Condemned {
-    writer: [u8; 8],
-    session: [u8; 16],
-    id: [u8; 16],
+pub(super) struct Condemned {
+    pub writer: [u8; 8],
+    pub session: [u8; 16],
+    pub id: [u8; 16],
     /// Bytes.
-    size: u64,
+    pub size: u64,
 }
 
 impl Condemned {
+    pub fn of(pack: &StoredPack) -> Self {
+        let Work { writer, session } = pack.work;
+        Self { writer, session, id: pack.id, size: pack.size }
+    }
+
     fn key(&self) -> String {
         Work { writer: self.writer, session: self.session }.pack_key(&self.id)
     }
@@ -58,35 +64,53 @@ pub(crate) fn condemned(repository: &Repository) -> Result<Option<HashSet<[u8; 1
 /// # Errors
 /// Damage, when that cannot be read: then nothing is known of it.
 fn newest(repository: &Repository) -> Result<Option<(u64, Vec<Condemned>)>> {
-    // Other names below are not ours.
-    let steps = ["condemned", "sessions", "sweep"];
-    let listed = repository.store().list(GC)?;
-    let runs = listed.iter().filter_map(|object| {
-        let run = run_of(&object.key)?;
-        steps.iter().any(|step| gc_key(run, step) == object.key).then_some(run)
-    });
-    let Some(number) = runs.max() else { return Ok(None) };
-    let key = gc_key(number, "condemned");
-    let there = read(repository, &key)
-        .and_then(|there| there.ok_or_else(|| RepoError::damaged(&key, "it is missing")));
+    let runs = Runs::list(repository)?;
+    let Some(mut number) = runs.newest() else { return Ok(None) };
+    let mut there = read_condemned(repository, number);
+    if there.as_ref().is_err_and(|error| error.kind() == RepoErrorKind::Damaged) {
+        match runs.believable(repository)? {
+            None => return Ok(None),
+            Some(believable) if believable != number => {
+                tracing::warn!("gc/{number:08} is no run of maintenance, and is passed over");
+                number = believable;
+                there = read_condemned(repository, number);
+            }
+            Some(_) => {}
+        }
+    }
     let condemned = there.map_err(|error| {
+        let key = gc_key(number, "condemned");
         if !error.is_about_an_object() || error.hint().is_some_and(|hint| hint.contains(&key)) {
             return error;
         }
         error.with_hint(format!(
-            "put it back from a copy of the store; if it never was a run of maintenance, or no backup \
-             and no maintenance has been at work since, remove what is below {}",
-            key.trim_end_matches("condemned")
+            "`backstay verify --repair` begins that run anew; or put what is missing below gc/{number:08}/ \
+             back from a copy of the store",
         ))
     })?;
     Ok(Some((number, condemned)))
+}
+
+/// What can be done about an object of a run that does not open.
+fn mendable(error: RepoError) -> RepoError {
+    // What was made while the root key was replaced says itself what to do.
+    let says = error.hint().is_some_and(|hint| hint.contains("nobody acts on it"));
+    if error.kind() != RepoErrorKind::Damaged || says {
+        return error;
+    }
+    error.with_hint("`backstay verify --repair` makes it again")
+}
+
+fn read_condemned(repository: &Repository, number: u64) -> Result<Vec<Condemned>> {
+    let key = gc_key(number, "condemned");
+    read(repository, &key)?.ok_or_else(|| RepoError::damaged(&key, "it is missing"))
 }
 
 /// An object of a run; `None` when it is not there yet.
 ///
 /// Nobody acts on one that was made while the root key was replaced and that the new one does not
 /// count.
-fn read<T: DeserializeOwned>(repository: &Repository, key: &str) -> Result<Option<T>> {
+pub(super) fn read<T: DeserializeOwned>(repository: &Repository, key: &str) -> Result<Option<T>> {
     match repository.store().read(key) {
         Ok(object) => {
             let value = open(repository.keys(), Class::Maintenance, key, &object)?;
@@ -178,6 +202,31 @@ impl<'r> Maintenance<'r> {
         Ok(self.report)
     }
 
+    /// Only removes those of `packs` in which nothing is needed that does not lie elsewhere too;
+    /// whether that is done. With `anew` the index is merged even if there is none.
+    pub fn retire(mut self, packs: &HashSet<[u8; 16]>, anew: bool) -> Result<bool> {
+        self.wait(at_work(self.repository)?.into_keys().collect())?;
+        let newest = newest(self.repository)?.map(|(number, _)| number);
+        if let Some(number) = newest {
+            if has_head(self.repository, number)? {
+                self.sweep_up(number)?;
+            } else if !self.finish(number)? {
+                return Ok(false);
+            }
+        }
+        let view = View::read(self.repository, packs)?;
+        let live = self.mark(&view)?.live()?;
+        let mut condemned = self.garbage(&view, &|id| live.contains_key(id));
+        condemned.retain(|pack| packs.contains(&pack.id));
+        if condemned.is_empty() && !anew {
+            return Ok(true);
+        }
+        let number = newest.map_or(1, |number| number + 1);
+        self.elect(&gc_key(number, "condemned"), || Ok(condemned))?;
+        failpoint::hit("maintenance-condemned");
+        self.finish(number)
+    }
+
     /// What no snapshot needs, and whether the index should be merged for its own sake; `None` when
     /// this is only about saying so. Moves chunks first.
     fn look(&mut self) -> Result<Option<(Vec<Condemned>, bool)>> {
@@ -260,22 +309,18 @@ impl<'r> Maintenance<'r> {
         }
     }
 
-    fn mark(&self, view: &View) -> Result<Marks> {
+    pub(super) fn mark(&self, view: &View) -> Result<Marks> {
         Marks::of(self.repository, view.index.clone(), &view.snapshots, self.progress)
     }
 
     /// Packs of sessions that have ended, in which nothing is needed.
-    fn garbage(&self, view: &View, needed: &dyn Fn(&[u8; 16]) -> bool) -> Vec<Condemned> {
+    pub(super) fn garbage(
+        &self,
+        view: &View,
+        needed: &dyn Fn(&[u8; 16]) -> bool,
+    ) -> Vec<Condemned> {
         let of_ended = view.packs.iter().filter(|pack| view.ended.contains(&pack.work));
-        of_ended
-            .filter(|pack| !needed(&pack.id))
-            .map(|pack| Condemned {
-                writer: pack.work.writer,
-                session: pack.work.session,
-                id: pack.id,
-                size: pack.size,
-            })
-            .collect()
+        of_ended.filter(|pack| !needed(&pack.id)).map(Condemned::of).collect()
     }
 
     /// What is at `key`; what `make` makes when nothing is there yet.
@@ -284,7 +329,7 @@ impl<'r> Maintenance<'r> {
         key: &str,
         make: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
-        if let Some(there) = read(self.repository, key)? {
+        if let Some(there) = read(self.repository, key).map_err(mendable)? {
             return Ok(there);
         }
         let made = make()?;
@@ -373,9 +418,13 @@ impl<'r> Maintenance<'r> {
     /// Whether they are.
     fn sweep_up(&mut self, number: u64) -> Result<bool> {
         let key = gc_key(number, "sweep");
-        let sweep: Vec<Condemned> = read(self.repository, &key)?.ok_or_else(|| {
-            RepoError::damaged(&key, "it is missing, and the run went on after it")
-        })?;
+        let sweep: Vec<Condemned> = read(self.repository, &key)
+            .and_then(|sweep| {
+                sweep.ok_or_else(|| {
+                    RepoError::damaged(&key, "it is missing, and the run went on after it")
+                })
+            })
+            .map_err(mendable)?;
         if sweep.is_empty() {
             return Ok(true);
         }
@@ -477,33 +526,8 @@ impl<'r> Maintenance<'r> {
 
     /// Puts what sessions wrote into runs, and leaves out the packs of `sweep`.
     fn merge(&self, number: u64, sweep: &[Condemned]) -> Result<Head> {
-        let (store, keys) = (self.repository.store(), self.repository.keys());
-        // First what has ended: all segments of those sessions are in the index that is read then.
-        let ended = ended(self.repository)?;
-        let gone: HashSet<[u8; 16]> = sweep.iter().map(|pack| pack.id).collect();
-        let authority = self.repository.reload_authority()?;
-        let index = Index::open(store, keys, &authority, self.repository.cache())?;
-        if let Some(why) = index.unreadable().first() {
-            return Err(RepoError::damaged("the index", why)
-                .with_hint("nothing was removed; `backstay verify` says what is affected"));
-        }
-        // Copies too: one of them may turn out to be the only one that is right.
-        let env = self.repository.environment();
-        let merged = index.merge(&gone, keys, env, number, &mut |key, object| {
-            self.progress.check()?;
-            store.create(key, object.clone())?;
-            keep_segment(self.repository.cache(), key, &object);
-            failpoint::hit("maintenance-merged");
-            Ok(())
-        })?;
-        // And what earlier heads took in and nobody has removed yet: it must not count again.
-        let level0 = index.current.segments.iter().map(|object| &object.key);
-        let level0 =
-            level0.filter(|key| Work::from_index_key(key).is_some_and(|w| ended.contains(&w)));
-        let before = index.current.obsolete.iter();
-        let before = before.filter(|key| Work::from_index_key(key).is_some());
-        let absorbed = level0.chain(before).cloned().collect();
-        Ok(Head { segments: merged.segments, absorbed, gone: merged.gone })
+        let gone = sweep.iter().map(|pack| pack.id).collect();
+        merge(self.repository, self.progress, number, &gone, false)
     }
 
     /// Removes what the newest head has replaced, and what ended sessions leave.
@@ -551,4 +575,42 @@ impl<'r> Maintenance<'r> {
         }
         Ok(())
     }
+}
+
+/// Puts what sessions wrote into runs, and leaves out the packs in `gone`; what the head of the run
+/// `number` is to say. `past_head`: the head in force does not open, and so all segments count.
+pub(super) fn merge(
+    repository: &Repository,
+    progress: &Progress,
+    number: u64,
+    gone: &HashSet<[u8; 16]>,
+    past_head: bool,
+) -> Result<Head> {
+    let (store, keys) = (repository.store(), repository.keys());
+    // First what has ended: all segments of those sessions are in the index that is read then.
+    let ended = ended(repository)?;
+    let authority = repository.reload_authority()?;
+    let index = Index::open(store, keys, &authority, repository.cache())?;
+    let of_head = usize::from(past_head && index.current.problem.is_some());
+    if let Some(why) = index.unreadable().get(of_head) {
+        return Err(RepoError::damaged("the index", why).with_hint(
+            "nothing was removed; `backstay verify --repair` builds the index anew from the packs",
+        ));
+    }
+    // Copies too: one of them may turn out to be the only one that is right.
+    let env = repository.environment();
+    let merged = index.merge(gone, keys, env, number, &mut |key, object| {
+        progress.check()?;
+        store.create(key, object.clone())?;
+        keep_segment(repository.cache(), key, &object);
+        failpoint::hit("maintenance-merged");
+        Ok(())
+    })?;
+    // And what earlier heads took in and nobody has removed yet: it must not count again.
+    let level0 = index.current.segments.iter().map(|object| &object.key);
+    let level0 = level0.filter(|key| Work::from_index_key(key).is_some_and(|w| ended.contains(&w)));
+    let before = index.current.obsolete.iter();
+    let before = before.filter(|key| Work::from_index_key(key).is_some());
+    let absorbed = level0.chain(before).cloned().collect();
+    Ok(Head { segments: merged.segments, absorbed, gone: merged.gone })
 }

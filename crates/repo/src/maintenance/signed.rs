@@ -41,10 +41,16 @@ pub(crate) fn open_of_any_time<T: DeserializeOwned>(
     key: &str,
     object: &[u8],
 ) -> Result<T> {
+    let body = body(keys, class, key, object)?;
+    postcard::from_bytes(&body).map_err(|error| RepoError::damaged(key, error))
+}
+
+/// What the owner has signed at any time, whatever it says.
+pub(super) fn body(keys: &Keys, class: Class, key: &str, object: &[u8]) -> Result<Vec<u8>> {
     let plain = open_object(keys, class, key, object)?;
     let (body, signature) = plain
         .split_last_chunk::<SIGNATURE>()
         .ok_or_else(|| RepoError::damaged(key, "it is cut short"))?;
     keys.owner_signed(epoch_of(object), key, body, signature)?;
-    postcard::from_bytes(body).map_err(|error| RepoError::damaged(key, error))
+    Ok(body.to_vec())
 }

@@ -55,7 +55,8 @@ impl View {
         let index = repository.reload_index_avoiding(avoided)?;
         if let Some(why) = index.unreadable().first() {
             let error = RepoError::damaged("the index", why);
-            return Err(unseen(error, "`backstay verify` says what is affected"));
+            let hint = "`backstay verify --repair` builds it anew from the packs";
+            return Err(unseen(error, hint));
         }
         let packs = store.list(PACKS)?.into_iter().filter_map(|object| {
             let (work, id) = parse_pack_key(&object.key)?;

@@ -6,19 +6,22 @@
 //! lanes, the slowest one sets the pace, and one whose store does not answer holds up the others for
 //! as long as the store's calls are tried again, and no longer.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
 use super::content::Pool;
+use super::sink::Sink;
 use super::writer::LaneRoot;
 use super::{
     Lane, Mover, Order, Session, SessionOptions, TreeRoot, TreeWriter, begin_lane, workers,
 };
 use crate::entry::FileContent;
 use crate::id::hex;
+use crate::index::PackInfo;
 use crate::keys::timestamp;
 use crate::maintenance::{Reason, Tombstone};
-use crate::pack::DATA_PACK;
-use crate::{Progress, RepoError, RepoErrorKind, Repository, Result, Snapshot};
+use crate::pack::{DATA_PACK, Record};
+use crate::{Kind, ObjectId, Progress, RepoError, RepoErrorKind, Repository, Result, Snapshot};
 
 /// From which size on a data pack of a session over several repositories is full. Each has two that
 /// are open, two on their way and as many waiting as there are workers: smaller ones keep the memory
@@ -65,6 +68,14 @@ impl Session {
     /// # Errors
     /// The first one, when it can begin in none.
     pub fn begin(targets: Vec<(Repository, SessionOptions)>) -> Result<Self> {
+        Self::begin_avoiding(targets, &HashSet::new())
+    }
+
+    /// The same; what lies only in one of the packs `avoided` is absent for it.
+    pub(super) fn begin_avoiding(
+        targets: Vec<(Repository, SessionOptions)>,
+        avoided: &HashSet<[u8; 16]>,
+    ) -> Result<Self> {
         let asked = targets.len();
         let fates = targets.iter().map(|(_, options)| options.fate.clone()).collect();
         let Some((first, options)) = targets.first() else {
@@ -85,7 +96,7 @@ impl Session {
         let pack_size = if asked == 1 { DATA_PACK } else { SMALL_PACK };
         let begin = |(number, (repository, options)): (usize, (Repository, SessionOptions))| {
             let fate = options.fate.clone();
-            match begin_lane(repository, options, started, pack_size) {
+            match begin_lane(repository, options, started, pack_size, avoided) {
                 Ok(lane) => Ok(Lane { number, group: group.clone(), ..lane }),
                 Err(error) => {
                     fate.set(error.repeat());
@@ -204,6 +215,46 @@ impl Session {
     /// A way to store records as they were stored before, in the first lane.
     pub(crate) fn mover(&self) -> Option<Mover> {
         self.lanes.first().map(|lane| Mover::new(lane.shared.clone()))
+    }
+
+    /// Lists a pack that is there already, of another session that has ended. Of a session in one
+    /// repository, as what follows.
+    pub(crate) fn adopt(&self, pack: PackInfo, records: Vec<Record>) {
+        if let Some(lane) = self.lanes.first() {
+            lane.shared.adopt(pack, records);
+        }
+    }
+
+    pub(crate) fn has_stored(&self, id: &ObjectId) -> bool {
+        self.lanes.first().is_some_and(|lane| lane.shared.has_stored(id))
+    }
+
+    /// Whether the leaves of a file, and the page hashes that they name, are in packs that are there.
+    pub(crate) fn has_leaves(&self, content: &FileContent) -> Result<bool> {
+        self.lanes.first().map_or(Ok(false), |lane| lane.has_leaves(content))
+    }
+
+    /// Stores one chunk; its id.
+    pub(crate) fn store(&self, kind: Kind, content: &[u8]) -> Result<ObjectId> {
+        let Some(lane) = self.lanes.first() else {
+            return Err(RepoError::new(RepoErrorKind::Aborted, "the backup was given up"));
+        };
+        crate::tree::ChunkSink::store(&mut Sink::new(lane.shared.clone()), kind, content)
+    }
+
+    /// Ends a session of which nothing is to count.
+    pub(crate) fn discard(mut self) -> Result<()> {
+        for lane in &self.lanes {
+            lane.shared.abort();
+        }
+        self.pool.stop();
+        for lane in &self.lanes {
+            lane.shared.join_uploads();
+            let key = lane.shared.work.snapshot_key();
+            let tombstone = Tombstone::new(&lane.repository, Reason::GivenUp);
+            tombstone.create(&lane.repository, &key)?;
+        }
+        Ok(())
     }
 
     /// Ends a session that wrote copies: they are durable, listed, and of no snapshot.

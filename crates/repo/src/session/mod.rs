@@ -17,7 +17,7 @@ mod sink;
 mod worker;
 mod writer;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -117,12 +117,22 @@ pub(crate) fn begin(repository: &Repository, options: SessionOptions) -> Result<
     Session::begin(vec![(repository.clone(), options)])
 }
 
+/// A session for which what lies only in one of `avoided` is absent, so that it stores that anew.
+pub(crate) fn begin_avoiding(
+    repository: &Repository,
+    options: SessionOptions,
+    avoided: &HashSet<[u8; 16]>,
+) -> Result<Session> {
+    Session::begin_avoiding(vec![(repository.clone(), options)], avoided)
+}
+
 /// Begins one lane, whose data packs are full from `pack_size` bytes on.
 fn begin_lane(
     repository: Repository,
     options: SessionOptions,
     started: Timestamp,
     pack_size: usize,
+    avoided: &HashSet<[u8; 16]>,
 ) -> Result<Lane> {
     repository.allow_write()?;
     let env = repository.environment();
@@ -142,7 +152,9 @@ fn begin_lane(
     repository.store().create(&key, object)?;
     failpoint::hit("session-created");
     let index = match maintenance::condemned(&repository)? {
-        Some(condemned) => repository.reload_index_avoiding(&condemned)?,
+        Some(condemned) => {
+            repository.reload_index_avoiding(&condemned.union(avoided).copied().collect())?
+        }
         None => {
             repository.reload_index()?;
             Arc::new(Index::default())
@@ -179,6 +191,24 @@ impl Lane {
                 PageHashes::None | PageHashes::Inline(_) => true,
             };
             if !pages || !leaf.extents.iter().all(|extent| index.holds(&extent.chunk)) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether the leaves of a file, and the page hashes that they name, are in packs that are there.
+    fn has_leaves(&self, content: &FileContent) -> Result<bool> {
+        let index = self.shared.index();
+        let Body::Leaves(leaves) = &content.body else { return Ok(true) };
+        for leaf in leaves {
+            if !index.is_there(&leaf.id) {
+                return Ok(false);
+            }
+            let read = self.repository.read_chunk(Kind::Leaf, &leaf.id)?;
+            if let PageHashes::Chunk(id) = &parse_extents("a leaf", &read)?.pages
+                && !index.is_there(id)
+            {
                 return Ok(false);
             }
         }

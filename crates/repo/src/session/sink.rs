@@ -314,6 +314,17 @@ impl Shared {
         Ok(())
     }
 
+    /// Lists a pack that is in the store already among those of this session.
+    pub fn adopt(&self, pack: PackInfo, records: Vec<Record>) {
+        lock(&self.uploaded).push((pack, records));
+    }
+
+    /// Whether this session has stored a chunk that the index did not have.
+    pub fn has_stored(&self, id: &ObjectId) -> bool {
+        let prefix = id.prefix();
+        lock(&self.fresh[(prefix >> 122) as usize]).contains(&prefix)
+    }
+
     /// Sends what is open, full or not.
     pub fn flush(&self) -> Result<()> {
         for slot in self.data.iter().chain([&self.metadata]) {

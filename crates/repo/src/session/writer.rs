@@ -33,6 +33,13 @@ pub struct TreeRoot {
     pub(super) lanes: Vec<Option<LaneRoot>>,
 }
 
+impl TreeRoot {
+    /// The tree of the first repository; nothing when that has failed.
+    pub(crate) fn first(&self) -> Option<ObjectId> {
+        Some(self.lanes.first()?.as_ref()?.id)
+    }
+}
+
 /// A finished tree in one repository.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LaneRoot {

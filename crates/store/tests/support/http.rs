@@ -107,12 +107,15 @@ fn serve(stream: &TcpStream, handler: &Handler) -> Option<()> {
         if !response.headers.iter().any(|(name, _)| *name == "content-length") {
             head += &format!("content-length: {}\r\n", response.body.len());
         }
-        writer.write_all(format!("{head}\r\n").as_bytes()).ok()?;
+        let mut whole = format!("{head}\r\n").into_bytes();
         if request.method == "HEAD" {
+            writer.write_all(&whole).ok()?;
             continue;
         }
         let sent = response.cut.unwrap_or(response.body.len());
-        writer.write_all(&response.body[..sent]).ok()?;
+        // In one piece: two small ones wait for each other on their way.
+        whole.extend_from_slice(&response.body[..sent]);
+        writer.write_all(&whole).ok()?;
         if response.cut.is_some() {
             return None;
         }

@@ -1,0 +1,7 @@
+//! What a session says of itself.
+#![no_main]
+
+use backstay_repo::internals::targets;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| targets::session(bytes));
