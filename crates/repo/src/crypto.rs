@@ -61,11 +61,13 @@ pub(crate) enum Class {
     Tombstone = 7,
     /// What maintenance condemned, waits for and removes, and which segments are the index.
     Maintenance = 8,
+    /// What was done with keys.
+    Audit = 9,
 }
 
 /// What the header of an object says that it is, before any of it is believed.
 pub(crate) fn class_of(object: &[u8]) -> Option<Class> {
-    const ALL: [Class; 8] = [
+    const ALL: [Class; 9] = [
         Class::DataPack,
         Class::MetadataPack,
         Class::Snapshot,
@@ -74,6 +76,7 @@ pub(crate) fn class_of(object: &[u8]) -> Option<Class> {
         Class::Session,
         Class::Tombstone,
         Class::Maintenance,
+        Class::Audit,
     ];
     let class = object.get(9)?;
     ALL.into_iter().find(|known| *known as u8 == *class)

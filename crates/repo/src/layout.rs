@@ -11,6 +11,8 @@ pub(crate) const SNAPSHOTS: &str = "snapshots/";
 pub(crate) const WAL: &str = "wal/";
 pub(crate) const TOMBSTONES: &str = "tombstones/";
 pub(crate) const GC: &str = "gc/";
+/// What was done with keys.
+pub(crate) const AUDIT_KEYS: &str = "audit/keys/";
 /// Which merged segments are the index, by the number of the run that made them.
 pub(crate) const HEADS: &str = "index/heads/";
 

@@ -7,6 +7,7 @@
 //! The byte layout of every object is described in `docs/format.md`.
 
 mod archive;
+mod audit;
 mod beneath;
 mod check;
 mod chunker;
@@ -18,6 +19,7 @@ mod id;
 mod index;
 #[doc(hidden)]
 pub mod internals;
+mod key_life;
 mod keys;
 mod layout;
 mod maintenance;
@@ -30,7 +32,8 @@ mod snapshot;
 mod tree;
 
 pub use archive::{Archive, ArchivedFile, Pushed};
-pub use backstay_store::{Environment, Store};
+pub use audit::{KeyAction, KeyRecord, user};
+pub use backstay_store::{Environment, KeyService, Store};
 pub use beneath::Beneath;
 pub use check::{Damage, Level, VerifyOptions, VerifyReport};
 pub use codec::Compression;
@@ -40,6 +43,8 @@ pub use entry::{
 };
 pub use error::{RepoError, RepoErrorKind};
 pub use id::{Kind, ObjectId};
+pub use keys::age::{Identity, Recipient};
+pub use keys::escrow::{Printed, Share};
 pub use keys::{KeySlot, Secret, SlotKind};
 pub use maintenance::{MaintenanceOptions, MaintenanceReport, Waiting};
 pub use progress::{Progress, ProgressSnapshot};

@@ -2,17 +2,18 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::audit;
 use crate::codec::Codec;
 use crate::crypto::{Class, HEADER, Keys, PackKey, RootKey, class_of, derive};
 use crate::id::{hex, unhex};
 use crate::index::{Index, Location, PackInfo, open_object};
-use crate::keys::{self, KeySlot, Secret, timestamp};
+use crate::keys::{self, Secret, timestamp};
 use crate::layout::{FORMAT, INDEX, KEYS, PACKS, SNAPSHOTS, WAL, Work};
 use crate::maintenance::{self, Tombstone};
 use crate::{
@@ -112,6 +113,8 @@ struct Inner {
     id: [u8; 16],
     writer: [u8; 8],
     slot: String,
+    /// What the program was asked to do, for records.
+    command: OnceLock<String>,
     features: Features,
     cache: Option<PathBuf>,
     index: RwLock<Option<Arc<Index>>>,
@@ -218,9 +221,12 @@ impl Repository {
         }
         let id = unhex(&format.id)
             .ok_or_else(|| RepoError::damaged(FORMAT, "its id is no id of a repository"))?;
-        let (root, epoch, slot) = keys::open(&store, &id, secret)?;
+        let is_root = |root: &RootKey, epoch: u32| {
+            format.epoch == epoch && format.commitment == hex(&root.derive::<32>("commitment"))
+        };
+        let (root, epoch, slot) = keys::open(&store, &id, secret, is_root)?;
         let keys = Keys::derive(&root, epoch);
-        if format.epoch != epoch || format.commitment != hex(&root.derive::<32>("commitment")) {
+        if !is_root(&root, epoch) {
             return Err(RepoError::damaged(FORMAT, "it belongs to another key"));
         }
         if format.seal != format.sealed_with(&keys) {
@@ -252,6 +258,7 @@ impl Repository {
                 id,
                 writer: writer_id(&id),
                 slot,
+                command: OnceLock::new(),
                 features,
                 cache,
                 index: RwLock::default(),
@@ -308,25 +315,29 @@ impl Repository {
         self.inner.cache.as_deref()
     }
 
-    /// The slots that open this repository.
-    pub fn key_slots(&self) -> Result<Vec<KeySlot>> {
-        keys::list(&self.inner.store, &self.inner.id, &self.inner.slot)
+    pub(crate) fn raw_id(&self) -> [u8; 16] {
+        self.inner.id
     }
 
-    /// Adds a slot, so that `secret` opens this repository too.
-    pub fn add_key(&self, secret: &Secret, label: &str) -> Result<KeySlot> {
-        self.allow_write()?;
-        let it = &self.inner;
-        keys::add(&it.store, &it.env, &it.id, &it.root, it.keys.epoch, secret, label)
+    pub(crate) fn root(&self) -> &RootKey {
+        &self.inner.root
     }
 
-    /// Removes a slot, never the last one.
-    pub fn remove_key(&self, id: &str) -> Result<()> {
-        self.allow_write()?;
-        keys::remove(&self.inner.store, &self.inner.id, &self.inner.root, id)
+    /// The id of the slot that this repository was opened with.
+    pub fn slot(&self) -> &str {
+        &self.inner.slot
     }
 
-    /// Tells `damaged` of what is not right in `format` and the key slots; counts the objects.
+    /// Says which command works with this repository, for records. The first word stays.
+    pub fn called_by(&self, command: &str) {
+        let _ = self.inner.command.set(command.to_owned());
+    }
+
+    pub(crate) fn command(&self) -> &str {
+        self.inner.command.get().map_or("", String::as_str)
+    }
+
+    /// Tells `damaged` of what is not right in `format`, the key slots and the records of them; counts the objects.
     pub(crate) fn check_keys(&self, mut damaged: impl FnMut(&str, RepoError)) -> Result<u64> {
         let it = &self.inner;
         match it.store.read(FORMAT) {
@@ -344,7 +355,15 @@ impl Repository {
             Err(error) if error.is_not_found() => damaged(FORMAT, error.into()),
             Err(error) => return Err(error.into()),
         }
-        Ok(1 + keys::check(&it.store, &it.id, &it.root, damaged)?)
+        let slots = keys::check(&it.store, &it.id, &it.root, &mut damaged)?;
+        let records = audit::records(self)?;
+        let count = records.len() as u64;
+        for (key, record) in records {
+            if let Err(error) = record {
+                damaged(&key, error);
+            }
+        }
+        Ok(1 + slots + count)
     }
 
     pub(crate) fn allow_delete(&self) -> Result<()> {

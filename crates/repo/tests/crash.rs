@@ -307,6 +307,11 @@ fn every_failpoint_of_this_floor_is_met_by_some_test() {
         .into_iter()
         .chain([
             "init-keys-created",
+            // in `keys.rs`
+            "key-recorded",
+            "key-created",
+            "key-removal-recorded",
+            "key-removed",
             "session-created",
             "pack-sealed",
             "pack-created",

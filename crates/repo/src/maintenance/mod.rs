@@ -43,7 +43,7 @@ use crate::layout::{SNAPSHOTS, TOMBSTONES, Work};
 use crate::repository::Repository;
 use crate::{Progress, RepoError, RepoErrorKind, Result};
 pub(crate) use run::condemned;
-pub(crate) use signed::open;
+pub(crate) use signed::{open, sign};
 
 /// How to maintain.
 #[derive(Debug, Clone)]
@@ -129,7 +129,7 @@ impl Tombstone {
     /// Creates it at `key`; whether it is the first object there.
     pub fn create(&self, repository: &Repository, key: &str) -> Result<bool> {
         let (keys, env) = (repository.keys(), repository.environment());
-        let object = signed::sign(keys, env, Class::Tombstone, key, self);
+        let object = sign(keys, env, Class::Tombstone, key, self);
         match repository.store().create(key, object) {
             Ok(()) => Ok(true),
             Err(error) if error.is_already_exists() => Ok(false),
