@@ -48,6 +48,7 @@ pub use keys::escrow::{Printed, Share};
 pub use keys::{KeySlot, Secret, SlotKind};
 pub use maintenance::{MaintenanceOptions, MaintenanceReport, Waiting};
 pub use progress::{Progress, ProgressSnapshot};
+pub use session::host;
 pub use repository::{InitOptions, OpenOptions, Repository, Usage};
 pub use restore::{Placement, RestoreOptions, RestoreReport};
 pub use session::{

@@ -79,6 +79,7 @@ pub fn run(args: &InitArgs, app: &App) -> Result<Outcome> {
         let flags = RepositoryFlags {
             repository: app.global.repository.clone(),
             key_file: app.global.key_file.clone(),
+            identity: app.global.identity.clone(),
         };
         config.apply(&flags, &search)?;
     }

@@ -44,10 +44,15 @@ impl Client {
         certificates: Vec<Certificate>,
         retries: Option<RetryPolicy>,
     ) -> Result<Self> {
+        let retries = retries.unwrap_or(RETRIES);
+        let patience = match retries.budget {
+            Duration::ZERO => PATIENCE,
+            budget => PATIENCE.min(budget),
+        };
         let mut options = ClientOptions::new()
             .with_allow_http(allow_http)
-            .with_connect_timeout(PATIENCE)
-            .with_timeout(PATIENCE);
+            .with_connect_timeout(patience)
+            .with_timeout(patience);
         for certificate in certificates {
             options = options.with_root_certificate(certificate);
         }
@@ -55,7 +60,6 @@ impl Client {
             KeyServiceError::new(kind, KeyServiceErrorKind::Configuration, "use the key", key)
                 .with_detail(error.to_string())
         })?;
-        let retries = retries.unwrap_or(RETRIES);
         Ok(Self { kind, key: key.to_owned(), http, retries, env: Environment::system() })
     }
 
