@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 
 use backstay_repo::{
-    Environment, InitOptions, OpenOptions, Repository, Secret, SlotKind, Snapshot, Store,
+    Environment, InitOptions, OpenOptions, RepoErrorKind, Repository, Secret, SlotKind, Snapshot, Store,
 };
 use backstay_store::StoreOptions;
 
@@ -152,6 +152,8 @@ impl Context {
     ) {
         let outcome = match opened {
             Ok(_) => "opened".to_owned(),
+            // Nothing was there that a key could have been used on.
+            Err(error) if error.kind() == RepoErrorKind::NoRepository => return,
             Err(error) => crate::error::of_repo(error.kind()).as_str().to_owned(),
         };
         let what = KeyUse {

@@ -84,7 +84,8 @@ pub fn run(args: &InitArgs, app: &App) -> Result<Outcome> {
         config.apply(&flags, &search)?;
     }
     let owner = owner_of_clusters(&config);
-    let context = Context::new(config, search, env);
+    let mut context = Context::new(config, search, env);
+    context.command.clone_from(&app.command);
     for config in context.config.repositories()? {
         done.repositories.push(create(&context, config, owner)?);
     }

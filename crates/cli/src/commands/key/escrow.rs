@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use backstay_ops::config::RepositoryConfig;
 use backstay_ops::{Context, Error, ErrorKind};
-use backstay_repo::{KeySlot, Printed, Secret, Share};
+use backstay_repo::{KeySlot, Printed, Repository, Secret, Share};
 use clap::Args;
 use serde_json::json;
 use zeroize::Zeroizing;
@@ -113,11 +113,11 @@ impl<'a> Files<'a> {
         }
     }
 
-    pub fn write(&self, at: usize, text: &str) -> Result<()> {
+    pub fn write(&self, at: usize, content: &[u8]) -> Result<()> {
         let Some(path) = self.paths.get(at) else { return Ok(()) };
         let written = || {
             let mut file = OpenOptions::new().write(true).truncate(true).open(path)?;
-            file.write_all(text.as_bytes())?;
+            file.write_all(content)?;
             file.sync_all()
         };
         written().map_err(|error| Error::io("write", path, error))
@@ -145,7 +145,7 @@ pub(super) fn escrow(args: &EscrowArgs, it: &At<'_>) -> Result<Outcome> {
     let (slot, shares) =
         it.repository.escrow(set.shares, set.threshold, &args.label).inspect_err(|_| files.discard())?;
     for (at, share) in shares.iter().enumerate() {
-        if let Err(error) = files.write(at, &text_of(share, set, it)) {
+        if let Err(error) = files.write(at, text_of(share, set, it).as_bytes()) {
             files.discard();
             return Err(take_back(it, &slot, error));
         }
@@ -296,6 +296,31 @@ fn typed() -> Result<Vec<Printed>> {
     }
 }
 
+/// A printed key is a key file on paper: it becomes a file again, and no slot is added, so that this
+/// works with a store that cannot be written to.
+fn write_back(
+    content: &[u8],
+    path: &Path,
+    app: &App,
+    config: &RepositoryConfig,
+    repository: &Repository,
+) -> Result<Outcome> {
+    let files = Files::prepare(vec![path])?;
+    files.write(0, content).inspect_err(|_| files.discard())?;
+    let slot = repository.current_slot()?;
+    app.output.document(&json!({
+        "repository": config.name, "key": slot, "opened_with": slot,
+    }))?;
+    app.output.say(format!(
+        "{} is the key file that was printed: it opens the repository {}.",
+        path.display(),
+        config.name
+    ))?;
+    let url = repository.store().url();
+    app.output.say(format!("See what is in it: backstay list -r {url} -k {}", path.display()))?;
+    Ok(Outcome::Done)
+}
+
 pub(super) fn recover(
     args: &RecoverArgs,
     app: &App,
@@ -330,6 +355,9 @@ pub(super) fn recover(
         _ => error,
     })?;
     app.show_warnings();
+    if let (Secret::KeyFile(content), Some(path)) = (&secret, &args.new.new_key_file) {
+        return write_back(content, path, app, config, &repository);
+    }
     // Only now: no key file is left behind by an attempt that failed.
     let new = args.new.secret_or_ask(app, context)?;
     let opened_with = repository.current_slot()?;

@@ -1,10 +1,11 @@
 //! `backstay key`: what opens a repository, from the first key to the day when all are lost.
 //!
 //! `slots` adds, lists and removes; `escrow` shares a key out among people and takes it back together;
-//! `sheet` prints how to restore; `log` shows what was done.
+//! `sheet` prints how to restore (`page` is what it looks like); `log` shows what was done.
 
 mod escrow;
 mod log;
+mod page;
 mod sheet;
 mod slots;
 

@@ -1,9 +1,11 @@
 //! `key add`, `list`, `remove` and `passwd`.
 
+use std::path::PathBuf;
+
 use backstay_ops::config::{AwsKmsKeys, VaultKeys};
 use backstay_ops::{Error, moment, secret};
 use backstay_repo::{KeySlot, Recipient, Secret, SlotKind};
-use clap::Args;
+use clap::{ArgGroup, Args};
 use serde_json::json;
 
 use super::{At, NewKey, named, slot_of};
@@ -14,39 +16,37 @@ use crate::table::{Cell, Table};
 /// Let another key open a repository: a file, a passphrase, an age recipient, or a key in AWS KMS or
 /// Vault
 #[derive(Debug, Args)]
-#[group(id = "new", required = true, multiple = false)]
+#[command(group(ArgGroup::new("new").required(true)))]
 pub struct AddArgs {
-    #[command(flatten)]
-    key: NewKeyOf,
+    /// A key file; made with 32 random bytes where it is missing
+    #[arg(long, value_name = "FILE", group = "new")]
+    new_key_file: Option<PathBuf>,
+
+    /// A file whose first line is a passphrase
+    #[arg(long, value_name = "FILE", group = "new")]
+    new_passphrase_file: Option<PathBuf>,
+
+    /// An age recipient (`age1…`): whoever has its identity opens the repository
+    #[arg(long, value_name = "RECIPIENT", group = "new")]
+    recipient: Option<String>,
+
+    /// A key in AWS KMS: its ARN, id or `alias/…`
+    #[arg(long, value_name = "KEY", group = "new")]
+    aws_kms: Option<String>,
+
+    /// A key in the transit engine of HashiCorp Vault or OpenBao
+    #[arg(long, value_name = "KEY", group = "new")]
+    vault: Option<String>,
 
     /// What it is for, in words
     #[arg(long, default_value = "")]
     label: String,
 
     #[command(flatten)]
-    aws: AwsArgs,
+    at_aws: AwsArgs,
 
     #[command(flatten)]
-    vault: VaultArgs,
-}
-
-#[derive(Debug, Args)]
-#[group(required = true, multiple = false)]
-struct NewKeyOf {
-    #[command(flatten)]
-    made: NewKey,
-
-    /// An age recipient (`age1…`): whoever has its identity opens the repository
-    #[arg(long, value_name = "RECIPIENT")]
-    recipient: Option<String>,
-
-    /// A key in AWS KMS: its ARN, id or `alias/…`
-    #[arg(long, value_name = "KEY")]
-    aws_kms: Option<String>,
-
-    /// A key in the transit engine of HashiCorp Vault or OpenBao
-    #[arg(long, value_name = "KEY")]
-    vault: Option<String>,
+    at_vault: VaultArgs,
 }
 
 #[derive(Debug, Args)]
@@ -78,25 +78,25 @@ struct VaultArgs {
 
     /// A file that holds the token; else VAULT_TOKEN or ~/.vault-token
     #[arg(long, value_name = "FILE", requires = "vault")]
-    vault_token_file: Option<std::path::PathBuf>,
+    vault_token_file: Option<PathBuf>,
 
     /// Certificates to trust besides the system's; else VAULT_CACERT
     #[arg(long, value_name = "FILE", requires = "vault")]
-    vault_ca_file: Option<std::path::PathBuf>,
+    vault_ca_file: Option<PathBuf>,
 }
 
 /// An address without TLS is permitted where the repository's own may have none, too.
 fn aws_keys(args: &AddArgs, key: &str, allow_http: bool) -> AwsKmsKeys {
     AwsKmsKeys {
         key: key.to_owned(),
-        region: args.aws.aws_region.clone(),
-        endpoint: args.aws.aws_endpoint.clone(),
+        region: args.at_aws.aws_region.clone(),
+        endpoint: args.at_aws.aws_endpoint.clone(),
         allow_http,
     }
 }
 
 fn vault_keys(args: &AddArgs, key: &str, allow_http: bool) -> VaultKeys {
-    let vault = &args.vault;
+    let vault = &args.at_vault;
     VaultKeys {
         key: key.to_owned(),
         mount: vault.vault_mount.clone(),
@@ -116,17 +116,17 @@ fn configured(slot: &KeySlot, args: &AddArgs, allow_http: bool) -> Option<String
             pairs.push((name, format!("{value:?}")));
         }
     };
-    let path = |path: &Option<std::path::PathBuf>| path.as_ref().map(|p| p.display().to_string());
+    let path = |path: &Option<PathBuf>| path.as_ref().map(|p| p.display().to_string());
     let section = match slot.kind {
         SlotKind::AwsKms => {
-            text("key", &args.key.aws_kms);
-            text("region", &args.aws.aws_region);
-            text("endpoint", &args.aws.aws_endpoint);
+            text("key", &args.aws_kms);
+            text("region", &args.at_aws.aws_region);
+            text("endpoint", &args.at_aws.aws_endpoint);
             "aws-kms"
         }
         SlotKind::VaultTransit => {
-            let vault = &args.vault;
-            text("key", &args.key.vault);
+            let vault = &args.at_vault;
+            text("key", &args.vault);
             text("mount", &Some(vault.vault_mount.clone()).filter(|mount| mount != "transit"));
             text("address", &vault.vault_address);
             text("namespace", &vault.vault_namespace);
@@ -148,17 +148,20 @@ pub(super) fn add(args: &AddArgs, it: &At<'_>) -> Result<Outcome> {
         it.config.keys.allow_http && address.as_ref().is_some_and(|a| a.starts_with("http://"))
     };
     let mut allow_http = false;
-    let key = &args.key;
-    let secret = if let Some(recipient) = &key.recipient {
+    let secret = if let Some(recipient) = &args.recipient {
         Secret::Recipient(Recipient::parse(recipient)?)
-    } else if let Some(name) = &key.aws_kms {
-        allow_http = plain(&args.aws.aws_endpoint);
+    } else if let Some(name) = &args.aws_kms {
+        allow_http = plain(&args.at_aws.aws_endpoint);
         secret::aws_kms(&aws_keys(args, name, allow_http))?
-    } else if let Some(name) = &key.vault {
-        allow_http = plain(&args.vault.vault_address);
+    } else if let Some(name) = &args.vault {
+        allow_http = plain(&args.at_vault.vault_address);
         secret::vault(&vault_keys(args, name, allow_http))?
     } else {
-        let made = key.made.secret(it.app, it.context)?;
+        let made = NewKey {
+            new_key_file: args.new_key_file.clone(),
+            new_passphrase_file: args.new_passphrase_file.clone(),
+        };
+        let made = made.secret(it.app, it.context)?;
         made.ok_or_else(|| Error::usage("no key is named", "say --new-key-file FILE"))?
     };
     let slot = it.repository.add_key(&secret, &args.label)?;
@@ -254,7 +257,7 @@ fn warn_of_emergencies_alone(it: &At<'_>) -> Result<()> {
 pub struct PasswdArgs {
     /// A file whose first line is the new passphrase; without it you are asked
     #[arg(long, value_name = "FILE")]
-    new_passphrase_file: Option<std::path::PathBuf>,
+    new_passphrase_file: Option<PathBuf>,
 
     /// The passphrase to replace, by its id or the beginning of it; else the one it was opened with
     #[arg(long, value_name = "ID")]
