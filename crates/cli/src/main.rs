@@ -46,7 +46,8 @@ fn parse() -> Result<(Cli, String), clap::Error> {
         words.push(name.to_owned());
         below = matches;
     }
-    let cli = Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))?;
+    let cli =
+        Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))?;
     Ok((cli, words.join(" ")))
 }
 

@@ -124,7 +124,8 @@ impl KeyLog {
             }),
             last => last,
         };
-        let (number, previous) = last.map_or((1, String::new()), |line| (line.number + 1, line.hash));
+        let (number, previous) =
+            last.map_or((1, String::new()), |line| (line.number + 1, line.hash));
         let mut line = Line { number, what, previous, hash: String::new() };
         line.hash = line.hashed();
         let mut bytes = Vec::new();

@@ -72,7 +72,10 @@ impl Repository {
         self.allow_write()?;
         let slot = self.key_slots_with(id)?;
         // Most often this is all there is to say, and nothing needs to be recorded.
-        refuse(keys::removal(self.store(), &self.raw_id(), self.root(), id, &Default::default())?, id)?;
+        refuse(
+            keys::removal(self.store(), &self.raw_id(), self.root(), id, &Default::default())?,
+            id,
+        )?;
         let record = audit::record(self, KeyAction::Remove, &slot, None)?;
         failpoint::hit("key-removal-recorded");
         let decided = audit::leaving(self, &record).and_then(|leaving| {
@@ -90,9 +93,7 @@ impl Repository {
             },
         };
         failpoint::hit("key-removed");
-        if stays
-            && let Err(error) = audit::record(self, KeyAction::Keep, &slot, Some(&record))
-        {
+        if stays && let Err(error) = audit::record(self, KeyAction::Keep, &slot, Some(&record)) {
             tracing::warn!(%error, slot = id, "the slot counts as going, though it stays");
         }
         result

@@ -48,9 +48,9 @@ pub use keys::escrow::{Printed, Share};
 pub use keys::{KeySlot, Secret, SlotKind};
 pub use maintenance::{MaintenanceOptions, MaintenanceReport, Waiting};
 pub use progress::{Progress, ProgressSnapshot};
-pub use session::host;
 pub use repository::{InitOptions, OpenOptions, Repository, Usage};
 pub use restore::{Placement, RestoreOptions, RestoreReport};
+pub use session::host;
 pub use session::{
     Chunking, Content, ContentError, Order, Reader, Session, SessionOptions, TreeRoot, TreeWriter,
 };

@@ -113,8 +113,7 @@ fn the_real_age_opens_a_slot_and_we_open_what_it_made() {
     let opened = open_with(&store, &Secret::key_file(secret.clone()).unwrap()).unwrap();
     assert_eq!(opened.slot(), slot.id);
     // The other way round: its own file in the place of ours, for two recipients.
-    let theirs =
-        run("age", &["-a", "-r", RECIPIENT, "-r", public.trim()], &secret).unwrap();
+    let theirs = run("age", &["-a", "-r", RECIPIENT, "-r", public.trim()], &secret).unwrap();
     let mut body = slot_body(&store, &slot);
     body["age"]["file"] = String::from_utf8(theirs).unwrap().into();
     let text = serde_json::to_vec(&body).unwrap();
@@ -220,7 +219,8 @@ fn every_change_of_slots_is_on_record_and_checked() {
     open_with(&store, &other_key()).unwrap().record_use(&slot).unwrap();
     repo.record_sheet(&slot).unwrap();
     let records = repo.key_records().unwrap();
-    let seen: Vec<_> = records.iter().map(|r| (r.action, r.slot.as_str(), r.kind.unwrap())).collect();
+    let seen: Vec<_> =
+        records.iter().map(|r| (r.action, r.slot.as_str(), r.kind.unwrap())).collect();
     // Records of one millisecond are in no order.
     for expected in [
         (KeyAction::Add, slot.id.as_str(), SlotKind::KeyFile),
@@ -399,13 +399,9 @@ fn remove_at_once(seed: u64, hosts: usize) -> (usize, bool) {
     let memory = Arc::new(Memory::new());
     let store = Store::new(Shared(Arc::clone(&memory)));
     let env = Environment::seeded(seed);
-    let first = Repository::init(
-        store.clone(),
-        env.clone(),
-        &secret_of_host(0),
-        InitOptions::default(),
-    )
-    .unwrap();
+    let first =
+        Repository::init(store.clone(), env.clone(), &secret_of_host(0), InitOptions::default())
+            .unwrap();
     let mut ids = vec![first.slot().to_owned()];
     for host in 1..hosts {
         ids.push(first.add_key(&secret_of_host(host), "").unwrap().id);
@@ -449,7 +445,8 @@ fn remove_at_once(seed: u64, hosts: usize) -> (usize, bool) {
             .collect();
         running.into_iter().map(|thread| thread.join().unwrap()).filter(|died| *died).count() > 0
     });
-    let opening = (0..hosts).filter(|host| open_with(&store, &secret_of_host(*host)).is_ok()).count();
+    let opening =
+        (0..hosts).filter(|host| open_with(&store, &secret_of_host(*host)).is_ok()).count();
     (opening, died)
 }
 

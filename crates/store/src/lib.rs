@@ -32,7 +32,8 @@ pub use error::{ErrorKind, StoreError};
 pub use faulty::{Fault, Faulty, Operation, Rule, When};
 pub use key::{MAX_COMPONENT, MAX_KEY, is_valid_key, is_valid_prefix};
 pub use key_service::{
-    AwsKmsOptions, KeyService, KeyServiceError, KeyServiceErrorKind, KeyServiceKind, VaultOptions, Wrapped,
+    AwsKmsOptions, KeyService, KeyServiceError, KeyServiceErrorKind, KeyServiceKind, VaultOptions,
+    Wrapped,
 };
 pub use local::Local;
 pub use memory::Memory;

@@ -119,7 +119,11 @@ fn who_may_not_is_denied_and_never_a_wrong_key() {
     }
     aws.fail_next(vec![]);
     let wrapped = good.wrap(&[5; 32], REPOSITORY).unwrap();
-    aws.fail_next(vec![kms_error(400, "AccessDeniedException", "User: arn:x is not authorized to perform: kms:Decrypt")]);
+    aws.fail_next(vec![kms_error(
+        400,
+        "AccessDeniedException",
+        "User: arn:x is not authorized to perform: kms:Decrypt",
+    )]);
     let error = good.unwrap(&wrapped.ciphertext, REPOSITORY).unwrap_err();
     assert_eq!(error.kind(), Kind::Denied);
     assert!(error.to_string().contains("not authorized to perform: kms:Decrypt"), "{error}");
@@ -212,7 +216,10 @@ fn what_passes_is_tried_again_and_what_does_not_is_given_up() {
         }
         // An answer that is none is no failure of the key either, and no success.
         server.fail_always(Some(Response::status(200).body("{}")));
-        assert_eq!(service.unwrap(&wrapped.ciphertext, REPOSITORY).unwrap_err().kind(), Kind::Other);
+        assert_eq!(
+            service.unwrap(&wrapped.ciphertext, REPOSITORY).unwrap_err().kind(),
+            Kind::Other
+        );
         assert_eq!(service.wrap(&[1; 32], REPOSITORY).unwrap_err().kind(), Kind::Other);
     }
 }
@@ -274,10 +281,8 @@ fn what_cannot_be_used_is_refused_before_anything_is_sent() {
     assert!(error.to_string().contains("there is no token"));
     // No credentials at all: nothing answers where a machine's role would be.
     let mut options = kms_options(&aws, "one");
-    options.variables = variables(&[
-        ("AWS_REGION", REGION),
-        ("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1"),
-    ]);
+    options.variables =
+        variables(&[("AWS_REGION", REGION), ("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1")]);
     let error = KeyService::aws_kms(&options).unwrap().wrap(&[1; 32], REPOSITORY).unwrap_err();
     assert_eq!(error.kind(), Kind::Denied);
     assert!(error.to_string().contains("no credentials"), "{error}");

@@ -144,7 +144,7 @@ fn every_document_has_its_shape() {
     );
     let slots = it.json(&["key", "list"]);
     assert_eq!(keys(&slots), ["keys", "repository"]);
-    assert_eq!(keys(&slots["keys"][0]), ["created", "current", "id", "kind", "label"]);
+    assert_eq!(keys(&slots["keys"][0]), ["created", "current", "detail", "id", "kind", "label"]);
 }
 
 #[test]

@@ -10,7 +10,13 @@
 mod archive;
 mod errors;
 mod first_minute;
+#[allow(dead_code)] // it serves other tests as well
+#[path = "../../../store/tests/support/http.rs"]
+mod http;
 mod json;
+#[path = "../../../store/tests/support/key_services.rs"]
+mod key_services;
+mod keys;
 mod sandbox;
 mod secrets;
 mod shell;

@@ -143,7 +143,8 @@ impl Identity {
         if text.starts_with(BEGIN) || text.starts_with(VERSION) {
             return Err(refused(
                 "it is encrypted itself".to_owned(),
-                "decrypt it first: `age -d FILE > PLAIN`, and remove PLAIN afterwards",
+                "let `age -d` open the slot with it, and use what it gives as a key file: docs/keys.md \
+                 says how",
             ));
         }
         let mut identities = Vec::new();
@@ -157,18 +158,20 @@ impl Identity {
             if upper.starts_with("AGE-PLUGIN-") || upper.starts_with("AGE-SECRET-KEY-PQ-") {
                 return Err(refused(
                     format!("line {number} is an identity of another kind than X25519"),
-                    "let `age` open the slot, and use what it gives as a key file; docs/keys.md \
-                     says how",
+                    HINT,
                 ));
             }
             let identity = match bech32::decode(line) {
-                Some((name, bytes)) if name == "age-secret-key-" => <[u8; 32]>::try_from(&bytes[..])
-                    .ok()
-                    .and_then(|secret| Self::new(Zeroizing::new(secret))),
+                Some((name, bytes)) if name == "age-secret-key-" => {
+                    <[u8; 32]>::try_from(&bytes[..])
+                        .ok()
+                        .and_then(|secret| Self::new(Zeroizing::new(secret)))
+                }
                 _ => None,
             };
             identities.push(
-                identity.ok_or_else(|| refused(format!("line {number} is no age identity"), HINT))?,
+                identity
+                    .ok_or_else(|| refused(format!("line {number} is no age identity"), HINT))?,
             );
         }
         if identities.is_empty() {
@@ -355,7 +358,8 @@ mod tests {
     use super::*;
 
     /// From the documentation of age and `age-keygen -y`.
-    const KNOWN: &str = "AGE-SECRET-KEY-1GFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPQ4EGAEX";
+    const KNOWN: &str =
+        "AGE-SECRET-KEY-1GFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPQ4EGAEX";
     const ITS_RECIPIENT: &str = "age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj";
 
     fn known() -> Vec<Identity> {

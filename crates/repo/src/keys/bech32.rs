@@ -7,8 +7,7 @@ const ALPHABET: &[u8; 32] = b"qpzry9x8gf2tvdw0s3jn54khce6mua7l";
 const CHECKSUM: usize = 6;
 
 fn polymod(values: impl IntoIterator<Item = u8>) -> u32 {
-    const GENERATOR: [u32; 5] =
-        [0x3b6a_57b2, 0x2650_8e6d, 0x1ea1_19fa, 0x3d42_33dd, 0x2a14_62b3];
+    const GENERATOR: [u32; 5] = [0x3b6a_57b2, 0x2650_8e6d, 0x1ea1_19fa, 0x3d42_33dd, 0x2a14_62b3];
     let mut sum: u32 = 1;
     for value in values {
         let top = sum >> 25;
@@ -102,7 +101,8 @@ mod tests {
         ] {
             assert!(decode(good).is_some(), "{good}");
         }
-        for bad in ["A12uEL5L", "pzry9x0s0muk", "1pzry9x0s0muk", "x1b4n0q5v", "li1dgmt3", "A1G7SGD8"]
+        for bad in
+            ["A12uEL5L", "pzry9x0s0muk", "1pzry9x0s0muk", "x1b4n0q5v", "li1dgmt3", "A1G7SGD8"]
         {
             assert!(decode(bad).is_none(), "{bad}");
         }

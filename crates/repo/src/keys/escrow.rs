@@ -176,8 +176,9 @@ pub(crate) fn share_out(
         } else {
             format!("with a threshold of {threshold} a single share would open the repository")
         };
-        return Err(RepoError::new(RepoErrorKind::Usage, what)
-            .with_hint("say how many there are and how many are needed: --shares 5 --threshold 3"));
+        return Err(RepoError::new(RepoErrorKind::Usage, what).with_hint(
+            "say how many there are and how many are needed: --shares 5 --threshold 3",
+        ));
     }
     let points = shamir::split(secret, threshold, shares, env);
     let set = EscrowSet {
@@ -241,7 +242,10 @@ pub(crate) fn slot_of(shares: &[Share], repository: &[u8; 16]) -> Result<String>
                 if numbers.len() == 1 { "is there" } else { "are there" },
                 if missing == 1 { "is missing" } else { "are missing" },
             ),
-            &format!("of this set there are the shares {}; ask the other holders", known.join(", ")),
+            &format!(
+                "of this set there are the shares {}; ask the other holders",
+                known.join(", ")
+            ),
         ));
     }
     Ok(first.set())
@@ -266,7 +270,11 @@ pub(crate) fn secret_of(
         if !genuine {
             return Err(RepoError::new(
                 RepoErrorKind::WrongKey,
-                format!("share {} is forged: it is none of the set {}", share.number(), share.set()),
+                format!(
+                    "share {} is forged: it is none of the set {}",
+                    share.number(),
+                    share.set()
+                ),
             )
             .with_hint("leave it out and give another one, and find out who made it"));
         }

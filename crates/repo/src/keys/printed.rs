@@ -178,8 +178,12 @@ fn read_one(words: &mut Vec<&str>, nth: usize) -> Result<(Content, Zeroizing<Vec
     };
     let (what, wanted) = (content.name(), content.groups());
     let groups = &groups[..groups.len().min(wanted)];
-    let bad: Vec<usize> =
-        groups.iter().enumerate().filter(|(_, group)| group.is_none()).map(|(n, _)| n + 1).collect();
+    let bad: Vec<usize> = groups
+        .iter()
+        .enumerate()
+        .filter(|(_, group)| group.is_none())
+        .map(|(n, _)| n + 1)
+        .collect();
     if words.len() < wanted {
         let missing = wanted - words.len();
         let place = match bad.first() {

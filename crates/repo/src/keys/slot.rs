@@ -164,7 +164,8 @@ impl SlotObject {
             Secret::Service(service) => {
                 let fresh = Zeroizing::new(env.random::<32>());
                 let wrapped = service.wrap(fresh.as_slice(), &hex(repository))?;
-                self.service = Some(ServiceSecret { key: wrapped.key, ciphertext: wrapped.ciphertext });
+                self.service =
+                    Some(ServiceSecret { key: wrapped.key, ciphertext: wrapped.ciphertext });
                 return Ok(Zeroizing::new(fresh.to_vec()));
             }
             Secret::Recipient(recipient) => *recipient,
@@ -272,7 +273,10 @@ impl SlotObject {
 pub(crate) enum Holder<'a> {
     Secret(&'a Secret),
     /// Several people together, who get shares.
-    Shares { shares: u8, threshold: u8 },
+    Shares {
+        shares: u8,
+        threshold: u8,
+    },
 }
 
 fn keys(stretched: &[u8], salt: &[u8; 32]) -> Zeroizing<[u8; 64]> {

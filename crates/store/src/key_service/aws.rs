@@ -33,13 +33,21 @@ pub(super) struct AwsKms {
 /// The region in `arn:aws:kms:REGION:…`.
 fn region_of(key: &str) -> Option<&str> {
     let mut parts = key.split(':');
-    (parts.next() == Some("arn")).then(|| parts.nth(2)).flatten().filter(|region| !region.is_empty())
+    (parts.next() == Some("arn"))
+        .then(|| parts.nth(2))
+        .flatten()
+        .filter(|region| !region.is_empty())
 }
 
 impl AwsKms {
     pub fn new(options: &AwsKmsOptions) -> Result<Self> {
-        let client =
-            Client::new(KeyServiceKind::AwsKms, &options.key, options.allow_http, Vec::new(), options.retries)?;
+        let client = Client::new(
+            KeyServiceKind::AwsKms,
+            &options.key,
+            options.allow_http,
+            Vec::new(),
+            options.retries,
+        )?;
         let given = options.variables.as_deref();
         let wrong = |what: &str| client.error(Kind::Configuration, "use the key").with_detail(what);
         if options.key.is_empty() {
@@ -55,13 +63,14 @@ impl AwsKms {
         if !region.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
             return Err(wrong(&format!("{region:?} is no region")));
         }
-        let address = match options.endpoint.clone().or_else(|| variable(given, "AWS_ENDPOINT_URL_KMS")) {
-            Some(endpoint) => client.address(&endpoint, options.allow_http)?,
-            None => {
-                let end = if region.starts_with("cn-") { ".cn" } else { "" };
-                format!("https://kms.{region}.amazonaws.com{end}")
-            }
-        };
+        let address =
+            match options.endpoint.clone().or_else(|| variable(given, "AWS_ENDPOINT_URL_KMS")) {
+                Some(endpoint) => client.address(&endpoint, options.allow_http)?,
+                None => {
+                    let end = if region.starts_with("cn-") { ".cn" } else { "" };
+                    format!("https://kms.{region}.amazonaws.com{end}")
+                }
+            };
         Ok(Self { client, region, address, variables: options.variables.clone() })
     }
 
@@ -72,7 +81,9 @@ impl AwsKms {
             self.client.error(Kind::Denied, doing).with_detail(format!("no credentials: {why}"))
         };
         let mut builder = AmazonS3Builder::new()
-            .with_client_options(ClientOptions::new().with_timeout(std::time::Duration::from_secs(5)))
+            .with_client_options(
+                ClientOptions::new().with_timeout(std::time::Duration::from_secs(5)),
+            )
             .with_retry(RetryConfig { max_retries: 1, ..RetryConfig::default() });
         let all: Vec<(String, String)> = match &self.variables {
             Some(variables) => variables.clone(),
@@ -95,9 +106,10 @@ impl AwsKms {
             .build()
             .map_err(|error| none(error.to_string()))?;
         let provider = Arc::clone(finder.credentials());
-        let found = wait("find credentials", "", async move { Ok(provider.get_credential().await) })
-            .map_err(|error| none(error.to_string()))?
-            .map_err(|error| none(short(&error.to_string())))?;
+        let found =
+            wait("find credentials", "", async move { Ok(provider.get_credential().await) })
+                .map_err(|error| none(error.to_string()))?
+                .map_err(|error| none(short(&error.to_string())))?;
         // They become headers.
         let parts = [Some(&found.key_id), Some(&found.secret_key), found.token.as_ref()];
         if parts.into_iter().flatten().any(|part| part.chars().any(|c| !c.is_ascii_graphic())) {
@@ -139,9 +151,15 @@ impl AwsKms {
             "DisabledException" | "KMSInvalidStateException" | "InvalidKeyUsageException" => {
                 Kind::Unusable
             }
-            "ThrottlingException" | "Throttling" | "RequestLimitExceeded" | "LimitExceededException"
-            | "DependencyTimeoutException" | "KMSInternalException" | "KeyUnavailableException"
-            | "InternalFailure" | "ServiceUnavailable" => Kind::Unavailable,
+            "ThrottlingException"
+            | "Throttling"
+            | "RequestLimitExceeded"
+            | "LimitExceededException"
+            | "DependencyTimeoutException"
+            | "KMSInternalException"
+            | "KeyUnavailableException"
+            | "InternalFailure"
+            | "ServiceUnavailable" => Kind::Unavailable,
             _ => match answer.status {
                 408 | 429 | 500.. => Kind::Unavailable,
                 // Everything about who asks: AccessDenied, UnrecognizedClient, InvalidSignature,

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{Method, Uri};
+use object_store::ClientOptions;
 use object_store::client::{
     Certificate, HttpClient, HttpConnector, HttpRequest, HttpRequestBody, ReqwestConnector,
 };
-use object_store::ClientOptions;
 use serde_json::Value;
 
 use super::{KeyServiceError, KeyServiceErrorKind, KeyServiceKind, RETRIES, Result};
@@ -99,9 +99,7 @@ impl Client {
         let started = Instant::now();
         let mut attempt = 1;
         loop {
-            let result = request()
-                .and_then(|request| self.send(doing, request))
-                .and_then(&judge);
+            let result = request().and_then(|request| self.send(doing, request)).and_then(&judge);
             let error = match result {
                 Err(error) if error.is_transient() && attempt < self.retries.attempts => error,
                 other => return other,
@@ -146,7 +144,9 @@ impl Client {
             self.error(KeyServiceErrorKind::Unavailable, doing).with_detail(words)
         })?;
         if body.len() > LONGEST {
-            return Err(self.error(KeyServiceErrorKind::Other, doing).with_detail("it is too long"));
+            return Err(self
+                .error(KeyServiceErrorKind::Other, doing)
+                .with_detail("it is too long"));
         }
         Ok(Answer { status, body: serde_json::from_slice(&body).unwrap_or(Value::Null) })
     }

@@ -10,9 +10,7 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use super::http::{Answer, Client, short, variable};
-use super::{
-    KeyServiceErrorKind as Kind, KeyServiceKind, Result, Service, VaultOptions, Wrapped,
-};
+use super::{KeyServiceErrorKind as Kind, KeyServiceKind, Result, Service, VaultOptions, Wrapped};
 
 const MOUNT: &str = "transit";
 
@@ -50,9 +48,8 @@ impl Transit {
         let mount = options.mount.as_deref().unwrap_or(MOUNT).trim_matches('/').to_owned();
         // Both are parts of a path.
         for (what, name, slashes) in [("key", &options.key, false), ("mount", &mount, true)] {
-            let good = |c: char| {
-                c.is_ascii_alphanumeric() || "-_.".contains(c) || (slashes && c == '/')
-            };
+            let good =
+                |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c) || (slashes && c == '/');
             if name.is_empty() || !name.chars().all(good) || name.contains("..") {
                 return Err(wrong(format!("{name:?} is no name of a {what}")));
             }
@@ -63,8 +60,7 @@ impl Transit {
             .or_else(|| variable(given, "VAULT_ADDR"))
             .ok_or_else(|| wrong("nothing says where Vault is".to_owned()))?;
         let address = client.address(&address, options.allow_http)?;
-        let namespace =
-            options.namespace.clone().or_else(|| variable(given, "VAULT_NAMESPACE"));
+        let namespace = options.namespace.clone().or_else(|| variable(given, "VAULT_NAMESPACE"));
         let from_home = || {
             let path = std::path::Path::new(&variable(given, "HOME")?).join(".vault-token");
             std::fs::read_to_string(path).ok()
@@ -111,7 +107,12 @@ impl Transit {
         let about = |parts: &[&str]| parts.iter().any(|part| said.contains(part));
         let kind = match answer.status {
             // What Vault says of a ciphertext that is not of this key, this version or this context.
-            400 if about(&["message authentication failed", "invalid ciphertext", "unable to decrypt"]) => {
+            400 if about(&[
+                "message authentication failed",
+                "invalid ciphertext",
+                "unable to decrypt",
+            ]) =>
+            {
                 Kind::NotOpened
             }
             400 if about(&["ciphertext or signature version is disallowed"]) => Kind::Unusable,
@@ -153,8 +154,7 @@ impl Service for Transit {
     fn unwrap(&self, ciphertext: &str, repository: &str) -> Result<Zeroizing<Vec<u8>>> {
         const DOING: &str = "decrypt with";
         let bound = Self::bound(repository);
-        let body =
-            json!({ "ciphertext": ciphertext, "associated_data": bound, "context": bound });
+        let body = json!({ "ciphertext": ciphertext, "associated_data": bound, "context": bound });
         let plain = Zeroizing::new(self.ask(DOING, "decrypt", &body, "plaintext")?);
         Base64::decode_vec(&plain).map(Zeroizing::new).map_err(|_| {
             self.client.error(Kind::Other, DOING).with_detail("its plaintext is no base 64")

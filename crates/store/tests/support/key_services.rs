@@ -174,7 +174,11 @@ fn check_signature(request: &Request) -> Result<(), Response> {
     let header = |name: &str| request.headers.get(name).cloned().unwrap_or_default();
     let authorization = header("authorization");
     let Some(rest) = authorization.strip_prefix("AWS4-HMAC-SHA256 ") else {
-        return Err(kms_error(400, "MissingAuthenticationTokenException", "Missing Authentication Token"));
+        return Err(kms_error(
+            400,
+            "MissingAuthenticationTokenException",
+            "Missing Authentication Token",
+        ));
     };
     let part = |name: &str| {
         let part = rest.split(", ").find_map(|part| part.strip_prefix(name));
@@ -228,7 +232,8 @@ fn kms(request: &Request, state: &State) -> Response {
     let Ok(body) = serde_json::from_slice::<Value>(&request.body) else {
         return kms_error(400, "SerializationException", "");
     };
-    if request.headers.get("content-type").map(String::as_str) != Some("application/x-amz-json-1.1") {
+    if request.headers.get("content-type").map(String::as_str) != Some("application/x-amz-json-1.1")
+    {
         return kms_error(404, "UnknownOperationException", "");
     }
     let text = |name: &str| body.get(name).and_then(Value::as_str);
@@ -323,7 +328,10 @@ fn vault(request: &Request, state: &State) -> Response {
     let text = |name: &str| body.get(name).and_then(Value::as_str).unwrap_or_default();
     let context = Base64::decode_vec(text("context")).unwrap_or_default();
     if key.derived && context.is_empty() {
-        return vault_error(400, "missing 'context' for key derivation; the key was created using a derived key, which means additional, per-request information must be included in order to perform operations with the key");
+        return vault_error(
+            400,
+            "missing 'context' for key derivation; the key was created using a derived key, which means additional, per-request information must be included in order to perform operations with the key",
+        );
     }
     let mut secret = key.secret;
     if key.derived {

@@ -142,8 +142,10 @@ pub(super) fn escrow(args: &EscrowArgs, it: &At<'_>) -> Result<Outcome> {
         None => Vec::new(),
     };
     let files = Files::prepare(paths.iter().map(PathBuf::as_path).collect())?;
-    let (slot, shares) =
-        it.repository.escrow(set.shares, set.threshold, &args.label).inspect_err(|_| files.discard())?;
+    let (slot, shares) = it
+        .repository
+        .escrow(set.shares, set.threshold, &args.label)
+        .inspect_err(|_| files.discard())?;
     for (at, share) in shares.iter().enumerate() {
         if let Err(error) = files.write(at, text_of(share, set, it).as_bytes()) {
             files.discard();
@@ -375,7 +377,8 @@ pub(super) fn recover(
         Some(path) => format!(" -k {}", path.display()),
         None => String::new(),
     };
-    app.output.say(format!("See what is in it: backstay list -r {}{flags}", repository.store().url()))?;
+    app.output
+        .say(format!("See what is in it: backstay list -r {}{flags}", repository.store().url()))?;
     if let Some(used) = opened_with.filter(|slot| slot.kind == backstay_repo::SlotKind::Escrow) {
         app.output.say(format!(
             "The shares were seen: make a new set, then withdraw this one (`backstay key remove {}`).",

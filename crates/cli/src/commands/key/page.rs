@@ -19,7 +19,11 @@ pub enum Block {
     /// Numbered; with what is typed, where something is.
     Steps(Vec<(String, String)>),
     /// A printed secret: in lines to type, and in one line to scan.
-    Secret { title: String, lines: Zeroizing<String>, line: Zeroizing<String> },
+    Secret {
+        title: String,
+        lines: Zeroizing<String>,
+        line: Zeroizing<String>,
+    },
 }
 
 pub struct Page {
@@ -149,8 +153,8 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .25em 1.2em; ma
 dt { color: #555; } dd { margin: 0; overflow-wrap: anywhere; }
 table { border-collapse: collapse; width: 100%; margin: .8em 0; font-size: .95em; }
 th { text-align: left; color: #555; font-weight: normal; }
-th, td { padding: .3em 1em .3em 0; border-bottom: 1px solid #ccc; vertical-align: top;
-  overflow-wrap: anywhere; }
+th, td { padding: .3em 1em .3em 0; border-bottom: 1px solid #ccc; vertical-align: top; }
+td { overflow-wrap: anywhere; } td:first-child { white-space: nowrap; }
 li { margin: .7em 0; break-inside: avoid; }
 pre { font: 10pt/1.5 'DejaVu Sans Mono', Menlo, Consolas, monospace; background: #f3f3f3;
   padding: .6em .9em; margin: .5em 0 0; white-space: pre-wrap; overflow-wrap: anywhere; }

@@ -222,18 +222,13 @@ fn page(it: &At<'_>, snapshots: &[Snapshot], slots: &[KeySlot], key: &Key<'_>) -
     blocks.push(Block::Heading("What to do".into()));
     blocks.push(Block::Steps(steps(it, &sources, key)));
     blocks.push(Block::Text(
-        "Nothing that these commands do changes what is stored; they can be run again at any time. \
-         An error says what to do about it; docs/errors.md in the program's source says more."
+        "None of these commands changes a snapshot; they can be run again at any time. An error says what to do about it; docs/errors.md in the program's source says more."
             .into(),
     ));
     Page { title: format!("How to restore from the repository {}", it.config.name), blocks }
 }
 
-fn steps(
-    it: &At<'_>,
-    sources: &BTreeMap<&str, &Snapshot>,
-    key: &Key<'_>,
-) -> Vec<(String, String)> {
+fn steps(it: &At<'_>, sources: &BTreeMap<&str, &Snapshot>, key: &Key<'_>) -> Vec<(String, String)> {
     let keys = &it.config.keys;
     let url = it.repository.store().url();
     let home = env!("CARGO_PKG_REPOSITORY");
@@ -277,8 +272,10 @@ fn steps(
         Key::None => (
             "Get one of the keys above. A key file: copy it here as recovered.key. A passphrase: \
              put it into the variable BACKSTAY_PASSPHRASE and leave out the line key-file. An age \
-             identity: leave out the line and say --identity FILE with each command. Shares: type \
-             them, or name their files with --share-file; this makes recovered.key:"
+             identity: leave out the line and say --identity FILE with each command. A key in AWS KMS \
+             or Vault: write aws-kms = { key = … } or vault = { key = … } in its place. Shares or a \
+             printed key: type them, or name their files with --share-file; this makes \
+             recovered.key:"
                 .into(),
             "backstay key recover --new-key-file recovered.key".into(),
         ),
@@ -310,9 +307,10 @@ fn steps(
     if commands.is_empty() {
         commands.push("backstay restore SOURCE --to /restore/SOURCE".to_owned());
     }
-    let mut what = "Restore. Each takes the newest snapshot; --at \"YYYY-MM-DD HH:MM:SS\" takes an \
+    let mut what =
+        "Restore. Each takes the newest snapshot; --at \"YYYY-MM-DD HH:MM:SS\" takes an \
                     earlier moment, and a snapshot's id from the list takes that one."
-        .to_owned();
+            .to_owned();
     if postgres {
         what.push_str(
             " With --start a cluster is started and brought to the end of its archive; run that as \

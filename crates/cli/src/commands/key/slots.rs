@@ -139,7 +139,8 @@ fn configured(slot: &KeySlot, args: &AddArgs, allow_http: bool) -> Option<String
     if allow_http {
         pairs.push(("allow-http", "true".to_owned()));
     }
-    let pairs: Vec<String> = pairs.iter().map(|(name, value)| format!("{name} = {value}")).collect();
+    let pairs: Vec<String> =
+        pairs.iter().map(|(name, value)| format!("{name} = {value}")).collect();
     Some(format!("{section} = {{ {} }}", pairs.join(", ")))
 }
 
@@ -268,7 +269,10 @@ pub(super) fn passwd(args: &PasswdArgs, it: &At<'_>) -> Result<Outcome> {
     let old = match &args.slot {
         Some(id) => slot_of(it.repository, id)?,
         None => it.repository.current_slot()?.ok_or_else(|| {
-            Error::usage("the key it was opened with was removed meanwhile", "see `backstay key list`")
+            Error::usage(
+                "the key it was opened with was removed meanwhile",
+                "see `backstay key list`",
+            )
         })?,
     };
     if old.kind != SlotKind::Passphrase {
