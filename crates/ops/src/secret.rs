@@ -324,6 +324,30 @@ mod tests {
     }
 
     #[test]
+    fn an_identity_file_is_read_and_one_that_others_can_read_is_warned_of() {
+        let folder = tempfile::tempdir().unwrap();
+        const KEY: &str =
+            "AGE-SECRET-KEY-1GFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPQ4EGAEX";
+        let path = folder.path().join("id.txt");
+        with_mode(&path, format!("# made today\n{KEY}\n").as_bytes(), 0o644);
+        let it = repository("identity = \"id.txt\"", folder.path());
+        let (secret, warnings) = secret_of(&it, &Search::default()).unwrap();
+        assert!(matches!(secret, Secret::Identities(all) if all.len() == 1));
+        assert_eq!(warnings.len(), 1);
+        for (content, what) in [
+            (KEY.replace("EGAEX", "EGAEZ").as_bytes(), "line 1 is no age identity"),
+            (b"age-encryption.org/v1\n-> scrypt", "it is encrypted itself"),
+            (&[0xff, 0xfe], "it is no text"),
+        ] {
+            with_mode(&path, content, 0o600);
+            let error = secret_of(&it, &Search::default()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Configuration);
+            assert!(error.to_string().contains(what), "{error}");
+            assert!(error.hint().is_some() && !format!("{error:?}").contains("GFPYYSJZ"));
+        }
+    }
+
+    #[test]
     fn no_message_repeats_a_secret() {
         let folder = tempfile::tempdir().unwrap();
         let it = repository(
