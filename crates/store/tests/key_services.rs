@@ -178,7 +178,8 @@ fn a_key_that_is_not_there_or_disabled_is_told_apart() {
 #[test]
 fn what_passes_is_tried_again_and_what_does_not_is_given_up() {
     let cut = || Response { hang_up: true, ..Response::default() };
-    let cases: [(StandIn, fn(&StandIn, &str) -> KeyService, Vec<Response>); 2] = [
+    type Make = fn(&StandIn, &str) -> KeyService;
+    let cases: [(StandIn, Make, Vec<Response>); 2] = [
         (
             StandIn::kms(&["one"]),
             kms,

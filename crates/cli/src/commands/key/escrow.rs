@@ -329,13 +329,7 @@ pub(super) fn recover(
     context: &Context,
     config: &RepositoryConfig,
 ) -> Result<Outcome> {
-    let said = args.new.new_key_file.is_some() || args.new.new_passphrase_file.is_some();
-    if !said && !ask::somebody_is_there() {
-        return Err(Error::usage(
-            "it is not said what shall open the repository from now on",
-            "say --new-key-file FILE or --new-passphrase-file FILE",
-        ));
-    }
+    args.new.check()?;
     let found = if !args.share_file.is_empty() {
         read_files(&args.share_file)?
     } else if ask::somebody_is_there() {

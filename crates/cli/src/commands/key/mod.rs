@@ -22,7 +22,7 @@ use crate::ask;
 /// Manage what opens a repository
 #[derive(Debug, Subcommand)]
 pub enum KeyCommand {
-    Add(slots::AddArgs),
+    Add(Box<slots::AddArgs>),
     /// Show what opens a repository
     List,
     Remove(slots::RemoveArgs),
@@ -38,6 +38,10 @@ pub fn run(command: &KeyCommand, app: &App) -> Result<Outcome> {
     let config = context.config.default_repository()?;
     if let KeyCommand::Recover(args) = command {
         return escrow::recover(args, app, context, config);
+    }
+    if let KeyCommand::Passwd(args) = command {
+        // Before a passphrase is stretched for nothing.
+        args.check()?;
     }
     let repository = context.open(config)?;
     app.show_warnings();
@@ -93,16 +97,25 @@ impl NewKey {
         Ok(secret)
     }
 
+    /// Whether there is a new key, or somebody who could type one.
+    ///
+    /// # Errors
+    /// Usage, when there is neither.
+    fn check(&self) -> Result<()> {
+        let said = self.new_key_file.is_some() || self.new_passphrase_file.is_some();
+        if said || ask::somebody_is_there() {
+            return Ok(());
+        }
+        Err(Error::usage(
+            "no new key is named, and nobody is there to type a passphrase",
+            "say --new-key-file FILE or --new-passphrase-file FILE",
+        ))
+    }
+
     /// As [`secret`](Self::secret); a person is asked for a passphrase where nothing was said.
     fn secret_or_ask(&self, app: &App, context: &Context) -> Result<Secret> {
         if let Some(secret) = self.secret(app, context)? {
             return Ok(secret);
-        }
-        if !ask::somebody_is_there() {
-            return Err(Error::usage(
-                "no new key is named, and nobody is there to type a passphrase",
-                "say --new-key-file FILE or --new-passphrase-file FILE",
-            ));
         }
         Ok(Secret::passphrase(ask::new_passphrase()?.as_str())?)
     }

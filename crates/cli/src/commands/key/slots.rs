@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::{At, NewKey, named, slot_of};
 use crate::app::{Outcome, Result};
+use crate::ask;
 use crate::output::Style;
 use crate::table::{Cell, Table};
 
@@ -263,6 +264,19 @@ pub struct PasswdArgs {
     /// The passphrase to replace, by its id or the beginning of it; else the one it was opened with
     #[arg(long, value_name = "ID")]
     slot: Option<String>,
+}
+
+impl PasswdArgs {
+    /// As [`NewKey::check`].
+    pub(super) fn check(&self) -> Result<()> {
+        if self.new_passphrase_file.is_some() || ask::somebody_is_there() {
+            return Ok(());
+        }
+        Err(Error::usage(
+            "nobody is there to type the new passphrase",
+            "say --new-passphrase-file FILE",
+        ))
+    }
 }
 
 pub(super) fn passwd(args: &PasswdArgs, it: &At<'_>) -> Result<Outcome> {
