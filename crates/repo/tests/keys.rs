@@ -156,6 +156,10 @@ fn shares_open_together_and_no_fewer() {
             }
         }
     }
+    // What they make serves as a key file, where no key can be added.
+    let shared = Secret::Shares(shares[1..4].to_vec()).shared().unwrap();
+    assert_eq!(open_with(&store, &Secret::KeyFile(shared)).unwrap().slot(), slot.id);
+    assert!(key().shared().is_none());
     // The same share twice is one share.
     let twice = [&shares[..2], &shares[..2]].concat();
     let error = open_with(&store, &Secret::Shares(twice)).unwrap_err();

@@ -113,6 +113,23 @@ fn shares_are_handed_out_and_bring_the_repository_back() {
     let good = recover(&[5, 2, 3]);
     assert_eq!(good.code, 0, "{good}");
     it.good(&["list"]);
+    // Where nothing can be added, what the shares make is a key file.
+    let before = it.files("repo/keys");
+    it.good(&[
+        "key",
+        "recover",
+        "--read-only",
+        "--new-key-file",
+        "set.key",
+        "--share-file",
+        &file(1),
+        "--share-file",
+        &file(4),
+        "--share-file",
+        &file(5),
+    ]);
+    assert_eq!(it.files("repo/keys"), before);
+    it.good(&["list", "-k", "set.key"]);
     // As typed, into a passphrase this time.
     private(&it, "phrase", PASSPHRASE);
     let typed = format!("{}\n{}\n{}", text(1), text(2).to_lowercase(), text(4));
@@ -121,6 +138,7 @@ fn shares_are_handed_out_and_bring_the_repository_back() {
     // Withdrawn, they open nothing.
     it.good(&["key", "remove", &set]);
     fs::remove_file(it.path("main.key")).unwrap();
+    assert_eq!(it.run(&["list", "-k", "set.key"]).code, 12);
     let late = recover(&[5, 2, 3]);
     assert_eq!(late.code, 12, "{late}");
     assert!(late.stderr.contains("was withdrawn"), "{late}");

@@ -260,7 +260,6 @@ pub(crate) fn secret_of(
     set: &EscrowSet,
     salt: &[u8; 32],
 ) -> Result<Zeroizing<[u8; LENGTH]>> {
-    let mut points: Vec<Point> = Vec::new();
     for share in shares {
         let genuine = usize::from(share.point.x)
             .checked_sub(1)
@@ -278,9 +277,20 @@ pub(crate) fn secret_of(
             )
             .with_hint("leave it out and give another one, and find out who made it"));
         }
+    }
+    let combined = combined(shares);
+    let mut secret = Zeroizing::new([0; LENGTH]);
+    secret.copy_from_slice(&combined);
+    Ok(secret)
+}
+
+/// What shares make together, each counted once.
+pub(super) fn combined(shares: &[Share]) -> Zeroizing<Vec<u8>> {
+    let mut points: Vec<Point> = Vec::new();
+    for share in shares {
         if points.iter().all(|point| point.x != share.point.x) {
             points.push(share.point.clone());
         }
     }
-    Ok(shamir::combine(&points))
+    Zeroizing::new(shamir::combine(&points).to_vec())
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::age::{Identity, Recipient};
-use super::escrow::Share;
+use super::escrow::{self, Share};
 use crate::{RepoError, RepoErrorKind, Result};
 
 /// The least number of bytes that a key file must hold.
@@ -70,10 +70,20 @@ impl Secret {
         }
     }
 
-    /// Whether it is worth trying on a slot of that kind. What `age -d` gives of an age slot is
-    /// taken as a key file.
+    /// What shares make together, which opens their slot as a key file does: for a store that no new
+    /// key can be added to. Right only when the shares have opened a repository.
+    pub fn shared(&self) -> Option<Zeroizing<Vec<u8>>> {
+        match self {
+            Self::Shares(shares) => Some(escrow::combined(shares)),
+            _ => None,
+        }
+    }
+
+    /// Whether it is worth trying on a slot of that kind. The secret of an age slot, as `age -d`
+    /// gives it, and that of an escrow set are taken as key files.
     pub(crate) fn may_open(&self, kind: SlotKind) -> bool {
-        self.kind() == kind || matches!((self, kind), (Self::KeyFile(_), SlotKind::Age))
+        let secret_of_slot = matches!(kind, SlotKind::Age | SlotKind::Escrow);
+        self.kind() == kind || (matches!(self, Self::KeyFile(_)) && secret_of_slot)
     }
 
     /// What a message calls it.

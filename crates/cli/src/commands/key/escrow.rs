@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use backstay_ops::config::RepositoryConfig;
 use backstay_ops::{Context, Error, ErrorKind};
-use backstay_repo::{KeySlot, Printed, Repository, Secret, Share};
+use backstay_repo::{KeySlot, Printed, RepoErrorKind, Repository, Secret, Share};
 use clap::Args;
 use serde_json::json;
 use zeroize::Zeroizing;
@@ -195,6 +195,11 @@ pub struct RecoverArgs {
     #[command(flatten)]
     new: NewKey,
 
+    /// Add nothing to the repository: what the shares make together becomes the new key file, and
+    /// opens it until the set is withdrawn. For a store that cannot be written to
+    #[arg(long, requires = "new_key_file")]
+    read_only: bool,
+
     /// What the new key is for, in words
     #[arg(long, default_value = "recovered")]
     label: String,
@@ -298,8 +303,8 @@ fn typed() -> Result<Vec<Printed>> {
     }
 }
 
-/// A printed key is a key file on paper: it becomes a file again, and no slot is added, so that this
-/// works with a store that cannot be written to.
+/// Makes a key file of what opened the repository, a printed key or what shares make together, and adds
+/// no slot, so that this works with a store that cannot be written to.
 fn write_back(
     content: &[u8],
     path: &Path,
@@ -313,8 +318,14 @@ fn write_back(
     app.output.document(&json!({
         "repository": config.name, "key": slot, "opened_with": slot,
     }))?;
+    let until = match &slot {
+        Some(slot) if slot.kind == backstay_repo::SlotKind::Escrow => {
+            format!(" until the escrow set {} is withdrawn", slot.id)
+        }
+        _ => String::new(),
+    };
     app.output.say(format!(
-        "{} is the key file that was printed: it opens the repository {}.",
+        "Wrote {}: it opens the repository {}{until}. Nothing was added to the repository.",
         path.display(),
         config.name
     ))?;
@@ -351,13 +362,26 @@ pub(super) fn recover(
         _ => error,
     })?;
     app.show_warnings();
-    if let (Secret::KeyFile(content), Some(path)) = (&secret, &args.new.new_key_file) {
-        return write_back(content, path, app, config, &repository);
+    let content = match &secret {
+        Secret::KeyFile(content) => Some(content.clone()),
+        secret if args.read_only => secret.shared(),
+        _ => None,
+    };
+    if let (Some(content), Some(path)) = (content, &args.new.new_key_file) {
+        return write_back(&content, path, app, config, &repository);
     }
     // Only now: no key file is left behind by an attempt that failed.
     let new = args.new.secret_or_ask(app, context)?;
     let opened_with = repository.current_slot()?;
-    let slot = repository.add_key(&new, &args.label)?;
+    let slot = repository.add_key(&new, &args.label).map_err(|error| {
+        let made = args.new.new_key_file.is_some() && error.kind() == RepoErrorKind::Store;
+        let error = Error::from(error);
+        if made {
+            error.with_hint("with a store that cannot be written to, say --read-only")
+        } else {
+            error
+        }
+    })?;
     app.output.document(&json!({
         "repository": config.name, "key": slot, "opened_with": opened_with,
     }))?;

@@ -289,7 +289,7 @@ fn steps(it: &At<'_>, sources: &BTreeMap<&str, &Snapshot>, key: &Key<'_>) -> Vec
             format!(
                 "With {} holders of pages like this one: type their shares one after another, or \
                  scan each code into a file and name those with --share-file. This adds a new key to \
-                 the repository.",
+                 the repository; add --read-only where it cannot be written to.",
                 share.threshold()
             ),
             "backstay key recover --new-key-file recovered.key".into(),
