@@ -288,7 +288,7 @@ fn typed() -> Result<Vec<Printed>> {
         match Printed::read(&block) {
             Ok(printed) => found.extend(printed),
             Err(error) => write_err(&format!(
-                "That is not right: {error}. {}. Type this one again.\n",
+                "That is not right: {error} ({}). Type this one again.\n",
                 error.hint().unwrap_or("compare it with the paper")
             )),
         }
