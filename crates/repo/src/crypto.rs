@@ -62,7 +62,7 @@ pub(crate) enum Class {
     /// What maintenance condemned, waits for and removes, and which segments are the index.
     Maintenance = 8,
     /// What was done with keys.
-    Audit = 9,
+    Audit = 10,
 }
 
 /// What the header of an object says that it is, before any of it is believed.
