@@ -51,7 +51,8 @@ pub fn check_repository(
         Ok(repository) => repository,
         Err(error) => return (vec![CheckItem::failed("key", &error)], None),
     };
-    items.push(CheckItem::good("key", format!("opens {}", store.url())));
+    let verb = if repository.is_write_only() { "adds backups to" } else { "opens" };
+    items.push(CheckItem::good("key", format!("{verb} {}", store.url())));
     items.push(match store.probe() {
         Ok(()) => CheckItem::good("store", "objects are created once and never overwritten"),
         Err(error) => CheckItem::failed("store", &error.into()),

@@ -8,7 +8,7 @@ use backstay_repo::{
     Environment, InitOptions, OpenOptions, RepoErrorKind, Repository, Secret, SlotKind, Snapshot,
     Store,
 };
-use backstay_store::StoreOptions;
+use backstay_store::{RetryPolicy, StoreOptions};
 
 use crate::Result;
 use crate::config::{Config, RepositoryConfig, Search, Warning, listed};
@@ -63,6 +63,14 @@ impl Context {
 
     /// The store of a repository. Touches nothing.
     pub fn store(&self, repository: &RepositoryConfig) -> Result<Store> {
+        self.store_with(repository, None)
+    }
+
+    fn store_with(
+        &self,
+        repository: &RepositoryConfig,
+        retries: Option<RetryPolicy>,
+    ) -> Result<Store> {
         let keys = &repository.keys;
         let options = StoreOptions {
             endpoint: keys.endpoint.clone(),
@@ -70,6 +78,7 @@ impl Context {
             allow_http: keys.allow_http,
             upload_limit: keys.upload_limit.map(|size| size.0),
             download_limit: keys.download_limit.map(|size| size.0),
+            retries: retries.unwrap_or_default(),
             ..StoreOptions::default()
         };
         Store::open(&keys.url.0, &options).map_err(|error| {
@@ -85,14 +94,32 @@ impl Context {
 
     /// Opens a repository. Loads no index.
     pub fn open(&self, repository: &RepositoryConfig) -> Result<Repository> {
+        self.open_retrying(repository, None)
+    }
+
+    /// The same, trying again what fails for a moment as `retries` say.
+    pub(crate) fn open_retrying(
+        &self,
+        repository: &RepositoryConfig,
+        retries: Option<RetryPolicy>,
+    ) -> Result<Repository> {
         let (secret, warnings) = secret_of(repository, &self.search)?;
         self.warn(warnings);
-        self.open_with(repository, &secret)
+        let store = self.store_with(repository, retries)?;
+        self.open_in(store, repository, &secret)
     }
 
     /// Opens a repository with another secret than the configured one.
     pub fn open_with(&self, repository: &RepositoryConfig, secret: &Secret) -> Result<Repository> {
-        let store = self.store(repository)?;
+        self.open_in(self.store(repository)?, repository, secret)
+    }
+
+    fn open_in(
+        &self,
+        store: Store,
+        repository: &RepositoryConfig,
+        secret: &Secret,
+    ) -> Result<Repository> {
         let options = OpenOptions { cache: self.cache() };
         let url = store.url();
         let opened = Repository::open(store, self.env.clone(), secret, options);
@@ -104,7 +131,10 @@ impl Context {
                     error.with_hint("create it with `backstay init`, or correct --repository")
                 }
                 (ErrorKind::NoRepository, _) => error.with_hint(self.hint_of_lost(repository)),
-                (ErrorKind::WrongKey, hint) => {
+                // Other hints say more than is known here.
+                (ErrorKind::WrongKey, hint)
+                    if hint.is_none_or(|hint| hint.starts_with("check that the key")) =>
+                {
                     let keys = &repository.keys;
                     let hint = match (secret.kind(), &keys.key_file, &keys.identity) {
                         (SlotKind::KeyFile, Some(path), _) => format!(
@@ -244,7 +274,7 @@ impl Context {
         Ok(asked)
     }
 
-    fn warn_of_lost(&self, name: &str, error: &Error) {
+    pub(crate) fn warn_of_lost(&self, name: &str, error: &Error) {
         self.warn(vec![Warning {
             message: format!("the repository `{name}` was passed over: {error}"),
             hint: error.hint().unwrap_or("see `backstay check`").to_owned(),

@@ -148,6 +148,14 @@ impl Error {
         self.inner.kind
     }
 
+    /// A second error that says the same, without its causes: one failure, several victims.
+    #[must_use]
+    pub fn repeat(&self) -> Self {
+        let mut it = Self::new(self.kind(), self.to_string());
+        it.inner.hint.clone_from(&self.inner.hint);
+        it
+    }
+
     /// What a person can do about it.
     pub fn hint(&self) -> Option<&str> {
         self.inner.hint.as_deref()

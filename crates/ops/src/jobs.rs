@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use backstay_repo::{Progress, Repository, Snapshot, SnapshotType, SourceKind};
+use backstay_repo::{Compression, Fate, Progress, Repository, Snapshot, SnapshotType, SourceKind};
 use backstay_sources::{FilesSource, Source, SqliteSource};
 
 use crate::config::{FilesKeys, RepositoryConfig, SourceConfig, SourceKeys, SourceSettings};
@@ -126,23 +126,93 @@ pub fn ad_hoc(path: &Path, current: &Path) -> SourceConfig {
     }
 }
 
-/// Backs a source up to one repository.
+/// One of the repositories of a backup, open.
+struct Target {
+    /// Which of those that were asked for.
+    number: usize,
+    repository: Repository,
+    type_: SnapshotType,
+    parent: Option<Snapshot>,
+    compression: Compression,
+    fate: Fate,
+    warnings: Vec<String>,
+}
+
+/// Backs a source up in one pass: it is read once, for all of `targets`. What came of it in each.
 ///
-/// What could not be read is in the snapshot's problems; an error means that there is no snapshot.
+/// What could not be read is in the snapshot's problems; an error means that there is no snapshot in
+/// that repository. One that cannot be used costs the others nothing.
 pub fn backup(
     context: &Context,
     source: &SourceConfig,
-    target: &RepositoryConfig,
+    targets: &[&RepositoryConfig],
     request: &BackupRequest,
     progress: &Arc<Progress>,
-) -> Result<BackupDone> {
+) -> Vec<Result<BackupDone>> {
     let start = Instant::now();
-    let protected = protected(source)?;
-    let repository = context.open(target)?;
+    let protected = match protected(source) {
+        Ok(protected) => protected,
+        Err(error) => return targets.iter().map(|_| Err(error.repeat())).collect(),
+    };
+    let open = |(number, target): (usize, &&RepositoryConfig)| -> Result<Target> {
+        let repository = context.open(target)?;
+        let mut warnings = Vec::new();
+        let (type_, parent) = match protected {
+            Protected::Postgres(_) => (SnapshotType::Full, None),
+            Protected::Other(_) => choose(&repository, source, request.type_, &mut warnings)?,
+        };
+        let compression = target.keys.compression;
+        let fate = Fate::default();
+        Ok(Target { number, repository, type_, parent, compression, fate, warnings })
+    };
+    let mut results: Vec<Result<BackupDone>> = Vec::new();
+    let mut opened = Vec::new();
+    for target in targets.iter().enumerate().map(open) {
+        match target {
+            Ok(target) => {
+                opened.push(target);
+                results.push(Err(Error::new(ErrorKind::Failed, "the backup was given up")));
+            }
+            Err(error) => results.push(Err(error)),
+        }
+    }
+    if opened.is_empty() {
+        return results;
+    }
+    let made = one_pass(context, source, &protected, &opened, request, progress);
+    let took = start.elapsed();
+    let (made, common) = match made {
+        Ok((snapshots, warnings)) => (snapshots, warnings),
+        // Each has its own reason, or all of them have that of the source.
+        Err(error) => {
+            let own = |target: &Target| Err(target.fate.get().map_or(error.repeat(), Error::from));
+            (opened.iter().map(own).collect(), Vec::new())
+        }
+    };
+    for (target, snapshot) in opened.into_iter().zip(made) {
+        let warnings = [target.warnings, common.clone()].concat();
+        if let Some(slot) = results.get_mut(target.number) {
+            *slot = snapshot.map(|snapshot| BackupDone { snapshot, warnings, took });
+        }
+    }
+    results
+}
+
+/// What came of it in each target, and what is to be said of all of them.
+type Passed = (Vec<Result<Snapshot>>, Vec<String>);
+
+fn one_pass(
+    context: &Context,
+    source: &SourceConfig,
+    protected: &Protected,
+    targets: &[Target],
+    request: &BackupRequest,
+    progress: &Arc<Progress>,
+) -> Result<Passed> {
     let mut tags = source.common.tags.clone();
     tags.extend(request.tags.clone());
     let mut warnings = Vec::new();
-    let snapshot = match &protected {
+    match protected {
         Protected::Postgres(cluster) => {
             let SourceSettings::Postgres(keys) = &source.settings else {
                 return Err(Error::new(ErrorKind::Failed, "the source changed its kind"));
@@ -156,30 +226,48 @@ pub fn backup(
             }
             let options = backstay_postgres::BackupOptions {
                 workers: context.workers(),
-                compression: target.keys.compression,
                 tags,
                 fast: keys.fast_checkpoint,
                 archive_timeout: keys.archive_timeout,
                 progress: progress.clone(),
+                ..backstay_postgres::BackupOptions::default()
             };
-            let made = backstay_postgres::backup(&repository, cluster, &options)?;
+            let targets: Vec<_> = targets
+                .iter()
+                .map(|target| backstay_postgres::Target {
+                    repository: target.repository.clone(),
+                    compression: target.compression,
+                    fate: target.fate.clone(),
+                })
+                .collect();
+            let made = backstay_postgres::backup_to(&targets, cluster, &options)?;
             warnings.extend(made.warnings);
-            made.snapshot
+            Ok((
+                made.snapshots.into_iter().map(|made| made.map_err(Error::from)).collect(),
+                warnings,
+            ))
         }
         Protected::Other(other) => {
-            let (type_, parent) = choose(&repository, source, request.type_, &mut warnings)?;
             let options = backstay_sources::BackupOptions {
-                type_,
                 workers: context.workers(),
-                compression: target.keys.compression,
                 tags,
                 progress: progress.clone(),
-                parent,
+                ..backstay_sources::BackupOptions::default()
             };
-            other.backup(&repository, &options)?
+            let targets: Vec<_> = targets
+                .iter()
+                .map(|target| backstay_sources::Target {
+                    repository: target.repository.clone(),
+                    type_: target.type_,
+                    parent: target.parent.clone(),
+                    compression: target.compression,
+                    fate: target.fate.clone(),
+                })
+                .collect();
+            let made = other.backup_to(&targets, &options)?;
+            Ok((made.into_iter().map(|made| made.map_err(Error::from)).collect(), warnings))
         }
-    };
-    Ok(BackupDone { snapshot, warnings, took: start.elapsed() })
+    }
 }
 
 /// The type of a backup and what it is compared with.

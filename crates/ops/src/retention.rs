@@ -145,6 +145,8 @@ mod tests {
             version: String::new(),
             tags: BTreeMap::new(),
             parent: None,
+            group: None,
+            origin: None,
             root: backstay_repo::ObjectId([0; 32]),
             stats: SnapshotStats::default(),
             problems: Vec::new(),

@@ -218,6 +218,12 @@ fn read_secret(path: &Path, what: &str, warnings: &mut Vec<Warning>) -> Result<Z
 /// Makes a key file of 32 random bytes that only its owner may read. One that is there is left as
 /// it is. True when it was made.
 pub fn create_key_file(path: &Path, env: &Environment) -> Result<bool> {
+    create(path, || Ok(Zeroizing::new(env.random::<32>().to_vec())))
+}
+
+/// Writes what `make` makes into a key file that must not be there yet; whether it was not. The file is
+/// there, and can be written, before anything is made.
+pub fn create(path: &Path, make: impl FnOnce() -> Result<Zeroizing<Vec<u8>>>) -> Result<bool> {
     // A bare name has an empty parent, which is no folder that could be opened.
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -229,16 +235,18 @@ pub fn create_key_file(path: &Path, env: &Environment) -> Result<bool> {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(false),
         Err(error) => return Err(Error::io("create the key file", path, error)),
     };
-    let written = (|| {
-        let key = Zeroizing::new(env.random::<32>());
-        file.write_all(key.as_slice())?;
-        file.sync_all()?;
-        File::open(folder)?.sync_all()
-    })();
+    let written = make().and_then(|key| {
+        let mut write = || {
+            file.write_all(&key)?;
+            file.sync_all()?;
+            File::open(folder)?.sync_all()
+        };
+        write().map_err(|error| Error::io("write the key file", path, error))
+    });
     if let Err(error) = written {
         // Half a key must not be taken for one.
         let _ = std::fs::remove_file(path);
-        return Err(Error::io("write the key file", path, error));
+        return Err(error);
     }
     Ok(true)
 }

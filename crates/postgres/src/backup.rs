@@ -12,12 +12,14 @@
 //! 6. only then the snapshot is committed. What fails before leaves no snapshot behind.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backstay_repo::{
-    Archive, Chunking, Compression, Entry, EntryKind, FileContent, INLINE_LIMIT, Metadata, Order,
-    Problem, Progress, Repository, SessionOptions, Snapshot, SnapshotType, SourceKind, TreeWriter,
+    Archive, Chunking, Compression, Entry, EntryKind, Fate, FileContent, INLINE_LIMIT, Metadata,
+    Order, Problem, Progress, RepoError, RepoErrorKind, Repository, SessionOptions, Snapshot,
+    SnapshotType, SourceKind, TreeWriter,
 };
 use backstay_store::failpoint;
 use jiff::Timestamp;
@@ -64,6 +66,25 @@ impl Default for BackupOptions {
     }
 }
 
+/// One of the repositories that a backup goes to.
+#[derive(Debug, Clone)]
+pub struct Target {
+    pub repository: Repository,
+    pub compression: Compression,
+    /// Says why this target failed when none is left.
+    pub fate: Fate,
+}
+
+/// What came of a backup to several repositories.
+#[derive(Debug)]
+pub struct Backups {
+    /// In the order of the targets.
+    pub snapshots: Vec<Result<Snapshot>>,
+    pub detail: BackupDetail,
+    /// Things to know that are no failure.
+    pub warnings: Vec<String>,
+}
+
 /// A backup that was made. What could not be read is in the snapshot's problems.
 #[derive(Debug)]
 pub struct Backup {
@@ -73,14 +94,40 @@ pub struct Backup {
     pub warnings: Vec<String>,
 }
 
+/// The archive that belongs to one lane of the session.
+struct Lane {
+    number: usize,
+    archive: Archive,
+    failed: Option<PostgresError>,
+}
+
 /// Backs up a running cluster whose files are on this machine.
 pub fn backup(repo: &Repository, source: &Source, options: &BackupOptions) -> Result<Backup> {
+    let target = Target {
+        repository: repo.clone(),
+        compression: options.compression,
+        fate: Fate::default(),
+    };
+    let Backups { mut snapshots, detail, warnings } = backup_to(&[target], source, options)?;
+    let snapshot = snapshots.pop().unwrap_or_else(|| Err(no_target()))?;
+    Ok(Backup { snapshot, detail, warnings })
+}
+
+fn no_target() -> PostgresError {
+    PostgresError::usage("there is no repository to back up to")
+}
+
+/// The same, to several repositories in one pass: every file is read once.
+///
+/// # Errors
+/// There is a snapshot in none of them: the cluster cannot be backed up, or the [`Fate`] of each
+/// target says why it failed.
+pub fn backup_to(targets: &[Target], source: &Source, options: &BackupOptions) -> Result<Backups> {
     let progress = &options.progress;
     progress.set_phase("connect");
     let mut session = Session::open(source)?;
     let cluster = inspect_session(&mut session, source)?;
-    let archive = repo.archive(cluster.system_identifier);
-    may_start(&cluster, &archive, source)?;
+    may_start(&cluster, targets, source)?;
     let segment_size = SegmentSize::new(u64::from(cluster.segment_size)).ok_or_else(|| {
         PostgresError::new(
             PostgresErrorKind::Unsupported,
@@ -95,16 +142,18 @@ pub fn backup(repo: &Repository, source: &Source, options: &BackupOptions) -> Re
     failpoint::hit("postgres-backup-started");
 
     progress.set_phase("copy");
-    let writing = repo.begin(SessionOptions {
-        source: source.name.clone(),
-        kind: SourceKind::Postgres,
-        type_: SnapshotType::Full,
-        parent: None,
-        workers: options.workers,
-        compression: options.compression,
-        tags: options.tags.clone(),
-        progress: progress.clone(),
-    })?;
+    let begin = |target: &Target| {
+        let session = SessionOptions {
+            workers: options.workers,
+            compression: target.compression,
+            tags: options.tags.clone(),
+            progress: progress.clone(),
+            fate: target.fate.clone(),
+            ..SessionOptions::new(&source.name, SourceKind::Postgres, SnapshotType::Full)
+        };
+        (target.repository.clone(), session)
+    };
+    let writing = backstay_repo::Session::begin(targets.iter().map(begin).collect())?;
     let listing = copy::list(&cluster.data_directory, cluster.version, cluster.catalog_version)?;
     progress.add_total(listing.bytes, listing.items.len() as u64);
     let checks = cluster.checksums.then(|| PageChecks::new(cluster.block_size, start_lsn));
@@ -137,8 +186,28 @@ pub fn backup(repo: &Repository, source: &Source, options: &BackupOptions) -> Re
     }
     let segments = segments(timeline, start_lsn, stopped.lsn, segment_size)?;
     progress.set_phase("archive");
-    wait_for_archive(&archive, &segments, &mut session, options)?;
-    archived_is_own(&archive, &segments, &cluster, segment_size, progress)?;
+    let mut lanes: Vec<Lane> = (0..writing.lanes())
+        .filter(|lane| writing.is_alive(*lane))
+        .filter_map(|number| {
+            let archive = writing.lane(number)?.0.archive(cluster.system_identifier);
+            Some(Lane { number, archive, failed: None })
+        })
+        .collect();
+    wait_for_archives(&mut lanes, &segments, &mut session, options)?;
+    archived_is_own(&mut lanes, &segments, &cluster, segment_size, progress)?;
+    let mut failed: BTreeMap<usize, PostgresError> = BTreeMap::new();
+    for lane in lanes {
+        let Some(error) = lane.failed else { continue };
+        writing.give_up(lane.number, as_of_repository(&error));
+        if let Some(number) = writing.number_of(lane.number) {
+            failed.insert(number, error);
+        }
+    }
+    if writing.check().is_err()
+        && let Some((_, error)) = failed.pop_first()
+    {
+        return Err(error);
+    }
     failpoint::hit("postgres-archive-complete");
 
     for Problem { path, what } in &listing.problems {
@@ -171,8 +240,20 @@ pub fn backup(repo: &Repository, source: &Source, options: &BackupOptions) -> Re
     })?;
     progress.set_phase("commit");
     let root = tree.finish()?;
-    let snapshot = writing.commit(root, json)?;
-    Ok(Backup { snapshot, detail, warnings: listing.warnings })
+    let committed = writing.commit_all(root, json).into_iter().enumerate();
+    let snapshots = committed
+        .map(|(number, made)| made.map_err(|error| failed.remove(&number).unwrap_or(error.into())))
+        .collect();
+    Ok(Backups { snapshots, detail, warnings: listing.warnings })
+}
+
+/// What a lane is left behind with.
+fn as_of_repository(error: &PostgresError) -> RepoError {
+    let it = RepoError::new(error.repo_kind().unwrap_or(RepoErrorKind::Io), error.to_string());
+    match error.hint() {
+        Some(hint) => it.with_hint(hint),
+        None => it,
+    }
 }
 
 /// The tablespaces that are in the copy. One may have come or gone since the cluster was asked.
@@ -201,7 +282,7 @@ fn tablespaces_of(
 }
 
 /// Refuses what cannot end well before the server is asked for a checkpoint.
-fn may_start(cluster: &Cluster, archive: &Archive, source: &Source) -> Result<()> {
+fn may_start(cluster: &Cluster, targets: &[Target], source: &Source) -> Result<()> {
     if cluster.in_recovery {
         return Err(PostgresError::new(
             PostgresErrorKind::Unsupported,
@@ -222,7 +303,12 @@ fn may_start(cluster: &Cluster, archive: &Archive, source: &Source) -> Result<()
             && matches!(settings.archive_command.as_str(), "" | "(disabled)")
             && settings.archive_library.is_empty());
     // WAL may also arrive by another way than the server's archiver.
-    if off && archive.list(Some(cluster.timeline))?.is_empty() {
+    let empty = |target: &Target| -> Result<bool> {
+        let archive = target.repository.archive(cluster.system_identifier);
+        Ok(archive.list(Some(cluster.timeline))?.is_empty())
+    };
+    // A repository that cannot be asked is told of by its lane.
+    if off && targets.iter().map(empty).all(|empty| empty.unwrap_or(targets.len() > 1)) {
         return Err(PostgresError::new(
             PostgresErrorKind::Archive,
             format!("the server archives no WAL, and the archive of {} is empty", source.name),
@@ -367,6 +453,23 @@ fn segments(timeline: u32, start: Lsn, stop: Lsn, size: SegmentSize) -> Result<V
         })
 }
 
+/// Waits until all of `segments` are in the archive of every lane, for a time that they share: the
+/// server passes each segment to all of them at once.
+fn wait_for_archives(
+    lanes: &mut [Lane],
+    segments: &[SegmentName],
+    session: &mut Session,
+    options: &BackupOptions,
+) -> Result<()> {
+    let deadline = Instant::now() + options.archive_timeout;
+    for lane in lanes {
+        let waited = wait_for_archive(&lane.archive, segments, session, options, deadline);
+        options.progress.check()?;
+        lane.failed = waited.err();
+    }
+    Ok(())
+}
+
 /// Waits until all of `segments` are in the archive. What is there once stays there, so each is
 /// waited for in turn, and the last is the last that the server writes.
 fn wait_for_archive(
@@ -374,6 +477,7 @@ fn wait_for_archive(
     segments: &[SegmentName],
     session: &mut Session,
     options: &BackupOptions,
+    deadline: Instant,
 ) -> Result<()> {
     let mut missing: Vec<&SegmentName> = segments.iter().collect();
     if missing.len() >= LIST_FROM {
@@ -382,7 +486,6 @@ fn wait_for_archive(
             archive.list(timeline)?.into_iter().map(|file| file.name).collect();
         missing.retain(|name| !there.contains(&name.to_string()));
     }
-    let deadline = Instant::now() + options.archive_timeout;
     let mut pause = Duration::from_millis(20);
     for name in missing {
         let text = name.to_string();
@@ -403,7 +506,7 @@ fn wait_for_archive(
 ///
 /// A segment that is not in `pg_wal` any more was archived by this server, which keeps it until then.
 fn archived_is_own(
-    archive: &Archive,
+    lanes: &mut [Lane],
     segments: &[SegmentName],
     cluster: &Cluster,
     size: SegmentSize,
@@ -412,37 +515,41 @@ fn archived_is_own(
     let directory = cluster.data_directory.join("pg_wal");
     for name in segments {
         progress.check()?;
-        let text = name.to_string();
-        let path = directory.join(&text);
-        let gone = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+        let path = directory.join(name.to_string());
         let own = match std::fs::read(&path) {
             Ok(own) if own.len() as u64 == size.bytes() => own,
             Ok(_) => continue,
-            Err(error) if gone(&error) => continue,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
             Err(error) => return Err(PostgresError::io("read", &path, error)),
         };
-        if archive.stored_hash(&text)? == Some(archive.hash(&own)) {
-            continue;
+        for lane in lanes.iter_mut().filter(|lane| lane.failed.is_none()) {
+            lane.failed = is_own(&lane.archive, &name.to_string(), &own, &path).err();
         }
-        // One that was recycled while it was read has another name by now.
-        match std::fs::symlink_metadata(&path) {
-            Err(error) if gone(&error) => continue,
-            Err(error) => return Err(PostgresError::io("read", &path, error)),
-            Ok(_) => {}
-        }
-        return Err(PostgresError::new(
-            PostgresErrorKind::Archive,
-            format!(
-                "the archive has another WAL segment {text} than this server; another cluster with \
-                 the same system identifier archives to it"
-            ),
-        )
-        .with_hint(
-            "a copy of the cluster that was promoted or started needs a repository of its own, or \
-             archive_mode = off; no snapshot was made",
-        ));
     }
     Ok(())
+}
+
+fn is_own(archive: &Archive, name: &str, own: &[u8], path: &Path) -> Result<()> {
+    if archive.stored_hash(name)? == Some(archive.hash(own)) {
+        return Ok(());
+    }
+    // One that was recycled while it was read has another name by now.
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(PostgresError::io("read", path, error)),
+        Ok(_) => {}
+    }
+    Err(PostgresError::new(
+        PostgresErrorKind::Archive,
+        format!(
+            "the archive has another WAL segment {name} than this server; another cluster with \
+             the same system identifier archives to it"
+        ),
+    )
+    .with_hint(
+        "a copy of the cluster that was promoted or started needs a repository of its own, or \
+         archive_mode = off; no snapshot was made",
+    ))
 }
 
 fn not_archived(name: &str, session: &mut Session, options: &BackupOptions) -> PostgresError {

@@ -21,7 +21,7 @@ mod settings;
 mod tls;
 pub mod wal;
 
-pub use backup::{Backup, BackupOptions, backup};
+pub use backup::{Backup, BackupOptions, Backups, Target, backup, backup_to};
 pub use check::{CheckItem, check};
 pub use detail::BackupDetail;
 pub use error::{PostgresError, PostgresErrorKind};

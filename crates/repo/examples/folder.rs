@@ -1,6 +1,7 @@
 //! Stores a folder as a grid or as files, restores it, and says how long each step took:
 //! `cargo run --release -p backstay-repo --example folder -- FOLDER STORE [grid|files] [sync]`.
-//! A store that has a repository already is restored from, and nothing else.
+//! A store that has a repository already is restored from, and nothing else. Several stores, with
+//! commas between them, are written to in one pass; then it ends with the memory that it took.
 #![allow(clippy::print_stdout)] // it is a tool for people
 
 use std::fs::File;
@@ -51,6 +52,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         _ => Chunking::Grid,
     };
     let sync = next().is_ok_and(|word| word == "sync");
+    if store.contains(',') {
+        return several(&folder, &store, chunking);
+    }
     let open = || Store::open(&format!("file://{store}"), &Default::default());
     let secret = Secret::key_file([1; 32])?;
     if std::path::Path::new(&store).join("format").exists() {
@@ -61,35 +65,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let repository =
         Repository::init(open()?, Environment::system(), &secret, InitOptions::default())?;
-    let mut found = Vec::new();
-    let mut folders = vec![PathBuf::from(&folder)];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder)? {
-            let entry = entry?;
-            let kind = entry.file_type()?;
-            if kind.is_dir() {
-                folders.push(entry.path());
-            } else if kind.is_file() {
-                found.push((entry.path(), entry.metadata()?.len()));
-            }
-        }
-    }
-    found.sort();
+    let found = files_of(&folder)?;
     for round in ["first", "second"] {
         let start = Instant::now();
         let options = SessionOptions::new("folder", SourceKind::Files, SnapshotType::Full);
         let session = repository.begin(options)?;
         let mut tree = session.tree(Order::Any);
-        for (path, size) in &found {
-            let relative = path.strip_prefix(&folder)?.to_string_lossy().into_owned().into_bytes();
-            let kind = EntryKind::File(FileContent { size: *size, body: Body::Inline(Vec::new()) });
-            let entry = Entry {
-                path: relative,
-                meta: Metadata { mode: 0o600, ..Metadata::default() },
-                kind,
-            };
-            tree.file(entry, Box::new(OnDisk(path.clone())), chunking)?;
-        }
+        hand_in(&mut tree, &folder, &found, chunking)?;
         let root = tree.finish()?;
         println!("{round} {:.2} s read", start.elapsed().as_secs_f64());
         let snapshot = session.commit(root, serde_json::Value::Null)?;
@@ -105,6 +87,77 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             restore(&repository, &snapshot, &store, sync)?;
         }
     }
+    Ok(())
+}
+
+/// Files with their sizes.
+fn files_of(folder: &str) -> io::Result<Vec<(PathBuf, u64)>> {
+    let mut found = Vec::new();
+    let mut folders = vec![PathBuf::from(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder)? {
+            let entry = entry?;
+            let kind = entry.file_type()?;
+            if kind.is_dir() {
+                folders.push(entry.path());
+            } else if kind.is_file() {
+                found.push((entry.path(), entry.metadata()?.len()));
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn hand_in(
+    tree: &mut TreeWriter<'_>,
+    folder: &str,
+    found: &[(PathBuf, u64)],
+    chunking: Chunking,
+) -> Result<(), Box<dyn std::error::Error>> {
+    for (path, size) in found {
+        let relative = path.strip_prefix(folder)?.to_string_lossy().into_owned().into_bytes();
+        let kind = EntryKind::File(FileContent { size: *size, body: Body::Inline(Vec::new()) });
+        let entry =
+            Entry { path: relative, meta: Metadata { mode: 0o600, ..Metadata::default() }, kind };
+        tree.file(entry, Box::new(OnDisk(path.clone())), chunking)?;
+    }
+    Ok(())
+}
+
+/// One pass into several repositories.
+fn several(
+    folder: &str,
+    stores: &str,
+    chunking: Chunking,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let secret = Secret::key_file([1; 32])?;
+    let mut targets = Vec::new();
+    for store in stores.split(',') {
+        let store = Store::open(&format!("file://{store}"), &Default::default())?;
+        let env = Environment::system();
+        let repository = Repository::init(store, env, &secret, InitOptions::default())?;
+        let options = SessionOptions::new("folder", SourceKind::Files, SnapshotType::Full);
+        targets.push((repository, options));
+    }
+    let found = files_of(folder)?;
+    let start = Instant::now();
+    let session = Session::begin(targets)?;
+    let mut tree = session.tree(Order::Any);
+    hand_in(&mut tree, folder, &found, chunking)?;
+    let root = tree.finish()?;
+    for made in session.commit_all(root, serde_json::Value::Null) {
+        let stats = made?.stats;
+        println!(
+            "{:.2} s, {:.1} MB read, {:.1} MB stored",
+            start.elapsed().as_secs_f64(),
+            stats.bytes_read as f64 / 1e6,
+            stats.stored_bytes as f64 / 1e6
+        );
+    }
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or_default();
+    println!("{peak}");
     Ok(())
 }
 

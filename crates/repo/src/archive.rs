@@ -108,18 +108,26 @@ impl Archive {
 
     /// The same, for content that is read block by block and never in memory as a whole.
     pub fn push_from(&self, name: &str, from: &dyn Reader) -> Result<Pushed> {
+        let mut pushed = push_to_all(std::slice::from_ref(self), name, from, false);
+        pushed.pop().unwrap_or_else(|| Err(panicked()))
+    }
+
+    fn may_push(&self, name: &str, size: u64) -> Result<String> {
         self.repository.allow_write()?;
         let key = self.key(name)?;
-        let size = from.size();
         if size > MAX_SIZE {
             return Err(RepoError::new(
                 RepoErrorKind::Usage,
                 format!("{name} has {size} bytes, more than any segment can have"),
             ));
         }
-        let key_of_hash = &self.repository.keys().data_id;
-        let Blocks { records, hash } = Blocks::read(name, from, key_of_hash, self.compression)?;
-        let object = self.seal(&key, size, &hash, records)?;
+        Ok(key)
+    }
+
+    /// Seals and stores what was read.
+    fn store(&self, name: &str, size: u64, hash: &[u8; 32], records: &[Vec<u8>]) -> Result<Pushed> {
+        let key = self.key(name)?;
+        let object = self.seal(&key, size, hash, records)?;
         failpoint::hit("archive-sealed");
         let stored = object.len() as u64;
         match self.repository.store().create(&key, object.into()) {
@@ -129,7 +137,7 @@ impl Archive {
             }
             Err(error) if error.is_already_exists() => {
                 let there = self.summary(&key)?;
-                if equal(&there.hash, &hash) {
+                if equal(&there.hash, hash) {
                     return Ok(Pushed::Same);
                 }
                 Err(RepoError::new(
@@ -189,7 +197,8 @@ impl Archive {
 
     /// The same, of content that is read block by block.
     pub fn hash_from(&self, name: &str, from: &dyn Reader) -> Result<[u8; 32]> {
-        blocks::hash(name, from, &self.repository.keys().data_id)
+        let mut hashes = blocks::hash(name, from, &[self.repository.keys().data_id])?;
+        hashes.pop().ok_or_else(panicked)
     }
 
     /// Every file, or those of one timeline, sorted by key.
@@ -213,13 +222,7 @@ impl Archive {
         Ok(files)
     }
 
-    fn seal(
-        &self,
-        key: &str,
-        size: u64,
-        hash: &[u8; 32],
-        records: Vec<Vec<u8>>,
-    ) -> Result<Vec<u8>> {
+    fn seal(&self, key: &str, size: u64, hash: &[u8; 32], records: &[Vec<u8>]) -> Result<Vec<u8>> {
         let keys = self.repository.keys();
         let env = self.repository.environment();
         let (object_key, header) = keys.new_session(env).object(env.random(), Class::Archived);
@@ -236,13 +239,13 @@ impl Archive {
         object.extend_from_slice(&(stored as u32).to_le_bytes());
         seal_tail(&summary_key, SUMMARY_KIND, key, &mut object, HEADER);
         let start = object.len();
-        for record in &records {
+        for record in records {
             object.extend_from_slice(&((record.len() + TAG) as u32).to_le_bytes());
         }
         seal_tail(&object_key, TABLE_KIND, key, &mut object, start);
         for record in records {
             let start = object.len();
-            object.extend_from_slice(&record);
+            object.extend_from_slice(record);
             seal_tail(&object_key, BLOCK_KIND, key, &mut object, start);
         }
         Ok(object)
@@ -341,6 +344,57 @@ impl Archive {
         }
         Ok(content)
     }
+}
+
+/// Stores a file in the archives of several repositories: it is read once, and hashed and sealed for
+/// each; what was compressed for one serves all that compress alike. What came of it in each, in their
+/// order; durable where it is [`Ok`].
+///
+/// With `look_first` a file that is there already is told by its hash, without being compressed.
+pub fn push_to_all(
+    archives: &[Archive],
+    name: &str,
+    from: &dyn Reader,
+    look_first: bool,
+) -> Vec<Result<Pushed>> {
+    let size = from.size();
+    let looked = at_once(archives, |archive| {
+        archive.may_push(name, size)?;
+        if look_first { archive.stored_hash(name) } else { Ok(None) }
+    });
+    let keys: Vec<[u8; 32]> = archives.iter().map(|a| a.repository.keys().data_id).collect();
+    // Those that have nothing of that name need it compressed.
+    let ways: Vec<Compression> = archives
+        .iter()
+        .zip(&looked)
+        .filter(|(_, there)| matches!(there, Ok(None)))
+        .map(|(archive, _)| archive.compression)
+        .collect();
+    let blocks = match Blocks::read(name, from, &keys, &ways) {
+        Ok(blocks) => blocks,
+        Err(error) => return archives.iter().map(|_| Err(error.repeat())).collect(),
+    };
+    let work: Vec<_> = archives.iter().zip(&blocks.hashes).zip(looked).collect();
+    at_once(&work, |((archive, hash), there)| match there {
+        Err(error) => Err(error.repeat()),
+        Ok(Some(there)) if equal(there, *hash) => Ok(Pushed::Same),
+        Ok(None) => archive.store(name, size, hash, blocks.records(archive.compression)),
+        // Another content has that name; what says so needs no content.
+        Ok(Some(_)) => archive.push_from(name, from),
+    })
+}
+
+/// Does the same for all, at the same time.
+fn at_once<T: Sync, R: Send>(all: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Vec<Result<R>> {
+    if let [only] = all {
+        return vec![work(only)];
+    }
+    let work = &work;
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = all.iter().map(|one| scope.spawn(move || work(one))).collect();
+        let joined = threads.into_iter().map(|thread| thread.join());
+        joined.map(|done| done.unwrap_or_else(|_| Err(panicked()))).collect()
+    })
 }
 
 fn blocks_of(size: u64) -> u64 {

@@ -1,5 +1,5 @@
 //! What is recorded of keys in the repository itself: `audit/keys/<id>`, evidence that is written
-//! once and that only maintenance's key could have signed.
+//! once and that only somebody with the root key could have signed.
 //!
 //! A change of slots is recorded before it takes effect, so that there is no change without a
 //! record. The other way round there may be: a process that dies in between leaves the record of
@@ -121,6 +121,7 @@ pub(crate) fn record(
     slot: &KeySlot,
     about: Option<&str>,
 ) -> Result<String> {
+    repository.keys().must_own("record what is done with keys")?;
     let env = repository.environment();
     let time = timestamp(env);
     let mut id = [0; 16];
@@ -149,7 +150,9 @@ pub(crate) fn record(
 
 fn read(repository: &Repository, key: &str, id: &str) -> Result<KeyRecord> {
     let object = repository.store().read(key)?;
-    let body: String = maintenance::open(repository.keys(), Class::Audit, key, &object)?;
+    let keys = repository.keys();
+    // What was done with a root key stays on record when that is replaced.
+    let body: String = maintenance::open_of_any_time(keys, Class::Audit, key, &object)?;
     let record: KeyRecord =
         serde_json::from_str(&body).map_err(|error| RepoError::damaged(key, error))?;
     Ok(KeyRecord { id: id.to_owned(), ..record })

@@ -18,14 +18,17 @@ use serde::{Deserialize, Serialize};
 use crate::codec::Codec;
 use crate::crypto::{Class, class_of};
 use crate::entry::{Body, EntryKind};
-use crate::id::{ObjectId, hex};
-use crate::index::{Current, Head, Index, PackInfo, open_object};
-use crate::layout::{PACKS, SESSIONS, SNAPSHOTS, Work, head_key, parse_pack_key};
-use crate::maintenance::{self, Tombstone};
+use crate::id::ObjectId;
+use crate::index::{Current, Head, Index, PackInfo, check_part, open_object};
+use crate::layout::{PACKS, SESSIONS, SNAPSHOTS, Work, head_key, parse_pack_key, parse_part_key};
+use crate::maintenance;
 use crate::pack::read_footer;
 use crate::repository::{Repository, open_record};
 use crate::session::{content_id, workers};
 use crate::{Compression, Kind, Progress, RepoError, Result, Snapshot};
+
+/// Packs whose entries in the index are in memory together while their content is checked.
+const PACKS_AT_ONCE: usize = 1 << 16;
 
 /// How deep to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
@@ -214,9 +217,12 @@ pub(crate) fn verify(
     }
 
     let mut packs: Vec<(u32, &PackInfo)> = Vec::new();
-    for (number, pack) in index.packs().iter().enumerate() {
-        let wanted = needed.contains_key(&(number as u32));
-        if !wanted && !everything {
+    let mut seen = HashSet::new();
+    for (number, pack) in index.packs() {
+        let wanted = needed.contains_key(&number);
+        // Two runs may list the same one.
+        let again = everything && !seen.insert(pack.id);
+        if !wanted && (!everything || again) {
             continue;
         }
         let key = pack.key();
@@ -227,7 +233,7 @@ pub(crate) fn verify(
             Some(size) if *size != pack.size => {
                 check.damage(&key, format!("it has {size} bytes, {} were written", pack.size));
             }
-            Some(_) => packs.push((number as u32, pack)),
+            Some(_) => packs.push((number, pack)),
         }
         check.objects.fetch_add(1, Relaxed);
     }
@@ -243,11 +249,15 @@ pub(crate) fn verify(
         packs.retain(|(_, pack)| check.sampled(&pack.key()));
         covered = if all == 0 { 100.0 } else { packs.len() as f64 * 100.0 / all as f64 };
         progress.add_total(packs.iter().map(|(_, pack)| pack.size).sum(), packs.len() as u64);
-        let by_pack =
-            if options.level == Level::Thorough { locations(&index) } else { HashMap::new() };
-        check.parallel(&packs, |(number, pack)| {
-            check_pack(&check, pack, needed.get(number), by_pack.get(number))
-        })?;
+        for some in packs.chunks(PACKS_AT_ONCE) {
+            let mut by_pack = Locations::new();
+            if options.level == Level::Thorough {
+                by_pack = locations(&index, some)?;
+            }
+            check.parallel(some, |(number, pack)| {
+                check_pack(&check, pack, needed.get(number), by_pack.get(number))
+            })?;
+        }
     }
     let archived = if everything { check_archives(&check)? } else { 0 };
     Ok(report(check, snapshots.len() as u64, archived, covered))
@@ -281,13 +291,17 @@ fn load_index(check: &Check<'_>) -> Result<Option<Index>> {
         check.judge(&key, opened)?;
     }
     for object in &current.segments {
-        let opened = check
-            .read(&object.key)
-            .and_then(|body| open_object(keys, Class::Index, &object.key, &body));
+        let opened = check.read(&object.key).and_then(|body| {
+            if parse_part_key(&object.key).is_some() {
+                return check_part(keys, &object.key, body);
+            }
+            open_object(keys, Class::Index, &object.key, &body).map(drop)
+        });
         check.judge(&object.key, opened)?;
     }
     // A chunk may lie in a pack that is there and in one that is not.
-    let index = Index::load(store, keys, None, &HashSet::new());
+    let authority = check.repository.reload_authority()?;
+    let index = Index::load(store, keys, &authority, None, &HashSet::new());
     check.judge("the index", index)
 }
 
@@ -306,13 +320,17 @@ fn check_sessions(check: &Check<'_>, index: &Index, present: &HashMap<String, u6
         // A pack that is in no segment may be what maintenance has not come to remove.
         return Ok(());
     }
-    let known: HashSet<String> = index.packs().iter().map(PackInfo::key).collect();
+    let known: HashSet<String> = index.packs().map(|(_, pack)| pack.key()).collect();
     let lost: HashSet<Work> =
         present.keys().filter(|key| !known.contains(*key)).filter_map(|key| of_pack(key)).collect();
     for work in lost {
         // Packs of a session that was given up, or is at work, are in no index.
         match store.read(&work.snapshot_key()) {
             Ok(object) if class_of(&object) == Some(Class::Tombstone) => continue,
+            // What a removed host wrote counts as little as that.
+            Ok(object) if matches!(check.repository.open_snapshot(work, &object), Ok(None)) => {
+                continue;
+            }
             Ok(_) => {}
             Err(error) if error.is_not_found() => continue,
             Err(error) => return Err(error.into()),
@@ -336,7 +354,7 @@ fn of_pack(key: &str) -> Option<Work> {
 
 fn all_snapshots(check: &Check<'_>) -> Result<Vec<Snapshot>> {
     let mut snapshots = Vec::new();
-    let keys = check.repository.keys();
+    check.repository.reload_authority()?;
     let listed = check.repository.store().list(SNAPSHOTS)?;
     let forgotten = maintenance::forgotten(check.repository, &listed)?;
     for object in listed {
@@ -346,20 +364,8 @@ fn all_snapshots(check: &Check<'_>) -> Result<Vec<Snapshot>> {
         }
         let read = check.read(&object.key);
         let Some(body) = check.judge(&object.key, read)? else { continue };
-        if class_of(&body) == Some(Class::Tombstone) {
-            let opened = maintenance::open::<Tombstone>(keys, Class::Tombstone, &object.key, &body);
-            check.judge(&object.key, opened)?;
-            continue;
-        }
-        let opened = open_object(keys, Class::Snapshot, &object.key, &body).and_then(|plain| {
-            serde_json::from_slice::<Snapshot>(&plain)
-                .map_err(|error| RepoError::damaged(&object.key, error))
-        });
-        if let Some(mut snapshot) = check.judge(&object.key, opened)? {
-            snapshot.id = hex(&work.session);
-            snapshot.writer = hex(&work.writer);
-            snapshots.push(snapshot);
-        }
+        let opened = check.repository.open_snapshot(work, &body);
+        snapshots.extend(check.judge(&object.key, opened)?.flatten());
     }
     Ok(snapshots)
 }
@@ -377,9 +383,9 @@ fn walk(
     let name = format!("snapshot {}", snapshot.short_id());
     let mut need = |kind: Kind, id: ObjectId, path: &str| {
         if !reached.insert((kind as u8, id)) {
-            return;
+            return Ok(());
         }
-        match index.find(&id) {
+        match index.find(&id)? {
             Some(location) => {
                 needed.entry(location.pack).or_default().insert(id, kind);
             }
@@ -391,6 +397,7 @@ fn walk(
                 ),
             ),
         }
+        Ok::<_, RepoError>(())
     };
     let tree = check.repository.tree(snapshot)?;
     let (sender, nodes) = crossbeam_channel::unbounded();
@@ -400,20 +407,20 @@ fn walk(
         check.progress.check()?;
         let entry = entry?;
         for id in nodes.try_iter() {
-            need(Kind::Tree, id, "its tree");
+            need(Kind::Tree, id, "its tree")?;
         }
         let EntryKind::File(content) = &entry.kind else { continue };
         let path = entry.display_path();
         if let Body::Leaves(leaves) = &content.body {
             for leaf in leaves {
-                need(Kind::Leaf, leaf.id, &path);
+                need(Kind::Leaf, leaf.id, &path)?;
                 if let crate::tree::PageHashes::Chunk(id) = tree.leaf(&leaf.id)?.pages {
-                    need(Kind::Pages, id, &path);
+                    need(Kind::Pages, id, &path)?;
                 }
             }
         }
         for extent in tree.extents(content)? {
-            need(Kind::Data, extent.chunk, &path);
+            need(Kind::Data, extent.chunk, &path)?;
         }
     }
     Ok(())
@@ -421,12 +428,16 @@ fn walk(
 
 type Locations = HashMap<u32, HashSet<([u8; 16], u32, u32)>>;
 
-fn locations(index: &Index) -> Locations {
-    let mut locations = Locations::new();
-    for (id, at) in index.locations() {
-        locations.entry(at.pack).or_default().insert((id, at.offset, at.length));
+fn locations(index: &Index, packs: &[(u32, &PackInfo)]) -> Result<Locations> {
+    let mut locations: Locations =
+        packs.iter().map(|(number, _)| (*number, HashSet::new())).collect();
+    for entry in index.locations() {
+        let (_, id, at) = entry?;
+        if let Some(of_pack) = locations.get_mut(&at.pack) {
+            of_pack.insert((id, at.offset, at.length));
+        }
     }
-    locations
+    Ok(locations)
 }
 
 fn check_pack(

@@ -6,7 +6,8 @@
 //!   0   8  magic "BACKSTAY"
 //!   8   1  version of the layout: 1
 //!   9   1  class: 1 data pack, 2 metadata pack, 3 snapshot, 4 archived file, 5 index segment,
-//!          6 session
+//!          6 session, 7 tombstone, 8 maintenance, 9 who may write,
+//!          10 what was done with keys
 //!  10   1  suite: 1 = X25519, HKDF-SHA-256, AES-256-GCM; 2 = index key, HKDF-SHA-256, AES-256-GCM
 //!  11   1  zero
 //!  12   4  epoch of the root key, little-endian
@@ -28,15 +29,21 @@
 //! the additional data `id ‖ class ‖ kind ‖ offset ‖ name`. An object's key is used for one object
 //! only, whose offsets never repeat, so no nonce ever does. The offset serves as the number of the
 //! record because the index knows it anyway.
+//!
+//! A root key is of an *epoch*. What names things (chunk ids, chunker, index) comes from the first
+//! one for ever, so that content is recognised across epochs; what opens things (the private key) and
+//! what proves who wrote them (the owner's signature) is each epoch's own.
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::agreement::{self, PrivateKey, UnparsedPublicKey, X25519};
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Salt};
 use backstay_store::Environment;
+use std::collections::HashSet;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-use crate::{RepoError, Result};
+use crate::signing::{self, SIGNATURE, SigningKey};
+use crate::{RepoError, RepoErrorKind, Result};
 
 pub(crate) const HEADER: usize = 160;
 /// What sealing adds to a record. Bytes.
@@ -61,13 +68,15 @@ pub(crate) enum Class {
     Tombstone = 7,
     /// What maintenance condemned, waits for and removes, and which segments are the index.
     Maintenance = 8,
+    /// Which hosts may write, and what was there when something of that changed.
+    Authority = 9,
     /// What was done with keys.
     Audit = 10,
 }
 
 /// What the header of an object says that it is, before any of it is believed.
 pub(crate) fn class_of(object: &[u8]) -> Option<Class> {
-    const ALL: [Class; 9] = [
+    const ALL: [Class; 10] = [
         Class::DataPack,
         Class::MetadataPack,
         Class::Snapshot,
@@ -76,6 +85,7 @@ pub(crate) fn class_of(object: &[u8]) -> Option<Class> {
         Class::Session,
         Class::Tombstone,
         Class::Maintenance,
+        Class::Authority,
         Class::Audit,
     ];
     let class = object.get(9)?;
@@ -150,8 +160,9 @@ impl RootKey {
     }
 }
 
-/// What may be derived from the root key for daily work.
+/// What may be derived from the root keys for daily work.
 pub(crate) struct Keys {
+    /// Of what is written now.
     pub epoch: u32,
     /// One for each kind of chunk.
     pub data_id: [u8; 32],
@@ -162,35 +173,202 @@ pub(crate) struct Keys {
     pub index: [u8; 32],
     /// Authenticates the object `format`.
     pub format: [u8; 32],
-    /// Authenticates what leads to deletions. A host that may only write has no part in it.
-    pub maintenance: [u8; 32],
-    private: PrivateKey,
-    public: [u8; 32],
+    eras: Vec<Era>,
+    signer: Signer,
 }
 
-impl Keys {
-    pub fn derive(root: &RootKey, epoch: u32) -> Self {
+/// What an epoch has of its own.
+pub(crate) struct Era {
+    /// To which session keys are sealed.
+    pub public: [u8; 32],
+    /// Whose signature says that somebody with the root key wrote something.
+    pub owner: [u8; 32],
+    /// Objects of this epoch that count, once it has ended. What comes later with its signature was
+    /// made with a key that has been replaced.
+    pub closed: Option<HashSet<String>>,
+    secrets: Option<Secrets>,
+}
+
+/// What a host that may only write does not have.
+struct Secrets {
+    private: PrivateKey,
+    owner: SigningKey,
+}
+
+/// In whose name a handle writes.
+enum Signer {
+    /// Somebody with the root key.
+    Owner,
+    /// A host that may only write.
+    Host { writer: [u8; 8], key: SigningKey },
+}
+
+impl Era {
+    /// Of a root key.
+    pub fn of(root: &RootKey) -> Self {
         let private = PrivateKey::from_private_key(&X25519, &root.derive::<32>("read"))
             .expect("any 32 bytes are a private key of X25519");
-        let mut public = [0; 32];
-        let computed = private.compute_public_key().expect("a private key has a public one");
-        public.copy_from_slice(computed.as_ref());
+        let owner = SigningKey::from_seed(&root.derive("sign"));
         Self {
-            epoch,
+            public: public_of(&private),
+            owner: owner.public(),
+            closed: None,
+            secrets: Some(Secrets { private, owner }),
+        }
+    }
+
+    /// As a host knows it that may only write.
+    pub fn public(public: [u8; 32], owner: [u8; 32]) -> Self {
+        Self { public, owner, closed: None, secrets: None }
+    }
+}
+
+/// The keys by which things are named; they never change.
+pub(crate) struct Names {
+    pub data_id: [u8; 32],
+    pub metadata_id: [u8; 32],
+    pub pages: [u8; 32],
+    pub chunker: [u8; 32],
+    pub index: [u8; 32],
+    pub format: [u8; 32],
+}
+
+impl Names {
+    /// Of the root key of epoch 0.
+    pub fn of(root: &RootKey) -> Self {
+        Self {
             data_id: root.derive("chunk id: data"),
             metadata_id: root.derive("chunk id: metadata"),
             pages: root.derive("page hash"),
             chunker: root.derive("chunker"),
             index: root.derive("index"),
             format: root.derive("format"),
-            maintenance: root.derive("maintenance"),
-            private,
-            public,
+        }
+    }
+}
+
+impl Keys {
+    /// Of a repository whose root key was never replaced.
+    pub fn derive(root: &RootKey) -> Self {
+        Self::new(Names::of(root), vec![Era::of(root)], None)
+    }
+
+    /// `eras` by epoch, at least one; `host` is who writes when it is not somebody with the root key.
+    pub fn new(names: Names, eras: Vec<Era>, host: Option<([u8; 8], SigningKey)>) -> Self {
+        let Names { data_id, metadata_id, pages, chunker, index, format } = names;
+        let epoch = eras.len().saturating_sub(1) as u32;
+        let signer = match host {
+            Some((writer, key)) => Signer::Host { writer, key },
+            None => Signer::Owner,
+        };
+        Self { epoch, data_id, metadata_id, pages, chunker, index, format, eras, signer }
+    }
+
+    /// The keys by which things are named.
+    pub fn names(&self) -> Names {
+        Names {
+            data_id: self.data_id,
+            metadata_id: self.metadata_id,
+            pages: self.pages,
+            chunker: self.chunker,
+            index: self.index,
+            format: self.format,
         }
     }
 
+    /// Notes that an epoch has ended, and what of it counts.
+    pub fn close(&mut self, epoch: u32, names: HashSet<String>) {
+        if let Some(era) = self.eras.get_mut(epoch as usize) {
+            era.closed = Some(names);
+        }
+    }
+
+    /// To which session keys are sealed now.
     pub fn public(&self) -> [u8; 32] {
-        self.public
+        self.era(self.epoch).map_or([0; 32], |era| era.public)
+    }
+
+    pub fn era(&self, epoch: u32) -> Option<&Era> {
+        self.eras.get(epoch as usize)
+    }
+
+    pub fn eras(&self) -> &[Era] {
+        &self.eras
+    }
+
+    /// Whether what is stored can be opened, and removed; otherwise it can be added to.
+    pub fn is_owner(&self) -> bool {
+        matches!(self.signer, Signer::Owner)
+    }
+
+    /// The writer that this handle must be, where it may only write.
+    pub fn host(&self) -> Option<[u8; 8]> {
+        match &self.signer {
+            Signer::Owner => None,
+            Signer::Host { writer, .. } => Some(*writer),
+        }
+    }
+
+    /// Refuses what takes the root key.
+    pub fn must_own(&self, what: &str) -> Result<()> {
+        if self.is_owner() { Ok(()) } else { Err(only_writes(what)) }
+    }
+
+    /// A signature of `body` as the content of `object`, in the name of who holds these keys.
+    pub fn sign(&self, object: &str, body: &[u8]) -> [u8; SIGNATURE] {
+        let secrets = self.era(self.epoch).and_then(|era| era.secrets.as_ref());
+        match (&self.signer, secrets) {
+            (Signer::Host { key, .. }, _) => key.sign(object, body),
+            (Signer::Owner, Some(secrets)) => secrets.owner.sign(object, body),
+            (Signer::Owner, None) => unreachable!("an owner has the root key of every epoch"),
+        }
+    }
+
+    /// Whether somebody with the root key of `epoch` wrote this, while that was the one to use.
+    pub fn owner_wrote(
+        &self,
+        epoch: u32,
+        object: &str,
+        body: &[u8],
+        signature: &[u8; SIGNATURE],
+    ) -> Result<()> {
+        self.owner_signed(epoch, object, body, signature)?;
+        self.must_count(epoch, object)
+    }
+
+    /// Refuses what was made with a root key after that was replaced.
+    pub fn must_count(&self, epoch: u32, object: &str) -> Result<()> {
+        if self.counts(epoch, object) {
+            return Ok(());
+        }
+        Err(RepoError::damaged(
+            object,
+            format!("it was made with the root key of epoch {epoch} after that was replaced"),
+        )
+        .with_hint(format!(
+            "nobody acts on it: remove {object} from the store, and run this again"
+        )))
+    }
+
+    /// Whether somebody with the root key of `epoch` wrote this, no matter when.
+    pub fn owner_signed(
+        &self,
+        epoch: u32,
+        object: &str,
+        body: &[u8],
+        signature: &[u8; SIGNATURE],
+    ) -> Result<()> {
+        let era = self.era(epoch).ok_or_else(|| newer(object, epoch))?;
+        if signing::verifies(&era.owner, object, body, signature) {
+            return Ok(());
+        }
+        Err(RepoError::damaged(object, "nobody with the root key has signed it"))
+    }
+
+    /// Whether an object of an epoch was there before the epoch ended.
+    pub fn counts(&self, epoch: u32, object: &str) -> bool {
+        let closed = self.era(epoch).and_then(|era| era.closed.as_ref());
+        closed.is_none_or(|closed| closed.contains(object))
     }
 
     /// A new session key with its sealed form.
@@ -198,16 +376,13 @@ impl Keys {
         let key: [u8; 32] = env.random();
         let ephemeral = PrivateKey::from_private_key(&X25519, &env.random::<32>())
             .expect("any 32 bytes are a private key of X25519");
-        let mut public = [0; 32];
-        let computed = ephemeral.compute_public_key().expect("a private key has a public one");
-        public.copy_from_slice(computed.as_ref());
-        let wrap = agreement::agree(
-            &ephemeral,
-            UnparsedPublicKey::new(&X25519, &self.public),
-            (),
-            |shared| Ok(self.wrap_key(shared, &public)),
-        )
-        .expect("the repository's public key is a point of the curve");
+        let public = public_of(&ephemeral);
+        let own = self.public();
+        let wrap =
+            agreement::agree(&ephemeral, UnparsedPublicKey::new(&X25519, &own), (), |shared| {
+                Ok(wrap_key(shared, &public, &own))
+            })
+            .expect("the repository's public key is a point of the curve");
         let sealed = seal_once(&wrap, &self.epoch.to_le_bytes(), &key);
         let mut wrapped = [0; 80];
         wrapped[..32].copy_from_slice(&public);
@@ -215,15 +390,19 @@ impl Keys {
         SessionKey { key, wrapped, epoch: self.epoch }
     }
 
-    fn wrap_key(&self, shared: &[u8], ephemeral: &[u8; 32]) -> [u8; 32] {
-        let mut salt = [0; 64];
-        salt[..32].copy_from_slice(ephemeral);
-        salt[32..].copy_from_slice(&self.public);
-        derive(shared, &salt, &[b"backstay v1 session key"])
-    }
-
     /// Opens the envelope whose header is `header`; `object` names it in errors.
     pub fn open(&self, object: &str, class: Class, header: &[u8]) -> Result<PackKey> {
+        self.open_with(object, class, header, None)
+    }
+
+    /// The same; `kept` is the session key, where whoever asks has it from having made it.
+    pub fn open_with(
+        &self,
+        object: &str,
+        class: Class,
+        header: &[u8],
+        kept: Option<&[u8; 32]>,
+    ) -> Result<PackKey> {
         let header: &[u8; HEADER] = header
             .get(..HEADER)
             .and_then(|h| h.try_into().ok())
@@ -233,7 +412,7 @@ impl Keys {
         }
         if header[8] != VERSION {
             return Err(RepoError::new(
-                crate::RepoErrorKind::Unsupported,
+                RepoErrorKind::Unsupported,
                 format!(
                     "{object} has version {} of the layout, this program knows {VERSION}",
                     header[8]
@@ -253,31 +432,30 @@ impl Keys {
                 "its header is altered: what must be zero is not",
             ));
         }
-        let epoch = u32::from_le_bytes([header[12], header[13], header[14], header[15]]);
-        if epoch != self.epoch {
-            return Err(RepoError::damaged(
-                object,
-                format!("it names epoch {epoch} of the root key"),
-            ));
-        }
+        let epoch = epoch_of(header);
+        let era = self.era(epoch).ok_or_else(|| newer(object, epoch))?;
         let mut id = [0; 16];
         id.copy_from_slice(&header[16..32]);
         let wrong_key =
             || RepoError::damaged(object, "its header does not open with this repository's key");
         let secret = match header[10] {
-            SUITE_PUBLIC => {
-                let mut public = [0; 32];
-                public.copy_from_slice(&header[32..64]);
-                let wrap = agreement::agree(
-                    &self.private,
-                    UnparsedPublicKey::new(&X25519, &public),
-                    wrong_key(),
-                    |shared| Ok(self.wrap_key(shared, &public)),
-                )?;
-                let key = open_once(&wrap, &self.epoch.to_le_bytes(), &header[64..112])
-                    .ok_or_else(wrong_key)?;
-                <[u8; 32]>::try_from(key).map_err(|_| wrong_key())?
-            }
+            SUITE_PUBLIC => match (kept, &era.secrets) {
+                (Some(key), _) => *key,
+                (None, None) => return Err(only_writes(&format!("read {object}"))),
+                (None, Some(secrets)) => {
+                    let mut public = [0; 32];
+                    public.copy_from_slice(&header[32..64]);
+                    let wrap = agreement::agree(
+                        &secrets.private,
+                        UnparsedPublicKey::new(&X25519, &public),
+                        wrong_key(),
+                        |shared| Ok(wrap_key(shared, &public, &era.public)),
+                    )?;
+                    let key = open_once(&wrap, &epoch.to_le_bytes(), &header[64..112])
+                        .ok_or_else(wrong_key)?;
+                    <[u8; 32]>::try_from(key).map_err(|_| wrong_key())?
+                }
+            },
             SUITE_INDEX => self.index,
             other => return Err(RepoError::damaged(object, format!("it names suite {other}"))),
         };
@@ -294,6 +472,46 @@ impl Keys {
         let header = header(&key, class, SUITE_INDEX, self.epoch, &[0; 80]);
         (key, header)
     }
+}
+
+/// The epoch that the header of an object names; 0 of what is no header.
+pub(crate) fn epoch_of(object: &[u8]) -> u32 {
+    let bytes = object.get(12..16).and_then(|bytes| bytes.try_into().ok());
+    u32::from_le_bytes(bytes.unwrap_or_default())
+}
+
+fn public_of(private: &PrivateKey) -> [u8; 32] {
+    let mut public = [0; 32];
+    let computed = private.compute_public_key().expect("a private key has a public one");
+    public.copy_from_slice(computed.as_ref());
+    public
+}
+
+fn wrap_key(shared: &[u8], ephemeral: &[u8; 32], repository: &[u8; 32]) -> [u8; 32] {
+    let mut salt = [0; 64];
+    salt[..32].copy_from_slice(ephemeral);
+    salt[32..].copy_from_slice(repository);
+    derive(shared, &salt, &[b"backstay v1 session key"])
+}
+
+/// The root key was replaced since this handle was opened, or the header is altered.
+fn newer(object: &str, epoch: u32) -> RepoError {
+    RepoError::damaged(
+        object,
+        format!("it names epoch {epoch} of the root key, which is not known"),
+    )
+    .with_hint(
+        "was the root key replaced in this minute? Then run it again; else `backstay verify` \
+             says what is affected",
+    )
+}
+
+fn only_writes(what: &str) -> RepoError {
+    RepoError::new(
+        RepoErrorKind::WrongKey,
+        format!("could not {what}: this key may add backups, and read or remove none"),
+    )
+    .with_hint("use a key that opens the repository; it need not be kept on this machine")
 }
 
 fn header(key: &PackKey, class: Class, suite: u8, epoch: u32, wrapped: &[u8; 80]) -> [u8; HEADER] {
@@ -317,6 +535,11 @@ pub struct SessionKey {
 }
 
 impl SessionKey {
+    /// For whoever made it and keeps it.
+    pub(crate) fn bytes(&self) -> &[u8; 32] {
+        &self.key
+    }
+
     /// The key and the header of a new object.
     pub(crate) fn object(&self, id: [u8; 16], class: Class) -> (PackKey, [u8; HEADER]) {
         let key = PackKey::new(&self.key, id, class);
@@ -391,6 +614,20 @@ impl PackKey {
         let mut bytes = [0; TAG];
         bytes.copy_from_slice(tag.as_ref());
         bytes
+    }
+
+    /// The same as [`open`](Self::open) of a record without a name, in less time.
+    pub fn open_unnamed<'r>(
+        &self,
+        kind: u8,
+        offset: u64,
+        record: &'r mut [u8],
+    ) -> Option<&'r mut [u8]> {
+        let mut aad = [0; 26];
+        aad[..16].copy_from_slice(&self.id);
+        (aad[16], aad[17]) = (self.class, kind);
+        aad[18..].copy_from_slice(&offset.to_le_bytes());
+        self.aead.open_in_place(Self::nonce(offset), Aad::from(aad), record).ok()
     }
 
     /// Opens a record with its tag in place; `None` when anything of it was altered.

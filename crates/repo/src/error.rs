@@ -117,6 +117,13 @@ impl RepoError {
         matches!(self.kind(), RepoErrorKind::Damaged | RepoErrorKind::Unsupported)
     }
 
+    /// Whether an object is not in the store.
+    pub(crate) fn is_of_a_missing_object(&self) -> bool {
+        let source = self.inner.source.as_deref();
+        let source = source.and_then(|source| source.downcast_ref::<StoreError>());
+        source.is_some_and(StoreError::is_not_found)
+    }
+
     /// The same error, which also says what of a tree it costs.
     pub(crate) fn about_entries_from(mut self, first: &str) -> Self {
         let which = if first.is_empty() { "all entries" } else { "the entries from" };

@@ -10,6 +10,7 @@ pub use crate::chunker::Chunker;
 pub use crate::codec::Codec;
 pub use crate::crypto::{PackKey, SessionKey};
 pub use crate::id::CellHasher;
+pub use crate::index::measure::Synthetic;
 
 use crate::crypto::{Class, Keys, RootKey, derive};
 use crate::pack::read_footer;
@@ -30,7 +31,18 @@ pub fn extent_leaf(body: &[u8]) -> bool {
 
 /// The number of chunks that a segment lists.
 pub fn segment(plain: &[u8]) -> Option<usize> {
-    crate::index::Index::of_segment("a segment", plain).ok().map(|index| index.locations().count())
+    crate::index::Index::of_segment("a segment", plain).ok().map(|index| index.len())
+}
+
+/// Whether the root of a part of a run of the index makes sense.
+pub fn index_root(plain: &[u8]) -> bool {
+    crate::index::parses_root(plain)
+}
+
+/// The number of entries of a part of a run that is put together from `root` and whatever is said to
+/// be inside the seals of its sections, one behind the other.
+pub fn index_part(plain: &[u8]) -> Option<usize> {
+    crate::index::opens_forged(plain)
 }
 
 pub fn snapshot(plain: &[u8]) -> Option<Snapshot> {
@@ -74,13 +86,22 @@ pub fn age_file(text: &str) -> bool {
     crate::keys::age::opens_for_fuzzing(text)
 }
 
+pub fn epoch(json: &[u8]) -> bool {
+    crate::authority::epochs::parses(json)
+}
+
+/// Whether bytes are the key file of a host that may only write.
+pub fn host_key(file: &[u8]) -> bool {
+    Secret::key_file(file).is_ok_and(|secret| matches!(secret, Secret::WriteOnly(_)))
+}
+
 pub fn format(json: &[u8]) -> bool {
     crate::repository::parses_format(json)
 }
 
 /// Whether the header of an object of any class opens.
 pub fn header(bytes: &[u8]) -> bool {
-    static KEYS: LazyLock<Keys> = LazyLock::new(|| Keys::derive(&RootKey::from_bytes([3; 32]), 0));
+    static KEYS: LazyLock<Keys> = LazyLock::new(|| Keys::derive(&RootKey::from_bytes([3; 32])));
     use Class::{Archived, DataPack, Index, MetadataPack, Session};
     [DataPack, MetadataPack, Class::Snapshot, Archived, Index, Session]
         .into_iter()
@@ -105,6 +126,70 @@ pub fn archived(object: &[u8]) -> Option<Vec<u8>> {
     ARCHIVE.open("a file", object).ok()
 }
 
+/// A pack with one record that says it is the chunk `id` and is not, and a segment that lists it: what
+/// somebody with the keys of `repository` could write in the name of `writer`.
+pub fn forged_chunk(
+    repository: &Repository,
+    writer: [u8; 8],
+    kind: Kind,
+    id: ObjectId,
+    content: &[u8],
+) -> [(String, bytes::Bytes); 2] {
+    use crate::index::{PackInfo, SegmentBuilder};
+    use crate::pack::{Record, finish};
+    let (keys, env) = (repository.keys(), repository.environment());
+    let work = crate::layout::Work { writer, session: env.random() };
+    let class = if kind.is_metadata() { Class::MetadataPack } else { Class::DataPack };
+    let (key, header) = keys.new_session(env).object(env.random(), class);
+    let mut body = header.to_vec();
+    let mut record = Vec::new();
+    Codec::new(Compression::None).encode(content, &mut record);
+    let offset = body.len();
+    let tag = key.seal(kind as u8, offset as u64, &id.0, &mut record);
+    body.extend_from_slice(&record);
+    body.extend_from_slice(&tag);
+    let length = (body.len() - offset) as u32;
+    let records = [Record { id, kind, offset: offset as u32, length }];
+    let pack = finish(body, &key, &records, None);
+    let mut info = PackInfo {
+        work,
+        id: key.id(),
+        size: pack.len() as u64,
+        sha256: [0; 32],
+        class,
+        epoch: keys.epoch,
+    };
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &pack);
+    info.sha256.copy_from_slice(digest.as_ref());
+    let (pack_name, segment_name) = (info.key(), work.index_key(0));
+    let mut segment = SegmentBuilder::default();
+    segment.add(info, std::iter::once((id, offset as u32, length)));
+    [(pack_name, pack), (segment_name.clone(), segment.seal(keys, env.random(), &segment_name))]
+}
+
+/// A snapshot that says what `like` says, in the name of `writer`, signed with the keys of
+/// `repository`.
+pub fn forged_snapshot(
+    repository: &Repository,
+    writer: [u8; 8],
+    like: &Snapshot,
+    signed: bool,
+) -> (String, bytes::Bytes) {
+    let (keys, env) = (repository.keys(), repository.environment());
+    let name = crate::layout::Work { writer, session: env.random() }.snapshot_key();
+    let (key, header) = keys.new_session(env).object(env.random(), Class::Snapshot);
+    let mut body = serde_json::to_vec(like).expect("plain JSON");
+    if signed {
+        body = crate::repository::with_signature(keys, &name, body);
+    }
+    (name.clone(), crate::index::seal_with(&key, &header, &name, body))
+}
+
+/// The id under which `repository` keeps content.
+pub fn id_of(repository: &Repository, content: &[u8]) -> ObjectId {
+    content_id(&repository.keys().data_id, Kind::Data, content)
+}
+
 /// Every key that is derived from a root key, by the name of its purpose.
 pub fn derived_keys(root: [u8; 32]) -> Vec<(&'static str, [u8; 32])> {
     let root = RootKey::from_bytes(root);
@@ -124,11 +209,11 @@ pub fn derived_keys(root: [u8; 32]) -> Vec<(&'static str, [u8; 32])> {
 
 /// The public key to which session keys are sealed.
 pub fn public_key(root: [u8; 32]) -> [u8; 32] {
-    Keys::derive(&RootKey::from_bytes(root), 0).public()
+    Keys::derive(&RootKey::from_bytes(root)).public()
 }
 
 pub fn chunk_id(root: [u8; 32], kind: Kind, content: &[u8]) -> ObjectId {
-    let keys = Keys::derive(&RootKey::from_bytes(root), 0);
+    let keys = Keys::derive(&RootKey::from_bytes(root));
     content_id(if kind.is_metadata() { &keys.metadata_id } else { &keys.data_id }, kind, content)
 }
 

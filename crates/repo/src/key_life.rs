@@ -39,10 +39,11 @@ impl Repository {
 
     fn add_holder(&self, holder: Holder<'_>, label: &str) -> Result<(KeySlot, Vec<Share>)> {
         self.allow_write()?;
+        let root = self.root("add a key")?;
         let (new, shares) = SlotObject::make(
             self.environment(),
             &self.raw_id(),
-            self.root(),
+            root,
             self.keys().epoch,
             holder,
             label,
@@ -50,7 +51,7 @@ impl Repository {
         Ok((self.put_slot(new)?, shares))
     }
 
-    fn put_slot(&self, new: NewSlot) -> Result<KeySlot> {
+    pub(crate) fn put_slot(&self, new: NewSlot) -> Result<KeySlot> {
         audit::record(self, KeyAction::Add, &new.slot, None)?;
         failpoint::hit("key-recorded");
         let slot = keys::put(self.store(), new)?;
@@ -70,16 +71,14 @@ impl Repository {
     /// Removes a slot, never the last one, whoever else removes slots at the same time.
     pub fn remove_key(&self, id: &str) -> Result<()> {
         self.allow_write()?;
+        let root = self.root("remove a key")?;
         let slot = self.key_slots_with(id)?;
         // Most often this is all there is to say, and nothing needs to be recorded.
-        refuse(
-            keys::removal(self.store(), &self.raw_id(), self.root(), id, &Default::default())?,
-            id,
-        )?;
+        refuse(keys::removal(self.store(), &self.raw_id(), root, id, &Default::default())?, id)?;
         let record = audit::record(self, KeyAction::Remove, &slot, None)?;
         failpoint::hit("key-removal-recorded");
         let decided = audit::leaving(self, &record).and_then(|leaving| {
-            refuse(keys::removal(self.store(), &self.raw_id(), self.root(), id, &leaving)?, id)
+            refuse(keys::removal(self.store(), &self.raw_id(), root, id, &leaving)?, id)
         });
         // Whether it stays for sure: nothing was tried, or the store said no.
         let (result, stays) = match decided {
@@ -109,6 +108,7 @@ impl Repository {
                 label: String::new(),
                 created: keys::timestamp(self.environment()),
                 current: false,
+                epoch: self.epoch(),
                 detail: None,
             }),
             Err(error) => Err(error),
@@ -130,6 +130,7 @@ impl Repository {
     /// What was done with keys, oldest first. Records that cannot be used are left out with a
     /// warning; `verify` reports them.
     pub fn key_records(&self) -> Result<Vec<KeyRecord>> {
+        self.keys().must_own("tell what was done with keys")?;
         let mut usable = Vec::new();
         for (_, record) in audit::records(self)? {
             match record {

@@ -103,9 +103,17 @@ pub(crate) fn run_of(key: &str) -> Option<u64> {
     rest.split('/').next()?.parse().ok()
 }
 
-/// A merged segment of the run `number`.
-pub(crate) fn merged_key(number: u64, id: &[u8; 16]) -> String {
-    format!("{INDEX}1/{number:08}/{}", hex(id))
+/// A part of a run of the index, which the run `number` of maintenance wrote.
+pub(crate) fn part_key(number: u64, id: &[u8; 16], part: u32) -> String {
+    format!("{INDEX}1/{number:08}/{}/{part:06}", hex(id))
+}
+
+/// What the keys of all parts of a run of the index begin with.
+pub(crate) fn parse_part_key(key: &str) -> Option<&str> {
+    let (run, part) = key.rsplit_once('/')?;
+    let (number, id) = run.strip_prefix(INDEX)?.strip_prefix("1/")?.split_once('/')?;
+    (number.parse::<u64>().ok()?, part.parse::<u32>().ok()?, unhex::<16>(id)?);
+    Some(run)
 }
 
 /// The inverse of [`Work::pack_key`].
@@ -127,5 +135,8 @@ mod tests {
         assert_eq!(parse_pack_key(&work.pack_key(&[7; 16])), Some((work, [7; 16])));
         assert_eq!(parse_pack_key(&format!("{}/x", work.pack_key(&[7; 16]))), None);
         assert_eq!(Work::from_snapshot_key("snapshots/ab"), None);
+        let part = part_key(3, &[7; 16], 12);
+        assert_eq!(parse_part_key(&part), part.strip_suffix("/000012"));
+        assert_eq!(parse_part_key(&work.index_key(0)), None);
     }
 }

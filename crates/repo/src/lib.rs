@@ -8,13 +8,16 @@
 
 mod archive;
 mod audit;
+mod authority;
 mod beneath;
 mod check;
 mod chunker;
 mod codec;
+mod copy;
 mod crypto;
 mod entry;
 mod error;
+mod fallback;
 mod id;
 mod index;
 #[doc(hidden)]
@@ -28,33 +31,38 @@ mod progress;
 mod repository;
 mod restore;
 mod session;
+mod signing;
 mod snapshot;
 mod tree;
 
-pub use archive::{Archive, ArchivedFile, Pushed};
+pub use archive::{Archive, ArchivedFile, Pushed, push_to_all};
 pub use audit::{KeyAction, KeyRecord, user};
+pub use authority::hosts::HostKey;
 pub use backstay_store::{Environment, KeyService, Store};
 pub use beneath::Beneath;
 pub use check::{Damage, Level, VerifyOptions, VerifyReport};
 pub use codec::Compression;
+pub use copy::{ArchiveCopied, Copied, CopyOptions, Original, copy, copy_archive};
 pub use entry::{
     Body, Entry, EntryKind, Extent, FileContent, INLINE_LIMIT, LeafRef, Metadata, Time,
     compare_paths,
 };
 pub use error::{RepoError, RepoErrorKind};
+pub use fallback::{Fallback, Lacking, Sibling, Supplied};
 pub use id::{Kind, ObjectId};
 pub use keys::age::{Identity, Recipient};
 pub use keys::escrow::{Printed, Share};
 pub use keys::{KeySlot, Secret, SlotKind};
 pub use maintenance::{MaintenanceOptions, MaintenanceReport, Waiting};
 pub use progress::{Progress, ProgressSnapshot};
-pub use repository::{InitOptions, OpenOptions, Repository, Usage};
+pub use repository::{InitOptions, OpenOptions, Repository, Rotation, Usage};
 pub use restore::{Placement, RestoreOptions, RestoreReport};
 pub use session::host;
 pub use session::{
-    Chunking, Content, ContentError, Order, Reader, Session, SessionOptions, TreeRoot, TreeWriter,
+    Chunking, Content, ContentError, Fate, Order, Reader, Session, SessionOptions, TreeRoot,
+    TreeWriter,
 };
-pub use snapshot::{Problem, Snapshot, SnapshotStats, SnapshotType, SourceKind};
+pub use snapshot::{Origin, Problem, Snapshot, SnapshotStats, SnapshotType, SourceKind};
 pub use tree::{Tree, TreeIter};
 
 /// The result of everything that touches a repository.

@@ -7,15 +7,22 @@ use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
-use crate::audit;
+use crate::audit::{self, KeyAction};
+use crate::authority::epochs::Epochs;
+use crate::authority::hosts::{Bundle, HostKey};
+use crate::authority::{self, Authority, kept};
 use crate::codec::Codec;
-use crate::crypto::{Class, HEADER, Keys, PackKey, RootKey, class_of, derive};
+use crate::crypto::{
+    Class, Era, HEADER, Keys, Names, PackKey, RootKey, class_of, derive, epoch_of,
+};
 use crate::id::{hex, unhex};
 use crate::index::{Index, Location, PackInfo, open_object};
-use crate::keys::{self, Secret, timestamp};
+use crate::keys::{self, Holder, KeySlot, Secret, SlotObject, timestamp};
 use crate::layout::{FORMAT, INDEX, KEYS, PACKS, SNAPSHOTS, WAL, Work};
 use crate::maintenance::{self, Tombstone};
+use crate::signing::SIGNATURE;
 use crate::{
     Compression, Environment, Kind, ObjectId, Progress, RepoError, RepoErrorKind, Result, Snapshot,
     Store, Tree,
@@ -41,6 +48,17 @@ pub struct InitOptions {
     /// Names the first key slot for people.
     pub label: String,
     pub cache: Option<PathBuf>,
+}
+
+/// What replacing the root key did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Rotation {
+    /// Of the new root key.
+    pub epoch: u32,
+    /// What opens it.
+    pub keys: Vec<KeySlot>,
+    /// What opens the repository no more.
+    pub left_behind: Vec<KeySlot>,
 }
 
 /// What a repository takes in its store.
@@ -108,8 +126,11 @@ pub struct Repository {
 struct Inner {
     store: Store,
     env: Environment,
-    root: RootKey,
+    /// By epoch; none for a host that may only write.
+    roots: Vec<RootKey>,
     keys: Keys,
+    /// Seals what a host keeps of its own sessions.
+    kept: Option<Zeroizing<[u8; 32]>>,
     id: [u8; 16],
     writer: [u8; 8],
     slot: String,
@@ -117,6 +138,7 @@ struct Inner {
     command: OnceLock<String>,
     features: Features,
     cache: Option<PathBuf>,
+    authority: RwLock<Option<Arc<Authority>>>,
     index: RwLock<Option<Arc<Index>>>,
     pack_keys: Mutex<HashMap<[u8; 16], Arc<PackKey>>>,
     ahead: Mutex<VecDeque<(u32, u64, Bytes)>>,
@@ -152,8 +174,11 @@ impl Repository {
                  prefix for a new repository",
             ));
         }
+        if matches!(secret, Secret::WriteOnly(_)) {
+            return Err(write_only_secret("create a repository"));
+        }
         let root = RootKey::generate(&env);
-        let keys = Keys::derive(&root, 0);
+        let keys = Keys::derive(&root);
         let id: [u8; 16] = env.random();
         // The slot first: a repository whose key is not in it must not exist.
         let slot = keys::add(&store, &env, &id, &root, 0, secret, &options.label)?;
@@ -185,7 +210,8 @@ impl Repository {
                 Err(_) => return Err(error.into()),
             }
         }
-        Ok(Self::assemble(store, env, root, keys, id, slot.id, format.features, options.cache))
+        let opened = Opened { roots: vec![root], keys, kept: None, slot: slot.id };
+        Ok(Self::assemble(store, env, opened, id, format.features, options.cache))
     }
 
     /// Opens a repository. Reads `format` and the key slots, nothing else.
@@ -221,46 +247,65 @@ impl Repository {
         }
         let id = unhex(&format.id)
             .ok_or_else(|| RepoError::damaged(FORMAT, "its id is no id of a repository"))?;
-        let is_root = |root: &RootKey, epoch: u32| {
-            format.epoch == epoch && format.commitment == hex(&root.derive::<32>("commitment"))
+        let mut epochs = Epochs::read(&store, &id)?;
+        let mut opened = match secret {
+            Secret::WriteOnly(bundle) => open_host(bundle, &id, &epochs)?,
+            secret => open_owner(&store, &id, &format, &epochs, secret)?,
         };
-        let (root, epoch, slot) = keys::open(&store, &id, secret, is_root)?;
-        let keys = Keys::derive(&root, epoch);
-        if !is_root(&root, epoch) {
-            return Err(RepoError::damaged(FORMAT, "it belongs to another key"));
-        }
-        if format.seal != format.sealed_with(&keys) {
+        if format.epoch != 0 || format.seal != format.sealed_with(&opened.keys) {
             return Err(RepoError::damaged(FORMAT, "it was altered"));
         }
-        let it = Self::assemble(store, env, root, keys, id, slot, format.features, options.cache);
+        if opened.keys.epoch > epochs.current() {
+            // Whoever replaced the root key has not come to the end of it.
+            if let Some(root) = opened.roots.last() {
+                keys::remove_left(&store, &id, root, opened.keys.epoch)?;
+            }
+            authority::epochs::bring_into_force(&store, &env, &opened.keys)?;
+            epochs = Epochs::read(&store, &id)?;
+        }
+        epochs.close(&mut opened.keys)?;
+        let it = Self::assemble(store, env, opened, id, format.features, options.cache);
         it.allow("read", &it.inner.features.read)?;
+        if let Some(writer) = it.keys().host()
+            && !it.authority()?.admits(&writer)
+        {
+            return Err(RepoError::new(
+                RepoErrorKind::WrongKey,
+                "the key of this host was removed, or never belonged to this repository",
+            )
+            .with_hint(
+                "make a new one where the repository can be opened: `backstay key add \
+                        --write-only`",
+            ));
+        }
         Ok(it)
     }
 
-    #[allow(clippy::too_many_arguments)] // the two ways to get here have all of them at hand
     fn assemble(
         store: Store,
         env: Environment,
-        root: RootKey,
-        keys: Keys,
+        opened: Opened,
         id: [u8; 16],
-        slot: String,
         features: Features,
         cache: Option<PathBuf>,
     ) -> Self {
         let cache = cache.map(|folder| folder.join(hex(&id)));
+        let Opened { roots, keys, kept, slot } = opened;
+        let writer = keys.host().unwrap_or_else(|| writer_id(&id));
         Self {
             inner: Arc::new(Inner {
                 store,
                 env,
-                root,
+                roots,
                 keys,
+                kept,
                 id,
-                writer: writer_id(&id),
+                writer,
                 slot,
                 command: OnceLock::new(),
                 features,
                 cache,
+                authority: RwLock::default(),
                 index: RwLock::default(),
                 pack_keys: Mutex::default(),
                 ahead: Mutex::default(),
@@ -303,6 +348,43 @@ impl Repository {
         &self.inner.env
     }
 
+    /// Whether this handle can add backups, and read or remove none.
+    pub fn is_write_only(&self) -> bool {
+        !self.keys().is_owner()
+    }
+
+    /// Who may write, as last read.
+    pub(crate) fn authority(&self) -> Result<Arc<Authority>> {
+        if let Some(known) = &*self.inner.authority.read().unwrap_or_else(|e| e.into_inner()) {
+            return Ok(known.clone());
+        }
+        self.reload_authority()
+    }
+
+    /// Who may write, as the store has it now.
+    pub(crate) fn reload_authority(&self) -> Result<Arc<Authority>> {
+        let read = Arc::new(Authority::read(&self.inner.store, self.keys(), self.cache())?);
+        *self.inner.authority.write().unwrap_or_else(|e| e.into_inner()) = Some(read.clone());
+        Ok(read)
+    }
+
+    /// Whether what a pack holds is to be compared with its ids: a host seals what it likes under any.
+    pub(crate) fn doubts(&self, pack: &PackInfo) -> Result<bool> {
+        Ok(self.authority()?.is_host(&pack.work.writer))
+    }
+
+    /// Keeps the key of a session of this host, so that it can read its own metadata.
+    pub(crate) fn keep_session(&self, work: &Work, session: &crate::crypto::SessionKey) {
+        if let (Some(secret), Some(folder)) = (&self.inner.kept, self.cache()) {
+            kept::keep(folder, self.environment(), secret, work, session.bytes());
+        }
+    }
+
+    fn kept_session(&self, work: &Work) -> Option<[u8; 32]> {
+        let (secret, folder) = (self.inner.kept.as_ref()?, self.cache()?);
+        kept::find(folder, secret, work)
+    }
+
     pub(crate) fn keys(&self) -> &Keys {
         &self.inner.keys
     }
@@ -319,13 +401,149 @@ impl Repository {
         self.inner.id
     }
 
-    pub(crate) fn root(&self) -> &RootKey {
-        &self.inner.root
-    }
-
-    /// The id of the slot that this repository was opened with.
+    /// The id of the slot that this repository was opened with; for a host that may only write, its
+    /// own.
     pub fn slot(&self) -> &str {
         &self.inner.slot
+    }
+
+    /// The newest root key; `what` takes it.
+    pub(crate) fn root(&self, what: &str) -> Result<&RootKey> {
+        self.keys().must_own(what)?;
+        self.inner.roots.last().ok_or_else(|| write_only_secret(what))
+    }
+
+    /// The hosts that may add backups, and read or remove none, oldest first.
+    pub fn hosts(&self) -> Result<Vec<HostKey>> {
+        Ok(self.reload_authority()?.hosts())
+    }
+
+    /// Adds such a host; the content of its key file, which is kept nowhere else.
+    pub fn add_host(&self, label: &str) -> Result<(HostKey, Zeroizing<Vec<u8>>)> {
+        self.allow_write()?;
+        self.root("add a key")?;
+        let added = authority::hosts::add(self, label)?;
+        self.reload_authority()?;
+        Ok(added)
+    }
+
+    /// Lets nothing count that such a host writes from now on. What it has written stays.
+    pub fn remove_host(&self, id: &str) -> Result<()> {
+        self.allow_write()?;
+        self.root("remove a key")?;
+        let not_found = || {
+            RepoError::new(RepoErrorKind::NotFound, format!("there is no host {id}"))
+                .with_hint("`backstay key list` shows them")
+        };
+        let writer = unhex(id).ok_or_else(not_found)?;
+        if !self.reload_authority()?.is_host(&writer) {
+            return Err(not_found());
+        }
+        authority::hosts::remove(self, &writer)?;
+        self.reload_authority().map(drop)
+    }
+
+    /// What is there that nobody has signed: programs of the first version did not.
+    pub(crate) fn unsigned(&self) -> Result<Vec<String>> {
+        let mut unsigned = Vec::new();
+        for object in self.inner.store.list(SNAPSHOTS)? {
+            let Some(work) = Work::from_snapshot_key(&object.key) else { continue };
+            let opened = self.inner.store.read(&object.key).map_err(RepoError::from);
+            match opened.and_then(|body| self.open_work(Class::Snapshot, &object.key, work, &body))
+            {
+                Ok(plain) if split_signature(&plain).1.is_none() => unsigned.push(object.key),
+                Ok(_) => {}
+                Err(error) if error.is_about_an_object() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        for object in self.inner.store.list(INDEX)? {
+            if Work::from_index_key(&object.key).is_none() {
+                continue;
+            }
+            let opened = self.inner.store.read(&object.key).map_err(RepoError::from);
+            let opened = opened.and_then(|body| {
+                let plain = open_object(self.keys(), Class::Index, &object.key, &body)?;
+                crate::index::is_signed(&object.key, &plain)
+            });
+            match opened {
+                Ok(false) => unsigned.push(object.key),
+                Ok(true) => {}
+                Err(error) if error.is_about_an_object() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(unsigned)
+    }
+
+    /// Replaces the root key: what is written from now on is sealed and signed with a new one, which
+    /// `secrets` open and no other slot does. What is there stays readable.
+    ///
+    /// This handle keeps the old keys; it is of no use for writing afterwards.
+    pub fn rotate(&self, secrets: &[(Secret, String)]) -> Result<Rotation> {
+        self.allow_write()?;
+        self.allow_delete()?;
+        let it = &self.inner;
+        let previous = self.root("replace the root key")?;
+        if secrets.is_empty() {
+            return Err(RepoError::new(
+                RepoErrorKind::Usage,
+                "nothing would open the new root key",
+            ));
+        }
+        if secrets.iter().any(|(secret, _)| matches!(secret, Secret::WriteOnly(_))) {
+            return Err(write_only_secret("open a repository"));
+        }
+        let busy = || {
+            RepoError::new(RepoErrorKind::Busy, "somebody else replaces the root key")
+                .with_hint("see `backstay key list`, with the new key")
+        };
+        if Epochs::read(&it.store, &it.id)?.newest() > it.keys.epoch {
+            return Err(busy());
+        }
+        maintenance::must_rest(self)?;
+        let (epoch, root) = (it.keys.epoch + 1, RootKey::generate(&it.env));
+        let add = |(secret, label): &(Secret, String)| {
+            let holder = Holder::Secret(secret);
+            let (new, _) = SlotObject::make(&it.env, &it.id, &root, epoch, holder, label)?;
+            self.put_slot(new)
+        };
+        let slots: Vec<KeySlot> = secrets.iter().map(add).collect::<Result<_>>()?;
+        failpoint::hit("rotate-keys-added");
+        if !authority::epochs::begin(&it.store, &it.env, &it.id, previous, epoch, &root)? {
+            // They open nothing.
+            for slot in &slots {
+                audit::record(self, KeyAction::Remove, slot, None)?;
+                it.store.delete(&format!("{KEYS}{}", slot.id))?;
+            }
+            return Err(busy());
+        }
+        let mut eras: Vec<Era> = it.roots.iter().map(Era::of).collect();
+        eras.push(Era::of(&root));
+        let keys = Keys::new(it.keys.names(), eras, None);
+        keys::remove_left(&it.store, &it.id, &root, epoch)?;
+        authority::epochs::bring_into_force(&it.store, &it.env, &keys)?;
+        let left_behind = self.key_slots()?.into_iter().filter(|slot| slot.epoch < epoch).collect();
+        Ok(Rotation { epoch, keys: slots, left_behind })
+    }
+
+    /// The epoch of the root key in use; each replacement begins one.
+    pub fn epoch(&self) -> u32 {
+        self.keys().epoch
+    }
+
+    /// Fails where what was just created under `object` does not count, since the root key was
+    /// replaced meanwhile.
+    pub(crate) fn must_count(&self, object: &str) -> Result<()> {
+        let (store, id) = (&self.inner.store, &self.inner.id);
+        if authority::epochs::still_counts(store, self.keys(), id, object)? {
+            return Ok(());
+        }
+        Err(RepoError::new(
+            RepoErrorKind::Busy,
+            "the root key was replaced while this was at work: what it wrote does not count",
+        )
+        .with_hint("run it again, with a key that opens the new root key"))
     }
 
     /// Says which command works with this repository, for records. The first word stays.
@@ -355,7 +573,8 @@ impl Repository {
             Err(error) if error.is_not_found() => damaged(FORMAT, error.into()),
             Err(error) => return Err(error.into()),
         }
-        let slots = keys::check(&it.store, &it.id, &it.root, &mut damaged)?;
+        self.keys().must_own("check the keys")?;
+        let slots = keys::check(&it.store, &it.id, &it.roots, &mut damaged)?;
         let records = audit::records(self)?;
         let count = records.len() as u64;
         for (key, record) in records {
@@ -371,13 +590,18 @@ impl Repository {
     }
 
     /// Every committed snapshot that is not forgotten, oldest first. One whose object cannot be used
-    /// is left out with a warning: `verify` reports it, and all others stay usable.
+    /// is left out with a warning: `verify` reports it, and all others stay usable. A host that may
+    /// only write sees those of its own that it still has the keys of.
     pub fn snapshots(&self) -> Result<Vec<Snapshot>> {
         let mut snapshots = Vec::new();
+        self.reload_authority()?;
         let listed = self.inner.store.list(SNAPSHOTS)?;
         let forgotten = maintenance::forgotten(self, &listed)?;
         for object in listed {
             let Some(work) = Work::from_snapshot_key(&object.key) else { continue };
+            if self.is_write_only() && self.kept_session(&work).is_none() {
+                continue;
+            }
             if forgotten.contains(&work) {
                 continue;
             }
@@ -401,31 +625,52 @@ impl Repository {
     pub(crate) fn read_snapshot(&self, work: Work, size: u64) -> Result<Option<Snapshot>> {
         let key = work.snapshot_key();
         let cached = self.cache().map(|folder| folder.join(key.replace('/', "-")));
-        let open = |object: &[u8]| open_object(self.keys(), Class::Snapshot, &key, object);
         let from_cache = cached.as_ref().and_then(|path| {
             let object = std::fs::read(path).ok()?;
-            (object.len() as u64 == size).then(|| open(&object).ok()).flatten()
+            (object.len() as u64 == size).then(|| self.open_snapshot(work, &object).ok()).flatten()
         });
-        let plain = match from_cache {
-            Some(plain) => plain,
-            None => {
-                let object = self.inner.store.read(&key)?;
-                if class_of(&object) == Some(Class::Tombstone) {
-                    maintenance::open::<Tombstone>(self.keys(), Class::Tombstone, &key, &object)?;
-                    return Ok(None);
-                }
-                let plain = open(&object)?;
-                if let Some(path) = &cached {
-                    crate::index::keep(path, &object);
-                }
-                plain
-            }
-        };
+        if let Some(snapshot) = from_cache {
+            return Ok(snapshot);
+        }
+        let object = self.inner.store.read(&key)?;
+        let snapshot = self.open_snapshot(work, &object)?;
+        if let Some(path) = cached.filter(|_| snapshot.is_some()) {
+            crate::index::keep(&path, &object);
+        }
+        Ok(snapshot)
+    }
+
+    /// What the object in a snapshot's place says; `None` where its session was given up, or had no
+    /// right to one.
+    pub(crate) fn open_snapshot(&self, work: Work, object: &[u8]) -> Result<Option<Snapshot>> {
+        let (keys, key) = (self.keys(), work.snapshot_key());
+        if class_of(object) == Some(Class::Tombstone) {
+            // Whoever made it: the name is taken, and there is no snapshot.
+            maintenance::open_of_any_time::<Tombstone>(keys, Class::Tombstone, &key, object)?;
+            return Ok(None);
+        }
+        let plain = self.open_work(Class::Snapshot, &key, work, object)?;
+        let (body, signature) = split_signature(&plain);
+        let (authority, epoch) = (self.authority()?, epoch_of(object));
+        if !authority.vouch(keys, &key, &work.writer, epoch, &body, signature.as_ref())? {
+            tracing::warn!(
+                snapshot = key,
+                "it does not count: it was made with a key that had been removed or replaced"
+            );
+            return Ok(None);
+        }
         let mut snapshot: Snapshot =
-            serde_json::from_slice(&plain).map_err(|error| RepoError::damaged(&key, error))?;
+            serde_json::from_slice(&body).map_err(|error| RepoError::damaged(&key, error))?;
         snapshot.id = hex(&work.session);
         snapshot.writer = hex(&work.writer);
         Ok(Some(snapshot))
+    }
+
+    /// Opens an object of one record that a session has sealed.
+    fn open_work(&self, class: Class, name: &str, work: Work, object: &[u8]) -> Result<Vec<u8>> {
+        let kept = self.kept_session(&work);
+        let key = self.keys().open_with(name, class, object, kept.as_ref())?;
+        crate::index::open_record_of(&key, name, object)
     }
 
     /// The snapshot whose id starts with `prefix`.
@@ -435,6 +680,7 @@ impl Repository {
                 .with_hint("`backstay list` shows the snapshots there are")
         };
         let mut found = Vec::new();
+        self.reload_authority()?;
         let listed = self.inner.store.list(SNAPSHOTS)?;
         let forgotten = maintenance::forgotten(self, &listed)?;
         for object in listed {
@@ -504,15 +750,22 @@ impl Repository {
         self.reload_index()
     }
 
-    /// The index as the store has it now.
+    /// The index as the store has it now, to read by: which packs are there is found out on the way.
     pub(crate) fn reload_index(&self) -> Result<Arc<Index>> {
-        self.reload_index_avoiding(&HashSet::new())
+        let authority = self.reload_authority()?;
+        self.take_index(Index::open(&self.inner.store, self.keys(), &authority, self.cache())?)
     }
 
-    /// The same; what only lies in one of `avoided` is absent for a writer.
+    /// The same, to write or to remove by: which packs are there is known, and what only lies in one
+    /// of `avoided` is absent.
     pub(crate) fn reload_index_avoiding(&self, avoided: &HashSet<[u8; 16]>) -> Result<Arc<Index>> {
         let (store, keys) = (&self.inner.store, self.keys());
-        let index = Arc::new(Index::load(store, keys, self.cache(), avoided)?);
+        let authority = self.reload_authority()?;
+        self.take_index(Index::load(store, keys, &authority, self.cache(), avoided)?)
+    }
+
+    fn take_index(&self, index: Index) -> Result<Arc<Index>> {
+        let index = Arc::new(index);
         *self.inner.index.write().unwrap_or_else(|e| e.into_inner()) = Some(index.clone());
         // Numbers of packs belong to one load.
         self.inner.ahead.lock().unwrap_or_else(|e| e.into_inner()).clear();
@@ -535,7 +788,11 @@ impl Repository {
     /// The key of a pack from its header, which must be that of this very pack.
     pub(crate) fn open_pack(&self, pack: &PackInfo, header: &[u8]) -> Result<PackKey> {
         let name = pack.key();
-        let key = self.keys().open(&name, pack.class, header)?;
+        let kept = match pack.class {
+            Class::MetadataPack => self.kept_session(&pack.work),
+            _ => None,
+        };
+        let key = self.keys().open_with(&name, pack.class, header, kept.as_ref())?;
         if key.id() != pack.id {
             return Err(RepoError::damaged(&name, "it is another pack"));
         }
@@ -546,19 +803,32 @@ impl Repository {
     pub(crate) fn read_chunk(&self, kind: Kind, id: &ObjectId) -> Result<Vec<u8>> {
         let mut index = self.index()?;
         let mut failed: Option<([u8; 16], RepoError)> = None;
+        let mut unseen: Option<RepoError> = None;
         // Written, or moved to another pack, since the index was loaded? Maintenance may have moved
         // it more than once; it ends where the index stays as it was.
         for _ in 0..crate::index::RELOADS {
-            let at = index.find(id).and_then(|at| Some((at, index.pack(at.pack)?)));
+            let found = match index.find(id) {
+                Err(error) if error.is_about_an_object() => {
+                    unseen = Some(error);
+                    None
+                }
+                found => found?,
+            };
+            let at = found.and_then(|at| Some((at, index.pack(at.pack)?)));
             if let Some((at, pack)) = at
                 && failed.as_ref().is_none_or(|(other, _)| *other != pack.id)
             {
                 match self.read_chunk_at(kind, id, at, pack) {
-                    Err(error) if error.is_about_an_object() => failed = Some((pack.id, error)),
+                    Err(error) if error.is_about_an_object() => {
+                        if error.is_of_a_missing_object() {
+                            index.note_missing(at.pack);
+                        }
+                        failed = Some((pack.id, error));
+                    }
                     read => return read,
                 }
-                // Of two copies one may be right.
-                for copy in index.copies_of(id) {
+                // Of two copies one may be right. Which is the best place may be another one by now.
+                for copy in index.places(id)?.into_iter().filter(|place| *place != at) {
                     let Some(pack) = index.pack(copy.pack) else { continue };
                     match self.read_chunk_at(kind, id, copy, pack) {
                         Err(error) if error.is_about_an_object() => {}
@@ -568,12 +838,12 @@ impl Repository {
             }
             // What maintenance moves it removes only behind a new head: without one there is nothing
             // new to be found, however many chunks are damaged.
-            if failed.is_some()
+            if (failed.is_some() || unseen.is_some())
                 && crate::index::newest_head(&self.inner.store)? == index.current.head
             {
                 break;
             }
-            let place = |index: &Index| Some(index.pack(index.find(id)?.pack)?.id);
+            let place = |index: &Index| Some(index.pack(index.find(id).ok()??.pack)?.id);
             let now = self.reload_index()?;
             let same = (now.current.head, place(&now)) == (index.current.head, place(&index));
             index = now;
@@ -581,7 +851,8 @@ impl Repository {
                 break;
             }
         }
-        Err(failed.map_or_else(|| missing_chunk(kind, id, &index), |(_, error)| error))
+        let failed = failed.map(|(_, error)| error).or(unseen);
+        Err(failed.unwrap_or_else(|| missing_chunk(kind, id, &index)))
     }
 
     fn read_chunk_at(
@@ -604,7 +875,30 @@ impl Repository {
             &mut Codec::new(Compression::None),
             &mut content,
         )?;
+        if self.doubts(pack)? {
+            self.must_be(pack, location, kind, id, &content)?;
+        }
         Ok(content)
+    }
+
+    /// Compares content with the id under which it was found.
+    pub(crate) fn must_be(
+        &self,
+        pack: &PackInfo,
+        at: Location,
+        kind: Kind,
+        id: &ObjectId,
+        content: &[u8],
+    ) -> Result<()> {
+        let keys = self.keys();
+        let key = if kind.is_metadata() { &keys.metadata_id } else { &keys.data_id };
+        if crate::session::content_id(key, kind, content) == *id {
+            return Ok(());
+        }
+        Err(RepoError::damaged(
+            &pack.key(),
+            format!("the chunk at byte {} is not what its id says", at.offset),
+        ))
     }
 
     fn read_record(&self, pack: &PackInfo, at: Location, kind: Kind) -> Result<Bytes> {
@@ -643,6 +937,7 @@ impl Repository {
         options: crate::RestoreOptions,
         progress: &Progress,
     ) -> Result<crate::RestoreReport> {
+        self.keys().must_own("restore")?;
         crate::restore::restore(self, snapshot, options, progress)
     }
 
@@ -652,6 +947,7 @@ impl Repository {
         options: crate::VerifyOptions,
         progress: &Progress,
     ) -> Result<crate::VerifyReport> {
+        self.keys().must_own("verify")?;
         crate::check::verify(self, options, progress)
     }
 
@@ -684,6 +980,102 @@ impl Repository {
 impl std::fmt::Debug for Repository {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Repository").field("id", &self.id()).field("store", self.store()).finish()
+    }
+}
+
+/// What a secret has opened.
+struct Opened {
+    roots: Vec<RootKey>,
+    keys: Keys,
+    kept: Option<Zeroizing<[u8; 32]>>,
+    slot: String,
+}
+
+fn open_owner(
+    store: &Store,
+    id: &[u8; 16],
+    format: &Format,
+    epochs: &Epochs,
+    secret: &Secret,
+) -> Result<Opened> {
+    // A slot whose root key never came into force is what a replacement that died has left.
+    // One whose root key is none of ours anybody can have made for a public key.
+    let known = |root: &RootKey, epoch: u32| epochs.is_of(epoch, root, &format.commitment);
+    let mut slots = keys::open(store, id, secret, known)?;
+    let unknown = slots.iter().any(|(_, epoch, _)| *epoch > epochs.newest());
+    slots.retain(|(root, epoch, _)| known(root, *epoch));
+    let Some((root, epoch, slot)) = slots.into_iter().max_by_key(|it| it.1) else {
+        if unknown {
+            return Err(RepoError::new(
+                RepoErrorKind::WrongKey,
+                "this key was made for a replacement of the root key that never came to be",
+            )
+            .with_hint("use the old key, and run `backstay key rotate` again"));
+        }
+        return Err(RepoError::damaged(FORMAT, "it belongs to another key"));
+    };
+    if epoch < epochs.current() {
+        return Err(RepoError::new(
+            RepoErrorKind::WrongKey,
+            "this key was left behind when the root key was replaced",
+        )
+        .with_hint("use a key that was named then, or was added since"));
+    }
+    let roots = epochs.roots(id, epoch, root, &format.commitment)?;
+    let first = roots.first().ok_or_else(|| RepoError::damaged(FORMAT, "it has no root key"))?;
+    let keys = Keys::new(Names::of(first), roots.iter().map(Era::of).collect(), None);
+    Ok(Opened { roots, keys, kept: None, slot })
+}
+
+fn open_host(bundle: &Bundle, id: &[u8; 16], epochs: &Epochs) -> Result<Opened> {
+    if bundle.repository != *id {
+        return Err(RepoError::new(
+            RepoErrorKind::WrongKey,
+            "the key of this host is that of another repository",
+        )
+        .with_hint("name the key file that was made for this one"));
+    }
+    let mut eras = bundle.eras();
+    epochs.follow(&mut eras)?;
+    let host = Some((bundle.writer, bundle.signing_key()));
+    let keys = Keys::new(bundle.names(), eras, host);
+    let kept = Some(Zeroizing::new(bundle.kept_key()));
+    Ok(Opened { roots: Vec::new(), keys, kept, slot: hex(&bundle.writer) })
+}
+
+pub(crate) fn write_only_secret(what: &str) -> RepoError {
+    RepoError::new(
+        RepoErrorKind::Usage,
+        format!("the key of a host that may only write cannot {what}"),
+    )
+    .with_hint("name another key file, or a passphrase")
+}
+
+const SIGNED: &[u8] = br#","signature":""#;
+const SIGNED_END: &[u8] = br#""}"#;
+
+/// Puts a signature into a JSON object, as its last field: it is of the object without.
+pub(crate) fn with_signature(keys: &Keys, name: &str, mut json: Vec<u8>) -> Vec<u8> {
+    let signature = keys.sign(name, &json);
+    json.pop();
+    json.extend_from_slice(SIGNED);
+    json.extend_from_slice(hex(&signature).as_bytes());
+    json.extend_from_slice(SIGNED_END);
+    json
+}
+
+/// The inverse of [`with_signature`]; what is not signed is given back as it is.
+fn split_signature(json: &[u8]) -> (Vec<u8>, Option<[u8; SIGNATURE]>) {
+    let split = || {
+        let rest = json.strip_suffix(SIGNED_END)?;
+        let (rest, digits) = rest.split_at_checked(rest.len().checked_sub(2 * SIGNATURE)?)?;
+        let mut body = rest.strip_suffix(SIGNED)?.to_vec();
+        body.push(b'}');
+        Some((body, unhex(std::str::from_utf8(digits).ok()?)?))
+    };
+    match split() {
+        Some((body, signature)) => (body, Some(signature)),
+        None => (json.to_vec(), None),
     }
 }
 

@@ -160,6 +160,13 @@ pub struct Snapshot {
     /// The snapshot that unchanged content was found in. Nothing depends on it.
     #[serde(default)]
     pub parent: Option<String>,
+    /// What the snapshots have in common that one pass over the source wrote to several repositories,
+    /// and the copies of each: 32 hexadecimal digits. Absent: its own id stands for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// What it was copied from. Absent: it was made from the source itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
     pub root: ObjectId,
     pub stats: SnapshotStats,
     #[serde(default)]
@@ -169,7 +176,22 @@ pub struct Snapshot {
     pub detail: serde_json::Value,
 }
 
+/// Where a copy comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The id of the repository, 32 hexadecimal digits.
+    pub repository: String,
+    /// The id of the snapshot there.
+    pub snapshot: String,
+}
+
 impl Snapshot {
+    /// What all snapshots have in common that hold the same moment of the same source, in whichever
+    /// repository they are.
+    pub fn moment(&self) -> &str {
+        self.group.as_deref().unwrap_or(&self.id)
+    }
+
     /// What people see of the id.
     pub fn short_id(&self) -> &str {
         self.id.get(..8).unwrap_or(&self.id)

@@ -31,6 +31,11 @@ fn store(folder: &Path) -> Store {
     Store::new(Local::new(folder.join("store")).unwrap())
 }
 
+/// What is copied to.
+fn second_store(folder: &Path) -> Store {
+    Store::new(Local::new(folder.join("second")).unwrap())
+}
+
 fn first_files() -> Files {
     use Chunking::{ContentDefined as C, Grid as G};
     files(&[
@@ -57,6 +62,10 @@ fn second_files() -> Files {
 fn many_files() -> Files {
     let content = |n| (Chunking::ContentDefined, std::sync::Arc::new(noise(70_000, 100 + n)));
     (0..12_u64).map(|n| (format!("many/{n:02}"), content(n))).collect()
+}
+
+fn new_key() -> Secret {
+    Secret::key_file([8; 32]).unwrap()
 }
 
 fn few_files() -> Files {
@@ -91,8 +100,18 @@ fn dies_here() {
         "maintain" => {
             open(&store).maintain(&impatient(), &Default::default()).unwrap();
         }
+        "copy" => {
+            let (from, to) = (open(&store), open(&second_store(folder)));
+            let snapshot = from.snapshots().unwrap().remove(0);
+            // Listed after each pack, there is a segment of the index on the way.
+            let options = CopyOptions { list_every: 1, workers: 1, ..CopyOptions::default() };
+            copy(&from, &snapshot, &to, &options).unwrap();
+        }
         "push" => {
             open(&store).archive(SYSTEM).push(SEGMENT, &segment()).unwrap();
+        }
+        "rotate" => {
+            open(&store).rotate(&[(new_key(), "new".to_owned())]).unwrap();
         }
         "restore" => {
             let repo = open(&store);
@@ -129,6 +148,9 @@ fn prepare(folder: &Path, work: &str) -> Option<Snapshot> {
     }
     let repo = repository(&store(folder));
     let first = backup(&repo, &first_files()).unwrap();
+    if work == "copy" {
+        repository(&second_store(folder));
+    }
     if work == "maintain" {
         let many = backup(&repo, &many_files()).unwrap();
         backup(&repo, &few_files()).unwrap();
@@ -139,8 +161,30 @@ fn prepare(folder: &Path, work: &str) -> Option<Snapshot> {
     Some(first)
 }
 
+/// After the death of a copy the second repository has all of it or nothing, and copying again makes it
+/// whole.
+fn examine_copy(folder: &Path, context: &str) {
+    let second = second_store(folder);
+    let to = open(&second);
+    let damages = verify(&to, Level::Thorough).damages;
+    assert!(damages.is_empty(), "{context}: {damages:?}");
+    let from = open(&store(folder));
+    let snapshot = from.snapshots().unwrap().remove(0);
+    let made = match copy(&from, &snapshot, &to, &CopyOptions::default()).unwrap() {
+        Copied::New(made) | Copied::There(made) => made,
+    };
+    assert_eq!(to.snapshots().unwrap().len(), 1, "{context}");
+    let restored = tempfile::tempdir().unwrap();
+    restore(&to, &made, restored.path());
+    assert_restored(&first_files(), restored.path());
+    assert!(verify(&to, Level::Thorough).damages.is_empty(), "{context}");
+}
+
 /// What must be true after a death, whatever it was.
 fn examine(folder: &Path, work: &str, first: Option<&Snapshot>, context: &str) {
+    if work == "copy" {
+        return examine_copy(folder, context);
+    }
     let store = store(folder);
     if work == "init" {
         let env = Environment::system();
@@ -295,10 +339,86 @@ fn maintenance_dies_at_every_step() {
     expect(&met, &steps);
 }
 
+/// There is always exactly one of the two keys that opens all, and the work can be done again.
+#[test]
+fn replacing_the_root_key_dies_at_every_step() {
+    let mut met = BTreeSet::new();
+    let open_with = |folder: &Path, secret: &Secret| {
+        let env = Environment::system();
+        Repository::open(store(folder), env, secret, OpenOptions::default())
+    };
+    for name in failpoint::ALL.iter().copied().filter(|name| !is_above(name)) {
+        for count in 1..=4 {
+            let folder = tempfile::tempdir().unwrap();
+            let folder = folder.path();
+            let first = prepare(folder, "rotate").unwrap();
+            let mut command = child("rotate", folder);
+            command.env("BACKSTAY_FAILPOINT", format!("{name}:{count}"));
+            if !killed(command.status().unwrap()) {
+                break;
+            }
+            met.insert(name);
+            let context = format!("{name}:{count}");
+            if let Err(error) = open_with(folder, &new_key()) {
+                assert_eq!(error.kind(), RepoErrorKind::WrongKey, "{context}: {error}");
+                let old = open_with(folder, &key()).unwrap();
+                check(&old, &first, &first_files());
+                old.rotate(&[(new_key(), "again".to_owned())]).unwrap();
+            }
+            let new = open_with(folder, &new_key()).unwrap();
+            let error = open_with(folder, &key()).unwrap_err();
+            assert_eq!(error.kind(), RepoErrorKind::WrongKey, "{context}: {error}");
+            check(&new, &first, &first_files());
+            let second = backup(&new, &second_files()).unwrap();
+            check(&new, &second, &second_files());
+            assert_eq!(verify(&new, Level::Thorough).damages, [], "{context}");
+            assert_eq!(new.snapshots().unwrap().len(), 2, "{context}");
+        }
+    }
+    expect(&met, &["rotate-keys-added", "rotate-begun", "rotate-in-force"]);
+}
+
 #[test]
 fn a_restore_dies_at_every_step() {
     let met = dies_everywhere("restore", 3);
     expect(&met, &["restore-planned", "restore-chunk-written", "restore-synced"]);
+}
+
+#[test]
+fn a_copy_dies_at_every_step() {
+    let met = dies_everywhere("copy", 2);
+    let steps = [
+        "session-created",
+        "pack-sealed",
+        "pack-created",
+        "index-created",
+        "copy-read",
+        "snapshot-created",
+    ];
+    expect(&met, &steps);
+}
+
+/// What a copy that died had listed is not sent again.
+#[test]
+fn a_copy_goes_on_where_it_died() {
+    let folder = tempfile::tempdir().unwrap();
+    // More than can be open, on its way and waiting at once: four packs, one that is full, a queue.
+    let content = |n| (Chunking::Grid, std::sync::Arc::new(noise(3 << 20, 300 + n)));
+    let files: Files = (0..64_u64).map(|n| (format!("large/{n:02}"), content(n))).collect();
+    let from = repository(&store(folder.path()));
+    let to = repository(&second_store(folder.path()));
+    let snapshot = backup(&from, &files).unwrap();
+    let mut dies = child("copy", folder.path());
+    dies.env("BACKSTAY_FAILPOINT", "copy-listed:1");
+    assert!(killed(dies.status().unwrap()));
+    assert!(to.snapshots().unwrap().is_empty());
+    let Copied::New(made) = copy(&from, &snapshot, &to, &CopyOptions::default()).unwrap() else {
+        panic!("it was not there")
+    };
+    let bytes: usize = files.values().map(|(_, bytes)| bytes.len()).sum();
+    assert!(made.stats.new_bytes < bytes as u64 - (20 << 20), "{:?}", made.stats);
+    restore(&to, &made, &folder.path().join("restored"));
+    assert_restored(&files, &folder.path().join("restored"));
 }
 
 #[test]
@@ -319,6 +439,10 @@ fn every_failpoint_of_this_floor_is_met_by_some_test() {
             "snapshot-created",
             "archive-sealed",
             "archive-created",
+            "host-added",
+            "rotate-keys-added",
+            "rotate-begun",
+            "rotate-in-force",
             "maintenance-repacked",
             "maintenance-condemned",
             "maintenance-sessions",
@@ -328,6 +452,8 @@ fn every_failpoint_of_this_floor_is_met_by_some_test() {
             "maintenance-head",
             "maintenance-pack-removed",
             "maintenance-snapshot-removed",
+            "copy-read",
+            "copy-listed",
             "restore-planned",
             "restore-chunk-written",
             "restore-synced",
@@ -344,7 +470,7 @@ fn killed_at_any_moment() {
     let seed = u64::from_le_bytes(Environment::system().random());
     println!("seed {seed}");
     let lots = Environment::seeded(seed);
-    for work in ["backup", "push", "restore", "maintain", "init"] {
+    for work in ["backup", "push", "restore", "maintain", "init", "copy"] {
         // How long it takes when nobody kills it.
         let folder = tempfile::tempdir().unwrap();
         prepare(folder.path(), work);

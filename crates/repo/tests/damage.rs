@@ -708,7 +708,7 @@ fn content_whose_index_segment_is_lost_is_not_taken_over() {
         .collect();
     let reusable = || {
         let session = open(&store).begin(options("again")).unwrap();
-        contents.iter().map(|c| session.can_reuse(c).unwrap()).collect::<Vec<_>>()
+        contents.iter().map(|c| session.can_reuse(0, c)).collect::<Vec<_>>()
     };
     assert_eq!(reusable(), [true, true]);
     for segment in store.list("index/").unwrap() {

@@ -517,3 +517,96 @@ fn of_two_copies_the_one_that_is_right_is_kept_and_read() {
     assert!(keys(&store, "packs/").len() < before);
     assert_good(&store);
 }
+
+/// Twenty backups of different files whose segments are one run.
+fn merged(repo: &Repository) -> (Vec<Snapshot>, Vec<Files>) {
+    let all: Vec<Files> = (0..20).map(|n| files(&[("f", C, noise(70_000, 700 + n))])).collect();
+    let snapshots = all.iter().map(|files| backup(repo, files).unwrap()).collect();
+    assert_eq!(maintain(repo).segments_after, 1);
+    (snapshots, all)
+}
+
+#[test]
+fn a_damaged_copy_of_a_run_is_found_and_fetched_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::memory();
+    let (snapshots, all) = merged(&repository(&store));
+    let open = || {
+        let options = OpenOptions { cache: Some(folder.path().to_owned()) };
+        Repository::open(store.clone(), Environment::system(), &key(), options).unwrap()
+    };
+    let read_all = |context: &str| {
+        let repo = open();
+        for (snapshot, files) in snapshots.iter().zip(&all) {
+            assert_whole(&repo, snapshot, files);
+        }
+        let again = backup(&repo, &all[0]).unwrap();
+        assert_eq!(again.stats.new_bytes, 0, "{context}: {:?}", again.stats);
+    };
+    read_all("filling");
+    let key = keys(&store, "index/1/").pop_first().unwrap();
+    let whole = store.read(&key).unwrap();
+    let cached = walk(folder.path());
+    let path = cached.iter().find(|path| path.ends_with(key.replace('/', "-"))).unwrap();
+    assert_eq!(std::fs::read(path).unwrap(), whole);
+    let mut others: Vec<Vec<u8>> = (0..whole.len())
+        .step_by(whole.len() / 9)
+        .chain([170, whole.len() - 1])
+        .map(|at| {
+            let mut altered = whole.to_vec();
+            altered[at] ^= 0x20;
+            altered
+        })
+        .collect();
+    others.push(vec![0; whole.len()]);
+    others.push(whole[..whole.len() / 2].to_vec());
+    others.push(Vec::new());
+    others.push(store.read(&keys(&store, "index/heads/").pop_first().unwrap()).unwrap().to_vec());
+    for (number, other) in others.iter().enumerate() {
+        std::fs::write(path, other).unwrap();
+        read_all(&number.to_string());
+        assert_eq!(std::fs::read(path).unwrap(), whole, "{number}");
+    }
+}
+
+fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
+}
+
+#[test]
+fn what_a_damaged_run_lists_is_stored_again_and_nothing_is_removed_meanwhile() {
+    for from_the_end in [1, 600, usize::MAX] {
+        let store = Store::memory();
+        let (snapshots, all) = merged(&repository(&store));
+        let key = keys(&store, "index/1/").pop_first().unwrap();
+        let mut object = store.read(&key).unwrap().to_vec();
+        let at = object.len().saturating_sub(from_the_end).max(165);
+        object[at] ^= 1;
+        store.delete(&key).unwrap();
+        store.create(&key, object.into()).unwrap();
+        let repo = open(&store);
+        let report = repo.verify(VerifyOptions::default(), &Progress::default()).unwrap();
+        assert!(report.damages.iter().any(|damage| damage.object == key), "{report:?}");
+        repo.forget(&snapshots[19].id).unwrap();
+        let packs = keys(&store, "packs/");
+        let error = repo.maintain(&impatient(), &Arc::default()).unwrap_err();
+        assert!(error.hint().is_some(), "{error}");
+        assert_eq!(keys(&store, "packs/"), packs, "{error}");
+        let (mut lost, mut found) = (0, 0);
+        for (snapshot, files) in snapshots.iter().zip(&all).take(19) {
+            let again = backup(&repo, files).unwrap();
+            if again.stats.new_bytes > 0 {
+                lost += 1
+            } else {
+                found += 1
+            }
+            assert_whole(&open(&store), &again, files);
+            assert_whole(&open(&store), snapshot, files);
+        }
+        assert!(lost > 0, "{at}");
+        // A block of three, the smallest, another one, or all of it.
+        assert!(from_the_end != 1 || found > 0, "{lost} {found}");
+        assert!(from_the_end != usize::MAX || found == 0, "{lost} {found}");
+    }
+}

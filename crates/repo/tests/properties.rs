@@ -313,6 +313,8 @@ fn try_parsers(bytes: &[u8]) {
     }
     internals::extent_leaf(bytes);
     internals::segment(bytes);
+    internals::index_root(bytes);
+    internals::index_part(bytes);
     internals::snapshot(bytes);
     internals::record(bytes);
     for codec in 0..4 {
@@ -359,6 +361,11 @@ static SPECIMENS: std::sync::LazyLock<Vec<Vec<u8>>> = std::sync::LazyLock::new(|
         (plain[0], plain[4], plain[8 + 80]) = (1, 1, 1);
         plain
     };
+    let part = {
+        let mut plain = vec![0; 64 + 88 + 8 + 28];
+        (plain[4], plain[8], plain[64 + 80]) = (1, 1, 1);
+        plain
+    };
     let mut record = Vec::new();
     internals::Codec::new(Compression::Zstd(3)).encode(&text(5000, 1), &mut record);
     vec![
@@ -370,6 +377,7 @@ static SPECIMENS: std::sync::LazyLock<Vec<Vec<u8>>> = std::sync::LazyLock::new(|
         inner,
         segment,
         record,
+        part,
     ]
 });
 
@@ -395,6 +403,9 @@ fn specimens_are_what_the_parsers_take() {
     }
     assert_eq!(internals::segment(&all[6]), Some(1));
     assert_eq!(internals::record(&all[7]).unwrap().len(), 5000);
+    assert!(internals::index_root(&all[8][..64]));
+    assert_eq!(internals::index_part(&all[8]), Some(1));
+    assert_eq!(internals::index_part(&all[8][..187]), None);
     // A footer of one record, and one that points outside.
     let mut footer = [0; 44];
     footer[32] = 1;

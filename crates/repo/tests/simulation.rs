@@ -6,6 +6,9 @@
 //! What must hold at the end: every snapshot that was committed and not forgotten is whole, a writer
 //! that was told so has one and no other has, and what nobody needs can be removed.
 //!
+//! In some of the worlds a writer is a host that may only write, and in some the root key is replaced
+//! meanwhile.
+//!
 //! `BACKSTAY_SEED=N` runs one seed, `BACKSTAY_SEEDS=N` so many of them; a failure prints its seed.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -248,14 +251,28 @@ struct Known {
     waited: u64,
     died: u64,
     refused: u64,
+    replaced: u64,
+    by_hosts: u64,
 }
 
-fn open(world: &Arc<World>, actor: Option<usize>, seed: u64) -> Result<Repository> {
+/// The key that opens the root key after it was replaced.
+fn new_key() -> Secret {
+    Secret::key_file([8; 32]).unwrap()
+}
+
+fn open(
+    world: &Arc<World>,
+    actor: Option<usize>,
+    seed: u64,
+    secret: &Secret,
+    cache: Option<&std::path::Path>,
+) -> Result<Repository> {
     let store = Store::new(Seat { world: world.clone(), actor });
     // Every handle draws its own numbers: one host is opened once, and the last look many times.
     let which = actor.map_or_else(|| world.lock().lots.next(), |actor| actor as u64);
     let env = Environment::seeded(Lots(seed ^ which.wrapping_mul(0x5851_f42d)).next());
-    Repository::open(store, env, &key(), OpenOptions::default())
+    let options = OpenOptions { cache: cache.map(std::path::Path::to_owned) };
+    Repository::open(store, env, secret, options)
 }
 
 /// Some of the same few files, so that snapshots share them and packs live on in part.
@@ -285,20 +302,26 @@ const WRITERS: usize = 3;
 const MAINTAINERS: usize = 2;
 
 fn live(seed: u64, pool: &[Arc<Vec<u8>>]) -> Known {
-    let actors = WRITERS + MAINTAINERS + 2;
+    let replaced = seed.is_multiple_of(5);
+    let actors = WRITERS + MAINTAINERS + 2 + usize::from(replaced);
     let world = World::new(seed, actors);
     let init = Store::new(Seat { world: world.clone(), actor: None });
-    Repository::init(init, Environment::seeded(seed), &key(), InitOptions::default()).unwrap();
+    let owner =
+        Repository::init(init, Environment::seeded(seed), &key(), InitOptions::default()).unwrap();
+    // The first writer of every other world.
+    let host = (seed % 2 == 1)
+        .then(|| Secret::key_file(owner.add_host("host").unwrap().1.to_vec()).unwrap());
     let known = Mutex::new(Known::default());
     let deadly = seed.is_multiple_of(3);
     std::thread::scope(|scope| {
         for actor in 0..actors {
-            let (world, known) = (&world, &known);
+            let (world, known, host) = (&world, &known, &host);
             scope.spawn(move || {
                 // Whatever happens: a test that failed must not wait for ever.
                 let _ends = Ends { world, actor };
                 let mut lots = Lots(seed.wrapping_mul(31).wrapping_add(actor as u64));
-                let done = act(world, actor, seed, &mut lots, pool, known);
+                let secret = host.clone().filter(|_| actor == 0).unwrap_or_else(key);
+                let done = act(world, actor, seed, &mut lots, pool, known, &secret);
                 if let Err(error) = done {
                     let mut known = known.lock().unwrap();
                     match error.kind() {
@@ -306,6 +329,12 @@ fn live(seed: u64, pool: &[Arc<Vec<u8>>]) -> Known {
                             known.died += 1;
                         }
                         RepoErrorKind::Busy => known.refused += 1,
+                        // It came too late to open with the old key.
+                        RepoErrorKind::WrongKey if replaced => known.refused += 1,
+                        // A part of a run that was made just then counts no more, and says so.
+                        RepoErrorKind::Damaged if replaced && is_left_over(&error) => {
+                            known.refused += 1;
+                        }
                         _ => panic!("seed {seed}: actor {actor}: {error}"),
                     }
                 }
@@ -318,6 +347,12 @@ fn live(seed: u64, pool: &[Arc<Vec<u8>>]) -> Known {
     known
 }
 
+/// Made with a root key that had just been replaced.
+fn is_left_over(error: &RepoError) -> bool {
+    error.to_string().contains("after that was replaced")
+}
+
+#[allow(clippy::too_many_arguments)] // one world and one part in it
 fn act(
     world: &Arc<World>,
     actor: usize,
@@ -325,14 +360,19 @@ fn act(
     lots: &mut Lots,
     pool: &[Arc<Vec<u8>>],
     known: &Mutex<Known>,
+    secret: &Secret,
 ) -> Result<()> {
-    let repo = open(world, Some(actor), seed)?;
+    let repo = open(world, Some(actor), seed, secret, None)?;
     if actor < WRITERS {
         for _ in 0..1 + lots.below(3) {
             let files = some_files(lots, pool);
             let options = SessionOptions { workers: 1, ..options("simulated") };
             match support::backup_as(&repo, &files, options) {
-                Ok(snapshot) => known.lock().unwrap().committed.push((snapshot, files)),
+                Ok(snapshot) => {
+                    let mut known = known.lock().unwrap();
+                    known.by_hosts += u64::from(repo.is_write_only());
+                    known.committed.push((snapshot, files));
+                }
                 // It was given up, and is told so.
                 Err(error) if error.kind() == RepoErrorKind::Busy => {
                     known.lock().unwrap().refused += 1;
@@ -352,6 +392,11 @@ fn act(
             known.given_up += report.given_up.len() as u64;
             known.waited += u64::from(!report.waiting_for.is_empty());
         }
+        return Ok(());
+    }
+    if actor == WRITERS + MAINTAINERS + 2 {
+        repo.rotate(&[(new_key(), String::new())])?;
+        known.lock().unwrap().replaced += 1;
         return Ok(());
     }
     for _ in 0..6 {
@@ -390,7 +435,28 @@ fn act(
 
 /// Looks at what is left, with nobody else at work.
 fn end(seed: u64, world: &Arc<World>, known: &mut Known) {
-    let fresh = || open(world, None, seed).unwrap();
+    // Exactly one of the two opens it.
+    let fresh = || {
+        let [old, new] = [key(), new_key()].map(|secret| open(world, None, seed, &secret, None));
+        match (old, new) {
+            // Somebody who died had begun to replace it, and whoever opens it ends that.
+            (Ok(_), Ok(new)) | (Err(_), Ok(new)) => new,
+            (Ok(old), Err(_)) => old,
+            (Err(error), Err(_)) => panic!("seed {seed}: {error}"),
+        }
+    };
+    // What was made while the root key was replaced, and does not count, is taken away by hand: the
+    // hint says so.
+    let maintain = |options: &MaintenanceOptions| loop {
+        match fresh().maintain(options, &Arc::default()) {
+            Err(error) if is_left_over(&error) => {
+                let hint = error.hint().unwrap().to_owned();
+                let object = hint.split(' ').find(|word| word.contains('/')).unwrap();
+                assert!(world.lock().objects.remove(object).is_some(), "seed {seed}: {hint}");
+            }
+            done => break done.unwrap(),
+        }
+    };
     let check = |when: &str| {
         let repo = fresh();
         let there: BTreeSet<String> =
@@ -412,16 +478,17 @@ fn end(seed: u64, world: &Arc<World>, known: &mut Known) {
     let impatient =
         MaintenanceOptions { give_up_after: Duration::ZERO, ..MaintenanceOptions::default() };
     for _ in 0..3 {
-        known.removed += fresh().maintain(&impatient, &Arc::default()).unwrap().packs_removed;
+        known.removed += maintain(&impatient).packs_removed;
     }
     check("after the last maintenance");
-    let last = fresh().maintain(&impatient, &Arc::default()).unwrap();
+    let last = maintain(&impatient);
     assert_eq!((last.packs_removed, last.packs_waiting), (0, 0), "seed {seed}: {last:?}");
     // All that is left is needed, or is the rest of a pack of which something is.
     let usage = fresh().usage().unwrap().packs;
     assert_eq!(usage.bytes, last.bytes_before, "seed {seed}");
     if fresh().snapshots().unwrap().is_empty() {
-        assert_eq!(usage.objects, 0, "seed {seed}");
+        let left: Vec<String> = world.lock().objects.keys().cloned().collect();
+        assert_eq!(usage.objects, 0, "seed {seed}: {left:#?}");
     }
 }
 
@@ -456,6 +523,8 @@ fn whatever_the_order_nothing_that_is_needed_is_lost() {
                     all.waited += known.waited;
                     all.died += known.died;
                     all.refused += known.refused;
+                    all.replaced += known.replaced;
+                    all.by_hosts += known.by_hosts;
                 }
             });
         }
@@ -463,14 +532,16 @@ fn whatever_the_order_nothing_that_is_needed_is_lost() {
     let all = all.into_inner().unwrap();
     println!(
         "{} snapshots, {} forgotten, {} packs removed, {} sessions given up, {} runs waited, {} hosts \
-         died, {} backups refused",
+         died, {} backups refused, {} root keys replaced, {} snapshots of hosts",
         all.committed.len(),
         all.forgotten.len(),
         all.removed,
         all.given_up,
         all.waited,
         all.died,
-        all.refused
+        all.refused,
+        all.replaced,
+        all.by_hosts
     );
     // The world is worth its name only if all of it comes to pass.
     for (what, count) in [
@@ -481,6 +552,8 @@ fn whatever_the_order_nothing_that_is_needed_is_lost() {
         ("waits", all.waited),
         ("deaths", all.died),
         ("refusals", all.refused),
+        ("replacements", all.replaced),
+        ("snapshots of hosts", all.by_hosts),
     ] {
         assert!(count >= seeds / 20, "{what}: {count}");
     }

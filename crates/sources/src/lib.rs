@@ -11,7 +11,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use backstay_repo::{
-    Compression, Progress, Repository, Result, SessionOptions, Snapshot, SnapshotType, SourceKind,
+    Compression, Fate, Progress, RepoError, RepoErrorKind, Repository, Result, SessionOptions,
+    Snapshot, SnapshotType, SourceKind,
 };
 
 pub use files::FilesSource;
@@ -26,9 +27,82 @@ pub trait Source: Send + Sync {
     /// Can it be backed up? One item for each thing that was looked at; nothing is written.
     fn check(&self) -> Vec<CheckItem>;
 
-    /// Takes a snapshot. What could not be read is in [`Snapshot::problems`]; an error means that
-    /// there is no snapshot.
-    fn backup(&self, repo: &Repository, options: &BackupOptions) -> Result<Snapshot>;
+    /// Takes a snapshot in one pass and writes it to all of `targets`: what came of it in each. What
+    /// could not be read is in [`Snapshot::problems`].
+    ///
+    /// # Errors
+    /// There is a snapshot in none of them: the source cannot be read, or the [`Fate`] of each target
+    /// says why it failed.
+    fn backup_to(
+        &self,
+        targets: &[Target],
+        options: &BackupOptions,
+    ) -> Result<Vec<Result<Snapshot>>>;
+
+    /// Takes a snapshot in one repository; an error means that there is none.
+    fn backup(&self, repo: &Repository, options: &BackupOptions) -> Result<Snapshot> {
+        let target = Target::new(repo, self.name(), self.kind(), options)?;
+        only(self.backup_to(&[target], options)?)
+    }
+}
+
+/// One of the repositories that a snapshot goes to.
+#[derive(Debug, Clone)]
+pub struct Target {
+    pub repository: Repository,
+    pub type_: SnapshotType,
+    /// Where to look for unchanged content. Only the repository's own can be used.
+    pub parent: Option<Snapshot>,
+    pub compression: Compression,
+    /// Says why this target failed when none is left.
+    pub fate: Fate,
+}
+
+impl Target {
+    /// A target as `options` say it, of this source.
+    fn new(
+        repository: &Repository,
+        source: &str,
+        kind: SourceKind,
+        options: &BackupOptions,
+    ) -> Result<Self> {
+        let parent = options.parent_of(repository, source, kind)?;
+        Ok(Self {
+            repository: repository.clone(),
+            type_: options.type_,
+            parent,
+            compression: options.compression,
+            fate: Fate::default(),
+        })
+    }
+
+    /// What to begin a session with.
+    fn session(
+        &self,
+        source: &str,
+        kind: SourceKind,
+        options: &BackupOptions,
+    ) -> (Repository, SessionOptions) {
+        let parent = self.parent.clone().filter(|_| self.type_ != SnapshotType::Full);
+        let type_ = if parent.is_none() { SnapshotType::Full } else { self.type_ };
+        let session = SessionOptions {
+            parent,
+            workers: options.workers,
+            compression: self.compression,
+            tags: options.tags.clone(),
+            progress: options.progress.clone(),
+            fate: self.fate.clone(),
+            ..SessionOptions::new(source, kind, type_)
+        };
+        (self.repository.clone(), session)
+    }
+}
+
+/// What came of the only target.
+fn only(mut made: Vec<Result<Snapshot>>) -> Result<Snapshot> {
+    made.pop().unwrap_or_else(|| {
+        Err(RepoError::new(RepoErrorKind::Usage, "there is no repository to back up to"))
+    })
 }
 
 /// How to take a snapshot.
@@ -61,7 +135,7 @@ impl Default for BackupOptions {
 
 impl BackupOptions {
     /// The snapshot to compare with, if the type asks for one.
-    pub(crate) fn parent_of(
+    fn parent_of(
         &self,
         repo: &Repository,
         source: &str,
@@ -79,24 +153,6 @@ impl BackupOptions {
                 && (self.type_ == SnapshotType::Incremental || snapshot.type_ == SnapshotType::Full)
         };
         Ok(repo.snapshots()?.into_iter().rfind(wanted))
-    }
-
-    /// What to begin a session with.
-    pub(crate) fn session(
-        &self,
-        source: &str,
-        kind: SourceKind,
-        parent: Option<Snapshot>,
-    ) -> SessionOptions {
-        let type_ = if parent.is_none() { SnapshotType::Full } else { self.type_ };
-        SessionOptions {
-            parent,
-            workers: self.workers,
-            compression: self.compression,
-            tags: self.tags.clone(),
-            progress: self.progress.clone(),
-            ..SessionOptions::new(source, kind, type_)
-        }
     }
 }
 

@@ -26,6 +26,11 @@ pub const ALL: &[&str] = &[
     "snapshot-created",
     "archive-sealed",
     "archive-created",
+    // keys
+    "host-added",
+    "rotate-keys-added",
+    "rotate-begun",
+    "rotate-in-force",
     // maintenance
     "maintenance-repacked",
     "maintenance-condemned",
@@ -36,6 +41,9 @@ pub const ALL: &[&str] = &[
     "maintenance-head",
     "maintenance-pack-removed",
     "maintenance-snapshot-removed",
+    // copies
+    "copy-listed",
+    "copy-read",
     // restore
     "restore-planned",
     "restore-chunk-written",

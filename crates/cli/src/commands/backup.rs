@@ -67,32 +67,35 @@ struct Made {
 pub fn run(args: &BackupArgs, app: &App) -> Result<Outcome> {
     let context = app.context()?;
     let sources = choose(args, context)?;
-    let mut pairs: Vec<(&SourceConfig, &RepositoryConfig)> = Vec::new();
+    let mut work: Vec<(&SourceConfig, Vec<&RepositoryConfig>)> = Vec::new();
     for source in &sources {
         // Names are looked up before the first byte is read.
-        pairs.extend(context.config.repositories_of(source)?.into_iter().map(|r| (source, r)));
+        work.push((source, context.config.repositories_of(source)?));
     }
     let request = BackupRequest { type_: args.type_, tags: args.tags.iter().cloned().collect() };
-    let alone = pairs.len() == 1;
+    let alone = work.iter().map(|(_, targets)| targets.len()).sum::<usize>() == 1;
     let mut made = Vec::new();
-    for (source, target) in pairs {
-        let result = work::run(app, &source.name, |progress| {
-            jobs::backup(context, source, target, &request, progress)
+    for (source, targets) in work {
+        let results = work::run(app, &source.name, |progress| {
+            jobs::backup(context, source, &targets, &request, progress)
         });
         app.show_warnings();
-        let interrupted = matches!(&result, Err(error) if error.kind() == ErrorKind::Interrupted);
-        if alone && result.is_err() {
-            return result.map(|_| Outcome::Done);
+        let mut interrupted = app.interrupt.is_requested();
+        for (target, result) in targets.iter().zip(results) {
+            interrupted |= matches!(&result, Err(error) if error.kind() == ErrorKind::Interrupted);
+            if alone && result.is_err() {
+                return result.map(|_| Outcome::Done);
+            }
+            let one = Made { source: source.name.clone(), repository: target.name.clone(), result };
+            if !interrupted || one.result.is_ok() {
+                present(&one, app)?;
+            }
+            made.push(one);
         }
-        let one = Made { source: source.name.clone(), repository: target.name.clone(), result };
-        present(&one, app)?;
-        if interrupted || app.interrupt.is_requested() {
-            return one.result.map(|_| Outcome::Done).and_then(|_| {
-                Err(Error::new(ErrorKind::Interrupted, "interrupted")
-                    .with_hint("what was committed stays; run it again to go on"))
-            });
+        if interrupted {
+            return Err(Error::new(ErrorKind::Interrupted, "interrupted")
+                .with_hint("what was committed stays; run it again to go on"));
         }
-        made.push(one);
     }
     finish(&made, app)
 }
@@ -244,7 +247,18 @@ fn finish(made: &[Made], app: &App) -> Result<Outcome> {
         let mut text =
             format!("{} of {} done", good.len(), count(made.len() as u64, "backup", "backups"));
         if !failed.is_empty() {
-            let names: Vec<&str> = failed.iter().map(|(one, _)| one.source.as_str()).collect();
+            // Where a source failed in some of its repositories alone, those are what to look at.
+            let names: Vec<String> = failed
+                .iter()
+                .map(|(one, _)| {
+                    let partly = good.iter().any(|(other, _)| other.source == one.source);
+                    if partly {
+                        format!("{} to {}", one.source, one.repository)
+                    } else {
+                        one.source.clone()
+                    }
+                })
+                .collect();
             text.push_str(&format!("; failed: {}", names.join(", ")));
         }
         app.output.say(text)?;

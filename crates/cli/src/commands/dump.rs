@@ -28,9 +28,11 @@ pub fn run(args: &DumpArgs, app: &App) -> Result<Outcome> {
         ));
     }
     let context = app.context()?;
-    let found = context.find(&args.snapshot)?;
+    let everywhere = context.everywhere()?;
+    let found = everywhere.find(context, &args.snapshot)?;
     app.show_warnings();
-    let tree = found.repository.tree(&found.snapshot)?;
+    let fallback = everywhere.fallback(&found);
+    let tree = found.repository.tree(&found.snapshot)?.falling_over(fallback.clone());
     let path = tree_path(&args.path);
     let shown = String::from_utf8_lossy(&path).into_owned();
     if path.is_empty() {
@@ -54,6 +56,13 @@ pub fn run(args: &DumpArgs, app: &App) -> Result<Outcome> {
     let mut out = Out(io::stdout().lock());
     tree.read_file(&entry, &mut out)?;
     out.flush().map_err(|error| Error::io("write to", "standard output", error))?;
+    for one in fallback.iter().flat_map(|fallback| fallback.given()) {
+        let first = &found.name;
+        app.output.warn(
+            &format!("what `{first}` lacks of it came from `{}`", one.repository),
+            Some(&format!("find out what is damaged with `backstay verify -r {first}`")),
+        );
+    }
     Ok(Outcome::Done)
 }
 

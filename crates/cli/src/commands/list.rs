@@ -58,7 +58,8 @@ pub fn run(args: &ListArgs, app: &App) -> Result<Outcome> {
                 .with_hint(hint));
         }
     }
-    found.sort_by(|a, b| (a.1.time, &a.1.id).cmp(&(b.1.time, &b.1.id)));
+    // Stable: those of one pass stay in the order of the repositories.
+    found.sort_by_key(|one| one.1.time);
     if let Some(last) = args.last {
         found.drain(..found.len().saturating_sub(last));
     }

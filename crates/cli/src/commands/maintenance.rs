@@ -24,6 +24,10 @@ pub struct MaintenanceArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     max_repack: Option<u64>,
 
+    /// Also seal anew what only a replaced root key opens, within --max-repack
+    #[arg(long)]
+    reseal: bool,
+
     /// Give up backups that have not stored anything for this long; they start again
     #[arg(long, value_name = "TIME", default_value = "48h", value_parser = parse_duration)]
     give_up_after: Duration,
@@ -35,6 +39,7 @@ pub fn run(args: &MaintenanceArgs, app: &App) -> Result<Outcome> {
         dry_run: args.dry_run,
         max_repack: args.max_repack.unwrap_or(u64::MAX),
         give_up_after: args.give_up_after,
+        reseal: args.reseal,
     };
     let mut documents: Vec<Value> = Vec::new();
     let asked = context.ask_all(|config, repository| {
@@ -91,6 +96,12 @@ fn present(
             "      {verb} {} out of {} of mostly garbage",
             format_size(report.bytes_repacked),
             count(report.packs_repacked, "pack", "packs"),
+        ))?;
+    }
+    if report.bytes_of_old_keys > 0 {
+        app.output.say(format!(
+            "      {} is sealed to a root key that was replaced; --reseal seals it anew",
+            format_size(report.bytes_of_old_keys)
         ))?;
     }
     if report.snapshots_removed > 0 {

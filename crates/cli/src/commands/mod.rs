@@ -3,6 +3,7 @@
 pub mod backup;
 pub mod check;
 pub mod completions;
+pub mod copy;
 pub mod diff;
 pub mod dump;
 pub mod find;
@@ -13,6 +14,7 @@ pub mod list;
 pub mod maintenance;
 pub mod man;
 pub mod postgres;
+pub mod replicate;
 pub mod restore;
 pub mod retention;
 pub mod show;
@@ -20,7 +22,9 @@ pub mod status;
 pub mod verify;
 pub mod wal;
 
+mod hosts;
 mod present;
+mod rotate;
 
 use clap::Subcommand;
 
@@ -39,6 +43,8 @@ pub enum Command {
     Forget(forget::ForgetArgs),
     Restore(restore::RestoreArgs),
     Dump(dump::DumpArgs),
+    Copy(copy::CopyArgs),
+    Replicate(replicate::ReplicateArgs),
     Verify(verify::VerifyArgs),
     Maintenance(maintenance::MaintenanceArgs),
     Retention(retention::RetentionArgs),
@@ -71,6 +77,8 @@ pub fn run(command: Command, app: &App) -> Result<Outcome> {
         Command::Forget(args) => forget::run(&args, app),
         Command::Restore(args) => restore::run(&args, app),
         Command::Dump(args) => dump::run(&args, app),
+        Command::Copy(args) => copy::run(&args, app),
+        Command::Replicate(args) => replicate::run(&args, app),
         Command::Verify(args) => verify::run(&args, app),
         Command::Maintenance(args) => maintenance::run(&args, app),
         Command::Retention(args) => retention::run(&args, app),

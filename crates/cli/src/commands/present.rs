@@ -26,6 +26,8 @@ pub fn snapshot_document(snapshot: &Snapshot, repository: &str) -> Value {
         "version": snapshot.version,
         "tags": snapshot.tags,
         "parent": snapshot.parent,
+        "group": snapshot.group,
+        "origin": snapshot.origin,
         "stats": snapshot.stats,
         "problems": snapshot.problems,
         "detail": snapshot.detail,

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use backstay_ops::nearest::Everywhere;
 use backstay_ops::units::{count, format_duration, format_size};
 use backstay_ops::{Error, ErrorKind, Found, moment, recover};
 use backstay_postgres::wal::{Lsn, RecoveryTarget, TargetTimeline};
@@ -178,32 +179,62 @@ pub fn run(args: &RestoreArgs, app: &App) -> Result<Outcome> {
     let context = app.context()?;
     // Times are understood before anything is opened.
     let at = args.target.at(app)?;
-    let mut found = context.find(&args.what)?;
+    let everywhere = context.everywhere()?;
+    let mut found = everywhere.find(context, &args.what)?;
     app.show_warnings();
+    let kind = found.snapshot.kind;
     let of_source = found.snapshot.source == args.what;
-    let candidates: Vec<Snapshot> = if of_source {
-        let mut all = found.repository.snapshots()?;
-        all.retain(|snapshot| snapshot.source == args.what && snapshot.kind == found.snapshot.kind);
-        all
-    } else {
-        vec![found.snapshot.clone()]
-    };
-    if found.snapshot.kind == SourceKind::Postgres && args.paths.is_empty() {
+    let candidates: Vec<Snapshot> =
+        if of_source { everywhere.moments(&args.what, kind) } else { vec![found.snapshot.clone()] };
+    if kind == SourceKind::Postgres && args.paths.is_empty() {
         let target = args.target.target(app)?;
-        found.snapshot = recover::for_target(
-            &found.repository,
-            &candidates,
-            &target,
-            !args.cluster.exclusive,
-            args.cluster.timeline,
-        )?;
+        found = for_target(args, &everywhere, found, of_source, &target)?;
         warn_of_passed_over(app, &candidates, &found.snapshot, at);
-        return cluster(args, app, &found, target);
+        return cluster(args, app, &everywhere, &found, target);
     }
     refuse_cluster_flags(args, &found)?;
-    found.snapshot = recover::as_of(&candidates, at)?;
-    warn_of_passed_over(app, &candidates, &found.snapshot, at);
-    files(args, app, &found)
+    let snapshot = recover::as_of(&candidates, at)?;
+    warn_of_passed_over(app, &candidates, &snapshot, at);
+    let found = everywhere.at(&snapshot).unwrap_or(Found { snapshot, ..found });
+    files(args, app, &everywhere, &found)
+}
+
+/// The snapshot from which the target can be reached, in the nearest repository from which it can.
+fn for_target(
+    args: &RestoreArgs,
+    everywhere: &Everywhere,
+    found: Found,
+    of_source: bool,
+    target: &RecoveryTarget,
+) -> Result<Found> {
+    let (inclusive, timeline) = (!args.cluster.exclusive, args.cluster.timeline);
+    if !of_source {
+        let candidates = [found.snapshot.clone()];
+        recover::for_target(&found.repository, &candidates, target, inclusive, timeline)?;
+        return Ok(found);
+    }
+    let mut first = None;
+    for place in &everywhere.places {
+        let mut candidates = place.snapshots.clone();
+        candidates.retain(|one| one.source == args.what && one.kind == SourceKind::Postgres);
+        if candidates.is_empty() {
+            continue;
+        }
+        let repository = &place.repository;
+        match recover::for_target(repository, &candidates, target, inclusive, timeline) {
+            Ok(snapshot) => {
+                let (name, repository) = (place.name.clone(), repository.clone());
+                return Ok(Found { name, repository, snapshot });
+            }
+            Err(error) => {
+                first.get_or_insert(error);
+            }
+        }
+    }
+    Err(first.unwrap_or_else(|| {
+        Error::new(ErrorKind::NotFound, "there is no snapshot to restore")
+            .with_hint("see `backstay list`")
+    }))
 }
 
 /// Says it when something older was chosen because the newest snapshot lacks something.
@@ -263,11 +294,12 @@ fn refuse_cluster_flags(args: &RestoreArgs, found: &Found) -> Result<()> {
     }
 }
 
-fn files(args: &RestoreArgs, app: &App, found: &Found) -> Result<Outcome> {
+fn files(args: &RestoreArgs, app: &App, everywhere: &Everywhere, found: &Found) -> Result<Outcome> {
     let context = app.context()?;
     let mut options = RestoreOptions::new(absolute(&args.to)?);
     options.paths = args.paths.iter().map(|path| tree_path(path)).collect();
-    let tree = found.repository.tree(&found.snapshot)?;
+    options.fallback = everywhere.fallback(found);
+    let tree = found.repository.tree(&found.snapshot)?.falling_over(options.fallback.clone());
     for path in &options.paths {
         // Nothing restored would look like success. The root itself stands for everything.
         if !path.is_empty() && tree.get(path)?.is_none() {
@@ -302,6 +334,7 @@ fn files(args: &RestoreArgs, app: &App, found: &Found) -> Result<Outcome> {
     }))?;
     head(app, found)?;
     app.output.say(format!("          {}", summary(&report, &target, took)))?;
+    warn_of_lacking(app, &report);
     Ok(problems(app, &found.snapshot, &report))
 }
 
@@ -362,16 +395,66 @@ fn problems(app: &App, snapshot: &Snapshot, report: &RestoreReport) -> Outcome {
     }
 }
 
+/// Says which objects could not be used, and who gave what was in them: nothing was lost, but what is
+/// damaged has to be healed before the other one is damaged too.
+fn warn_of_lacking(app: &App, report: &RestoreReport) {
+    if report.lacking.is_empty() {
+        return;
+    }
+    let given: Vec<String> = report
+        .supplied
+        .iter()
+        .map(|one| {
+            format!(
+                "{} of {} from {}",
+                format_size(one.bytes),
+                count(one.files, "file", "files"),
+                one.repository
+            )
+        })
+        .collect();
+    let number = count(report.lacking.len() as u64, "object", "objects");
+    let instead = match given.as_slice() {
+        [] => "the tree was read elsewhere".to_owned(),
+        given => format!("restored instead: {}", given.join(", ")),
+    };
+    let mut damaged: Vec<&str> = report.lacking.iter().map(|one| one.repository.as_str()).collect();
+    damaged.dedup();
+    app.output.warn(
+        &format!("{number} could not be used; {instead}"),
+        Some(&format!(
+            "find out what is damaged with `backstay verify -r {}`, and make a new backup there",
+            damaged.first().unwrap_or(&"NAME")
+        )),
+    );
+    if !app.output.json {
+        for one in &report.lacking {
+            // Most say themselves which object it is.
+            let object = if one.what.contains(&one.object) {
+                String::new()
+            } else {
+                printable(&one.object) + ": "
+            };
+            crate::output::write_err(&format!("  {}: {object}{}\n", one.repository, one.what));
+        }
+    }
+}
+
 fn cluster(
     args: &RestoreArgs,
     app: &App,
+    everywhere: &Everywhere,
     found: &Found,
     target: RecoveryTarget,
 ) -> Result<Outcome> {
     let context = app.context()?;
     let detail = backstay_postgres::BackupDetail::of(&found.snapshot)?;
-    let command = super::wal::restore_command(app, &found.name, detail.system_identifier)?;
+    let mut names = vec![found.name.as_str()];
+    let others = everywhere.places.iter().map(|place| place.name.as_str());
+    names.extend(others.filter(|name| *name != found.name));
+    let command = super::wal::restore_command(app, &names, detail.system_identifier)?;
     let mut options = backstay_postgres::RestoreOptions::new(absolute(&args.to)?, command);
+    options.fallback = everywhere.fallback(found);
     options.delta = args.delta;
     options.tablespaces = args.cluster.tablespaces.clone();
     options.target = target.clone();
@@ -439,6 +522,7 @@ fn present_cluster(
     for note in &restored.notes {
         app.output.warn(note, None);
     }
+    warn_of_lacking(app, &restored.report);
     match (reached, &restored.recovered) {
         (Some(reached), Some(took)) => {
             let mut parts = Vec::new();

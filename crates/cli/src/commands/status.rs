@@ -1,5 +1,6 @@
 //! `backstay status`: where things stand.
 
+use backstay_ops::replicate::{self, Lag};
 use backstay_ops::status::{self, RepositoryStatus, SourceStatus};
 use std::time::Duration;
 
@@ -42,8 +43,10 @@ pub fn run(args: &StatusArgs, app: &App) -> Result<Outcome> {
         Ok(of_repository)
     })?;
     app.show_warnings();
+    let (lags, lost) = if args.source.is_none() { replications(app)? } else { Default::default() };
     let repositories = asked.answers;
-    let outcome = if asked.failed.is_empty() { Outcome::Done } else { Outcome::Partial };
+    let outcome =
+        if asked.failed.is_empty() && lost.is_empty() { Outcome::Done } else { Outcome::Partial };
     let documents: Vec<_> = sources
         .iter()
         .map(|status| {
@@ -77,6 +80,7 @@ pub fn run(args: &StatusArgs, app: &App) -> Result<Outcome> {
             "snapshots": repository.snapshots,
             "usage": repository.usage,
         })).collect::<Vec<_>>(),
+        "replication": lags.iter().map(|lag| lag_document(lag, now)).collect::<Vec<_>>(),
         "failed": failed_documents(&asked.failed),
     }))?;
     if app.output.json {
@@ -111,7 +115,68 @@ pub fn run(args: &StatusArgs, app: &App) -> Result<Outcome> {
         }
         app.output.answer(line)?;
     }
+    for lag in &lags {
+        app.output.answer(lag_line(app, lag, now))?;
+    }
     Ok(outcome)
+}
+
+/// How far behind each replication is; those that cannot be told are warned of.
+fn replications(app: &App) -> Result<(Vec<Lag>, Vec<String>)> {
+    let context = app.context()?;
+    let (mut lags, mut lost) = (Vec::new(), Vec::new());
+    // One repository was chosen: what goes between two is not asked for.
+    if context.config.selected().is_some() {
+        return Ok((lags, lost));
+    }
+    for name in context.config.replication.keys() {
+        match replicate::lag(context, name) {
+            Ok(lag) => lags.push(lag),
+            Err(error) => {
+                let message =
+                    format!("how far behind the replication `{name}` is cannot be told: {error}");
+                app.output.warn(&message, error.hint());
+                lost.push(name.clone());
+            }
+        }
+    }
+    Ok((lags, lost))
+}
+
+fn lag_document(lag: &Lag, now: jiff::Timestamp) -> serde_json::Value {
+    json!({
+        "name": lag.replication,
+        "from": lag.from,
+        "to": lag.to,
+        "snapshots": lag.snapshots,
+        "bytes": lag.bytes,
+        "oldest": lag.oldest,
+        "archived": lag.archived,
+        "archived_bytes": lag.archived_bytes,
+        "archived_oldest": lag.archived_oldest,
+        "lag_seconds": lag.age(now).map_or(0, |age| age.as_secs()),
+    })
+}
+
+fn lag_line(app: &App, lag: &Lag, now: jiff::Timestamp) -> String {
+    let paint = app.output.paint;
+    let head =
+        format!("{}  {} to {}: ", paint.paint(Style::Bold, &lag.replication), lag.from, lag.to);
+    let Some(age) = lag.age(now) else {
+        return head + &paint.paint(Style::Green, "nothing waits").to_string();
+    };
+    let mut parts = Vec::new();
+    if lag.snapshots > 0 {
+        let number = count(lag.snapshots as u64, "snapshot", "snapshots");
+        parts.push(format!("{number} of {}", format_size(lag.bytes)));
+    }
+    if lag.archived > 0 {
+        let number = count(lag.archived as u64, "file", "files");
+        parts.push(format!("{number} of the archive, {}", format_size(lag.archived_bytes)));
+    }
+    let age = format_duration(Duration::from_secs(age.as_secs().max(1)));
+    let text = format!("{} behind: {}", age, parts.join(" and "));
+    head + &paint.paint(Style::Yellow, text).to_string()
 }
 
 fn present_sources(app: &App, sources: &[SourceStatus], several: bool) -> Result<()> {

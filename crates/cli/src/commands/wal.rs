@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use backstay_ops::config::{SourceConfig, SourceSettings};
+use backstay_ops::config::{RepositoryConfig, SourceConfig, SourceSettings};
 use backstay_ops::units::{count, format_age, format_size, parse_duration};
 use backstay_ops::{Context, Error, moment};
 use backstay_postgres::BackupDetail;
@@ -74,6 +74,10 @@ pub struct FetchArgs {
     #[arg(long, value_name = "SOURCE")]
     source: Option<String>,
 
+    /// A repository that is asked, by its configured name; several in the order in which they are
+    #[arg(long, value_name = "REPOSITORY", conflicts_with = "source")]
+    from: Vec<String>,
+
     /// How many of the next files are fetched in the same call [default: 4 from a bucket, else 0]
     #[arg(long, value_name = "COUNT")]
     prefetch: Option<usize>,
@@ -99,14 +103,13 @@ pub fn run(command: &WalCommand, app: &App) -> Result<Outcome> {
 }
 
 /// The repositories that are asked for the log of a source.
-fn repositories(source: Option<&str>, context: &Context) -> Result<Vec<Repository>> {
+fn asked<'c>(source: Option<&str>, context: &'c Context) -> Result<Vec<&'c RepositoryConfig>> {
     let config = &context.config;
-    let configs = match (source, choose(None, context)) {
+    Ok(match (source, choose(None, context)) {
         (Some(name), _) => config.repositories_of(choose(Some(name), context)?)?,
         (None, Ok(only)) => config.repositories_of(only)?,
         (None, Err(_)) => vec![config.default_repository()?],
-    };
-    configs.into_iter().map(|config| context.open(config)).collect()
+    })
 }
 
 /// How many files more are moved in one call: the time to a bucket is worth sharing.
@@ -188,19 +191,64 @@ fn fetch(args: &FetchArgs, app: &App) -> Result<Outcome> {
         Some(id) => id,
         None => around(&args.destination)?,
     };
-    let repositories = repositories(args.source.as_deref(), context)?;
-    let options = FetchOptions {
+    let configs = match args.from.as_slice() {
+        [] => asked(args.source.as_deref(), context)?,
+        names => names.iter().map(|name| context.config.repository(name)).collect::<Result<_>>()?,
+    };
+    let mut options = FetchOptions {
         system_identifier,
-        prefetch: more(args.prefetch, &repositories),
+        prefetch: 0,
         spool: context.cache().map(|folder| folder.join("spool")),
         retry_for: args.retry_for,
     };
-    match wal::fetch(&repositories, &args.name, &args.destination, &options) {
-        FetchOutcome::Complete => Ok(Outcome::Done),
-        FetchOutcome::Absent => {
+    // The first that has it gives it, and the others are not even opened. One that cannot be used
+    // does not keep another from giving the file; but then only the file itself is an answer, since
+    // that the others do not have it is not.
+    let mut failed = None;
+    for (number, config) in configs.iter().enumerate() {
+        if number + 1 < configs.len() || failed.is_some() {
+            // Another one may have it sooner than this one answers.
+            options.retry_for = Duration::ZERO;
+        }
+        let repositories = match context.open(config) {
+            Ok(repository) => [repository],
+            Err(error) => {
+                failed.get_or_insert(error);
+                continue;
+            }
+        };
+        options.prefetch = more(args.prefetch, &repositories);
+        match wal::fetch(&repositories, &args.name, &args.destination, &options) {
+            FetchOutcome::Complete => return Ok(Outcome::Done),
+            FetchOutcome::Absent => {}
+            FetchOutcome::Failed(error) => {
+                failed.get_or_insert(error.into());
+            }
+        }
+    }
+    match failed {
+        None => {
             tracing::info!(file = %args.name, "the archive has no such file");
             Ok(Outcome::Absent)
         }
+        Some(_) if configs.len() > 1 => fetch_again(&configs, args, options, context),
+        Some(error) => Err(error),
+    }
+}
+
+/// Asks all repositories once more, for as long as may be.
+fn fetch_again(
+    configs: &[&RepositoryConfig],
+    args: &FetchArgs,
+    options: FetchOptions,
+    context: &Context,
+) -> Result<Outcome> {
+    let repositories: Vec<Repository> =
+        configs.iter().map(|config| context.open(config)).collect::<Result<_>>()?;
+    let options = FetchOptions { retry_for: args.retry_for, ..options };
+    match wal::fetch(&repositories, &args.name, &args.destination, &options) {
+        FetchOutcome::Complete => Ok(Outcome::Done),
+        FetchOutcome::Absent => Ok(Outcome::Absent),
         FetchOutcome::Failed(error) => Err(error.into()),
     }
 }
@@ -237,11 +285,22 @@ pub fn archive_command(app: &App, source: &str) -> Result<String> {
 }
 
 /// What a recovering server runs to get a segment, `%f` being its name and `%p` its path.
-pub fn restore_command(app: &App, repository: &str, system_identifier: u64) -> Result<String> {
+/// With several repositories, the first one that has a segment gives it.
+pub fn restore_command(app: &App, repositories: &[&str], system_identifier: u64) -> Result<String> {
     let mut words = program()?;
-    words.extend(where_flags(app, Some(repository))?);
+    let [first, others @ ..] = repositories else {
+        return Err(Error::usage("no repository was named", "name one with --repository"));
+    };
+    if others.is_empty() {
+        words.extend(where_flags(app, Some(first))?);
+    } else if let Some(file) = &app.context()?.config.file {
+        words.extend(["--config".to_owned(), text(file)?]);
+    }
     words.extend(["wal", "fetch", "--system-id"].map(str::to_owned));
     words.push(system_identifier.to_string());
+    for name in repositories.iter().filter(|_| !others.is_empty()) {
+        words.extend(["--from".to_owned(), (*name).to_owned()]);
+    }
     Ok(format!("{} \"%f\" \"%p\"", shell(&words)))
 }
 

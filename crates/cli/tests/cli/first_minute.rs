@@ -119,7 +119,7 @@ fn moments_choose_the_snapshot() {
 }
 
 #[test]
-fn several_repositories_are_backed_up_to_in_turn() {
+fn several_repositories_are_backed_up_to_in_one_pass() {
     let it = Sandbox::ready();
     let more = format!(
         "repositories = [\"main\", \"second\"]\n[repositories.second]\nurl = \"file://{}/two\"\n\

@@ -34,9 +34,11 @@ fn every_document_has_its_shape() {
         [
             "detail",
             "finished",
+            "group",
             "host",
             "id",
             "kind",
+            "origin",
             "parent",
             "problems",
             "repository",
@@ -108,12 +110,14 @@ fn every_document_has_its_shape() {
             "bytes_written",
             "directories",
             "files",
+            "lacking",
             "problems",
-            "removed"
+            "removed",
+            "supplied"
         ]
     );
     let status = it.json(&["status"]);
-    assert_eq!(keys(&status), ["failed", "repositories", "sources"]);
+    assert_eq!(keys(&status), ["failed", "replication", "repositories", "sources"]);
     assert_eq!(
         keys(&status["sources"][0]),
         [
@@ -143,8 +147,17 @@ fn every_document_has_its_shape() {
         ["hint", "message", "name", "ok", "repository", "source"]
     );
     let slots = it.json(&["key", "list"]);
-    assert_eq!(keys(&slots), ["keys", "repository"]);
-    assert_eq!(keys(&slots["keys"][0]), ["created", "current", "detail", "id", "kind", "label"]);
+    assert_eq!(keys(&slots), ["epoch", "hosts", "keys", "repository"]);
+    assert_eq!(
+        keys(&slots["keys"][0]),
+        ["created", "current", "detail", "epoch", "id", "kind", "label"]
+    );
+    let host = it.json(&["key", "add", "--write-only", "--new-key-file", "web.key"]);
+    assert_eq!(keys(&host), ["host", "repository"]);
+    assert_eq!(keys(&host["host"]), ["created", "id", "label", "removed"]);
+    let rotated = it.json(&["key", "rotate", "--same-key"]);
+    assert_eq!(keys(&rotated), ["repository", "rotation"]);
+    assert_eq!(keys(&rotated["rotation"]), ["epoch", "keys", "left_behind"]);
 }
 
 #[test]

@@ -10,6 +10,7 @@
 mod archive;
 mod errors;
 mod first_minute;
+mod hosts;
 #[allow(dead_code)] // it serves other tests as well
 #[path = "../../../store/tests/support/http.rs"]
 mod http;
@@ -19,5 +20,6 @@ mod key_services;
 mod keys;
 mod sandbox;
 mod secrets;
+mod several;
 mod shell;
 mod stop;

@@ -22,6 +22,9 @@ section! {
         /// The file in which it is recorded which keys were used on this host. Absent: `keys.log` in
         /// the user's state folder.
         key_log: Option<PathBuf> { example: "\"/var/log/backstay/keys.log\"" },
+        /// Repositories in the order in which a restore asks them, by name; those that are left out
+        /// come last. Absent: what is on this machine first, then in the order of the file.
+        restore_order: Vec<String> { example: "[\"main\", \"offsite\"]" },
     }
 }
 
@@ -208,6 +211,22 @@ section! {
         password_file: Option<PathBuf> { example: "\"/etc/backstay/registry.password\"" },
         /// Which subjects. Absent: all.
         subjects: Vec<String> { example: "[\"orders-value\"]" },
+    }
+}
+
+section! {
+    /// What is copied from one repository to another, without the sources.
+    pub struct ReplicationKeys {
+        /// The repository that is copied from, by name.
+        from: String { example: "\"main\"" },
+        /// The repository that is copied to, by name.
+        to: String { example: "\"offsite\"" },
+        /// Which sources, by name. Absent: all that have snapshots.
+        sources: Vec<String> { example: "[\"orders\"]" },
+        /// Whether the logs of PostgreSQL clusters are copied as well.
+        archive: bool { default: "true", example: "true" },
+        /// When.
+        schedule: Option<Cron> { example: "\"30 * * * *\"" },
     }
 }
 

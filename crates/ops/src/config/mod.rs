@@ -43,6 +43,7 @@ pub struct Config {
     pub sources: Vec<SourceConfig>,
     pub tiers: BTreeMap<String, TierKeys>,
     pub policies: BTreeMap<String, PolicyKeys>,
+    pub replication: BTreeMap<String, ReplicationKeys>,
     /// What is allowed, and unwise.
     pub warnings: Vec<Warning>,
     /// The repository that flags chose.
@@ -270,6 +271,21 @@ impl Config {
         self.sources.iter().find(|s| s.name == name).ok_or_else(|| {
             let names: Vec<&str> = self.sources.iter().map(|s| s.name.as_str()).collect();
             unknown("source", name, &names)
+        })
+    }
+
+    /// A replication by name.
+    pub fn replication(&self, name: &str) -> Result<&ReplicationKeys> {
+        self.replication.get(name).ok_or_else(|| {
+            let names: Vec<&str> = self.replication.keys().map(String::as_str).collect();
+            if names.is_empty() {
+                return Error::new(ErrorKind::Configuration, "no replication is configured")
+                    .with_hint(
+                        "add a [replication.NAME] that says `from` and `to`, or copy once with \
+                         `backstay copy`",
+                    );
+            }
+            unknown("replication", name, &names)
         })
     }
 

@@ -13,7 +13,7 @@ use crate::config::{Config, RepositoryConfig, Search, SourceConfig, SourceSettin
 use crate::error::{Error, ErrorKind};
 
 /// The tables whose keys are names that people choose, with what each of them may hold.
-pub(crate) const NAMED: [&str; 4] = ["repositories", "sources", "tiers", "policies"];
+pub(crate) const NAMED: [&str; 5] = ["repositories", "sources", "tiers", "policies", "replication"];
 
 /// The keys of each kind of source.
 pub(crate) fn keys_of(kind: SourceKind) -> &'static [Key] {
@@ -81,6 +81,20 @@ fn read_root(table: &Table, reading: &mut Reading) -> Option<Config> {
     let sources = named(table, "sources", reading, |name, node, path, reading| {
         read_source(name, node, path, &names, reading)
     });
+    let of_sources = written(table, "sources");
+    let replication = named(table, "replication", reading, |name, node, path, reading| {
+        let keys = super::declare::read_section::<ReplicationKeys>(node, path, reading)?;
+        check_replication(&keys, node, path, &names.repositories, &of_sources, reading);
+        Some((name.to_owned(), keys))
+    });
+    for name in global.iter().flat_map(|global| &global.restore_order) {
+        if !names.repositories.contains(name) {
+            let message =
+                format!("`restore-order` names the repository `{name}`, which is not configured");
+            let hint = format!("add a [repositories.{name}], or leave it out");
+            reading.problem(&Origin::Nowhere, &message, hint);
+        }
+    }
     let mut known: Vec<String> = GlobalKeys::KEYS.iter().map(Key::name).collect();
     known.extend(NAMED.map(str::to_owned));
     keyed.refuse_unknown(&known, &|_| None, reading);
@@ -92,6 +106,7 @@ fn read_root(table: &Table, reading: &mut Reading) -> Option<Config> {
         sources,
         tiers: tiers.into_iter().collect::<BTreeMap<_, _>>(),
         policies: policies.into_iter().collect::<BTreeMap<_, _>>(),
+        replication: replication.into_iter().collect::<BTreeMap<_, _>>(),
         warnings: Vec::new(),
         selected: None,
     })
@@ -187,6 +202,36 @@ fn refuse_keeping_nothing(keys: &PolicyKeys, node: &Node, path: &str, reading: &
         let origin = origin_of(node, "retention");
         let message = format!("`{path}.retention` would keep no snapshot at all");
         reading.problem(&origin, &message, "say how many to keep: `last = 4`, `daily = 7`");
+    }
+}
+
+fn check_replication(
+    keys: &ReplicationKeys,
+    node: &Node,
+    path: &str,
+    repositories: &[String],
+    sources: &[String],
+    reading: &mut Reading,
+) {
+    let mut missing = |key: &str, what: &str, plural: &str, name: &str, known: &[String]| {
+        let message = format!("`{path}.{key}` names the {what} `{name}`, which is not configured");
+        let hint = match nearest(name, known) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => format!("add a [{plural}.{name}]"),
+        };
+        reading.problem(&origin_of(node, key), &message, hint);
+    };
+    for (key, name) in [("from", &keys.from), ("to", &keys.to)] {
+        if !repositories.contains(name) {
+            missing(key, "repository", "repositories", name, repositories);
+        }
+    }
+    for name in keys.sources.iter().filter(|name| !sources.contains(name)) {
+        missing("sources", "source", "sources", name, sources);
+    }
+    if keys.from == keys.to {
+        let message = format!("`{path}` copies `{}` to itself", keys.from);
+        reading.problem(&origin_of(node, "to"), &message, "name two different repositories");
     }
 }
 
@@ -340,6 +385,7 @@ fn leaves_of(section: &str) -> Vec<Vec<String>> {
             all
         }
         "tiers" => leaves(TierKeys::KEYS),
+        "replication" => leaves(ReplicationKeys::KEYS),
         _ => leaves(PolicyKeys::KEYS),
     }
 }

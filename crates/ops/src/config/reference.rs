@@ -56,6 +56,14 @@ pub fn reference() -> String {
         PolicyKeys::KEYS,
         "BACKSTAY_POLICIES_NAME_",
     );
+    section(
+        &mut out,
+        "[replication.NAME]",
+        "Replication",
+        "What is copied from one repository to another, without the sources. `backstay replicate` runs it, and `backstay status` says how far behind it is.",
+        ReplicationKeys::KEYS,
+        "BACKSTAY_REPLICATION_NAME_",
+    );
     out.truncate(out.trim_end().len());
     out.push('\n');
     out

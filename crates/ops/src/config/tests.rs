@@ -373,6 +373,26 @@ fn the_reference_page_is_current() {
 }
 
 #[test]
+fn a_replication_names_what_there_is() {
+    let text = "restore-order = [\"mian\"]\n[repositories.main]\nurl = \"file:///r\"\nkey-file = \"/k\"\n\
+                [replication.away]\nfrom = \"main\"\nto = \"off\"\nsources = [\"orders\"]\n\
+                [replication.home]\nfrom = \"main\"\nto = \"main\"\n";
+    assert_eq!(
+        mistakes(text, &[]),
+        [
+            "`replication.away.to` names the repository `off`, which is not configured \
+             (/c/backstay.toml, line 7) / add a [repositories.off]",
+            "`replication.away.sources` names the source `orders`, which is not configured \
+             (/c/backstay.toml, line 8) / add a [sources.orders]",
+            "`replication.home` copies `main` to itself (/c/backstay.toml, line 11) / name two \
+             different repositories",
+            "`restore-order` names the repository `mian`, which is not configured \
+             (/c/backstay.toml) / add a [repositories.mian], or leave it out",
+        ]
+    );
+}
+
+#[test]
 fn every_example_of_the_reference_can_be_used() {
     use super::declare::Key;
     fn lines(keys: &[Key]) -> String {
@@ -385,6 +405,9 @@ fn every_example_of_the_reference_can_be_used() {
     }
     let mut text = lines(GlobalKeys::KEYS);
     text += &format!("[repositories.main]\n{}", lines(RepositoryKeys::KEYS));
+    text += &format!("[repositories.offsite]\n{}", lines(RepositoryKeys::KEYS));
+    text += "[sources.orders]\nkind = \"files\"\npaths = [\"/a\"]\nrepositories = [\"main\"]\n";
+    text += &format!("[replication.away]\n{}", lines(ReplicationKeys::KEYS));
     text += &format!("[tiers.critical]\n{}", lines(TierKeys::KEYS));
     text += &format!("[policies.databases]\n{}", lines(PolicyKeys::KEYS));
     for kind in SourceKind::ALL {

@@ -20,7 +20,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backstay_repo::{
-    Archive, Entry, EntryKind, Placement, Progress, Repository, RestoreReport, Snapshot, Tree,
+    Archive, Entry, EntryKind, Fallback, Placement, Progress, Repository, RestoreReport, Snapshot,
+    Tree,
 };
 use backstay_store::failpoint;
 
@@ -67,6 +68,8 @@ pub struct RestoreOptions {
     pub workers: usize,
     /// Whether files get the owners that they had.
     pub owner: bool,
+    /// Where else to look for what the repository lacks.
+    pub fallback: Option<Arc<Fallback>>,
     pub progress: Arc<Progress>,
 }
 
@@ -85,6 +88,7 @@ impl RestoreOptions {
             start: None,
             workers: 0,
             owner: rustix::process::geteuid().is_root(),
+            fallback: None,
             progress: Arc::default(),
         }
     }
@@ -133,7 +137,7 @@ pub fn restore(
     }
     let archive = repo.archive(detail.system_identifier);
     wal::check_target(&archive, &detail, &options.target, options.inclusive, options.timeline)?;
-    let tree = repo.tree(snapshot)?;
+    let tree = repo.tree(snapshot)?.falling_over(options.fallback.clone());
     may_restore_to(&to, options.delta, &tree, &detail)?;
     let spaces = Spaces::plan(&detail, &to, options)?;
     let wal_directory = wal_directory(&to, options.delta);
@@ -153,6 +157,7 @@ pub fn restore(
     copying.delta = options.delta;
     copying.workers = options.workers;
     copying.owner = options.owner;
+    copying.fallback = options.fallback.clone();
     copying.place = Some(Arc::new(place));
     let report = repo.restore(snapshot, copying, progress)?;
     if let Some(problem) = report.problems.first() {

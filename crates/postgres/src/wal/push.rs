@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use backstay_repo::{Archive, Compression, Pushed, Reader, Repository};
+use backstay_repo::{Archive, Compression, Pushed, Reader, Repository, push_to_all};
 use backstay_store::failpoint;
 
 use super::page::check_segment_head;
@@ -194,42 +194,29 @@ impl Work<'_> {
         })
     }
 
-    /// Stores a file in every repository at the same time.
+    /// Reads a file once and stores it in every repository at the same time. It is an error when one
+    /// of them does not have it afterwards; the others have it all the same.
     fn store(&self, file: &WalFile) -> Result<Vec<Pushed>> {
         let name = file.name.to_string();
-        let one = |repository: &Repository| -> Result<Pushed> {
-            let mut archive = repository.archive(file.system_identifier);
-            if let Some(compression) = self.options.compression {
-                archive = archive.with_compression(compression);
+        let archive = |repository: &Repository| {
+            let archive = repository.archive(file.system_identifier);
+            match self.options.compression {
+                Some(compression) => archive.with_compression(compression),
+                None => archive,
             }
-            self.store_in(&archive, &name, &file.content).inspect_err(|error| {
+        };
+        let archives: Vec<Archive> = self.repositories.iter().map(archive).collect();
+        // What an earlier look-ahead pushed is told by its hash, without sealing it again.
+        let pushed = push_to_all(&archives, &name, &file.content, self.options.ahead > 0);
+        let mut all = Vec::new();
+        for (repository, pushed) in self.repositories.iter().zip(pushed) {
+            if let Err(error) = &pushed {
                 let repository = repository.store().url();
                 tracing::error!(repository, file = name, %error, "could not archive");
-            })
-        };
-        let [only] = self.repositories else {
-            let results: Vec<Result<Pushed>> = std::thread::scope(|scope| {
-                let threads: Vec<_> = self
-                    .repositories
-                    .iter()
-                    .map(|repository| scope.spawn(move || one(repository)))
-                    .collect();
-                threads.into_iter().map(|thread| thread.join().unwrap_or_else(panicked)).collect()
-            });
-            return results.into_iter().collect();
-        };
-        Ok(vec![one(only)?])
-    }
-
-    fn store_in(&self, archive: &Archive, name: &str, content: &Opened) -> Result<Pushed> {
-        // What an earlier look-ahead pushed is told by its hash, without sealing it again.
-        if self.options.ahead > 0
-            && let Some(there) = archive.stored_hash(name)?
-            && there == archive.hash_from(name, content)?
-        {
-            return Ok(Pushed::Same);
+            }
+            all.push(pushed);
         }
-        Ok(archive.push_from(name, content)?)
+        Ok(all.into_iter().collect::<std::result::Result<_, _>>()?)
     }
 
     fn is_ready(&self, name: &str) -> bool {
@@ -326,8 +313,4 @@ fn order(name: WalName) -> (bool, String) {
 
 fn names(pushed: Vec<WalName>) -> Vec<String> {
     pushed.iter().map(WalName::to_string).collect()
-}
-
-fn panicked<T>(_: T) -> Result<Pushed> {
-    Err(PostgresError::new(PostgresErrorKind::Io, "a thread that pushed to the archive panicked"))
 }

@@ -91,6 +91,39 @@ impl Fixture {
         Self { cluster, repo, folder, installation: installation.clone(), helper }
     }
 
+    /// Another repository, to which the cluster archives as well from here on.
+    pub fn second(&self) -> Repository {
+        let directory = self.folder.path().join("second");
+        std::fs::create_dir(&directory).unwrap();
+        let store = backstay_store::Store::open(
+            &format!("file://{}", directory.display()),
+            &backstay_store::StoreOptions::default(),
+        )
+        .unwrap();
+        let repo =
+            Repository::init(store, Environment::system(), &secret(), InitOptions::default())
+                .unwrap();
+        own(&directory);
+        let push = |repo: &Path| command(&self.helper, repo, "push", "%f", "%p");
+        let both = format!("{} && {}", push(&self.repo_directory()), push(&directory));
+        self.archive_with(&both);
+        repo
+    }
+
+    /// From here on the cluster archives to the first repository alone.
+    pub fn archive_to_first(&self) {
+        self.archive_with(&command(&self.helper, &self.repo_directory(), "push", "%f", "%p"));
+    }
+
+    fn archive_with(&self, command: &str) {
+        self.cluster.configure(&[("archive_command", command)]);
+        self.cluster.reload();
+        // The archiver reads its settings when it comes to it.
+        wait_until("the server has the new archive_command", 30, || {
+            self.cluster.value("show archive_command") == command
+        });
+    }
+
     pub fn repo_directory(&self) -> PathBuf {
         self.folder.path().join("repo")
     }

@@ -16,48 +16,71 @@ use super::{BLOCK, blocks_of};
 use crate::codec::Codec;
 use crate::{Compression, Reader, RepoError, RepoErrorKind, Result};
 
-/// A file, ready to be sealed.
+/// A file, ready to be sealed in several repositories.
 pub(super) struct Blocks {
-    /// Of each block, as the codec writes it.
-    pub records: Vec<Vec<u8>>,
-    /// Keyed BLAKE3 of the content.
-    pub hash: [u8; 32],
+    /// For each way to compress, each block as the codec writes it.
+    records: Vec<(Compression, Vec<Vec<u8>>)>,
+    /// For each key, the keyed BLAKE3 of the content.
+    pub hashes: Vec<[u8; 32]>,
 }
 
 impl Blocks {
+    /// Reads a file once; its hash under each of `keys`, its blocks compressed in each of these ways.
     pub fn read(
         name: &str,
         from: &dyn Reader,
-        key: &[u8; 32],
-        compression: Compression,
+        keys: &[[u8; 32]],
+        compressions: &[Compression],
     ) -> Result<Self> {
-        let make = || Codec::new(compression);
-        let (records, hash) = each(name, from, key, make, |codec, block| {
-            let mut record = Vec::new();
-            codec.encode(block, &mut record);
-            record
+        let mut ways: Vec<Compression> = Vec::new();
+        for way in compressions {
+            if !ways.contains(way) {
+                ways.push(*way);
+            }
+        }
+        let make = || ways.iter().map(|way| Codec::new(*way)).collect::<Vec<_>>();
+        let (blocks, hashes) = each(name, from, keys, make, |codecs, block| {
+            let encode = |codec: &mut Codec| {
+                let mut record = Vec::new();
+                codec.encode(block, &mut record);
+                record
+            };
+            codecs.iter_mut().map(encode).collect::<Vec<_>>()
         })?;
-        Ok(Self { records, hash })
+        let mut records: Vec<(Compression, Vec<Vec<u8>>)> =
+            ways.into_iter().map(|way| (way, Vec::with_capacity(blocks.len()))).collect();
+        for block in blocks {
+            for ((_, records), record) in records.iter_mut().zip(block) {
+                records.push(record);
+            }
+        }
+        Ok(Self { records, hashes })
+    }
+
+    /// Each block, as a codec of this way writes it.
+    pub fn records(&self, compression: Compression) -> &[Vec<u8>] {
+        let found = self.records.iter().find(|(way, _)| *way == compression);
+        found.map_or(&[], |(_, records)| records)
     }
 }
 
-/// The keyed BLAKE3 of the content.
-pub(super) fn hash(name: &str, from: &dyn Reader, key: &[u8; 32]) -> Result<[u8; 32]> {
-    each(name, from, key, || (), |(), _| ()).map(|(_, hash)| hash)
+/// The BLAKE3 of the content under each of `keys`.
+pub(super) fn hash(name: &str, from: &dyn Reader, keys: &[[u8; 32]]) -> Result<Vec<[u8; 32]>> {
+    each(name, from, keys, || (), |(), _| ()).map(|(_, hashes)| hashes)
 }
 
-/// Reads all blocks on several threads: what `work` makes of each, and the hash of all.
+/// Reads all blocks on several threads: what `work` makes of each, and the hashes of all.
 fn each<T: Send, S>(
     name: &str,
     from: &dyn Reader,
-    key: &[u8; 32],
+    keys: &[[u8; 32]],
     state: impl Fn() -> S + Sync,
     work: impl Fn(&mut S, &[u8]) -> T + Sync,
-) -> Result<(Vec<T>, [u8; 32])> {
+) -> Result<(Vec<T>, Vec<[u8; 32]>)> {
     let size = from.size();
     let count = usize::try_from(blocks_of(size)).unwrap_or(usize::MAX);
     let next = AtomicUsize::new(0);
-    let done: Mutex<Vec<(usize, Hashed, T)>> = Mutex::new(Vec::with_capacity(count));
+    let done: Mutex<Vec<(usize, Vec<Hashed>, T)>> = Mutex::new(Vec::with_capacity(count));
     let run = || -> Result<()> {
         let mut state = state();
         let mut buffer = vec![0; BLOCK.min(size as usize)];
@@ -80,13 +103,16 @@ fn each<T: Send, S>(
                 next.store(count, Relaxed);
                 return Err(RepoError::io("read", name, error));
             }
-            let mut hasher = Hasher::new_keyed(key);
-            let hashed = if count == 1 {
-                Hashed::Whole(*hasher.update(block).finalize().as_bytes())
-            } else {
-                let subtree = hasher.set_input_offset(start).update(block).finalize_non_root();
-                Hashed::Part(subtree)
+            let hash = |key: &[u8; 32]| {
+                let mut hasher = Hasher::new_keyed(key);
+                if count == 1 {
+                    Hashed::Whole(*hasher.update(block).finalize().as_bytes())
+                } else {
+                    let subtree = hasher.set_input_offset(start).update(block).finalize_non_root();
+                    Hashed::Part(subtree)
+                }
             };
+            let hashed = keys.iter().map(hash).collect();
             let made = work(&mut state, block);
             done.lock().unwrap_or_else(|e| e.into_inner()).push((number, hashed, made));
         }
@@ -102,21 +128,26 @@ fn each<T: Send, S>(
     let mut done = done.into_inner().unwrap_or_else(|e| e.into_inner());
     done.sort_unstable_by_key(|(number, ..)| *number);
     let mut made = Vec::with_capacity(count);
-    let mut parts = Vec::with_capacity(count);
-    let mut whole = *Hasher::new_keyed(key).finalize().as_bytes();
+    let mut parts: Vec<Vec<ChainingValue>> = keys.iter().map(|_| Vec::new()).collect();
+    let empty = |key| *Hasher::new_keyed(key).finalize().as_bytes();
+    let mut hashes: Vec<[u8; 32]> = keys.iter().map(empty).collect();
     for (_, hashed, one) in done {
         made.push(one);
-        match hashed {
-            Hashed::Whole(hash) => whole = hash,
-            Hashed::Part(part) => parts.push(part),
+        for ((hashed, whole), parts) in hashed.into_iter().zip(&mut hashes).zip(&mut parts) {
+            match hashed {
+                Hashed::Whole(hash) => *whole = hash,
+                Hashed::Part(part) => parts.push(part),
+            }
         }
     }
-    if let (left @ [_, ..], right) = parts.split_at(left_of(parts.len())) {
-        let mode = Mode::KeyedHash(key);
-        let (left, right) = (subtree(left, mode), subtree(right, mode));
-        whole = *merge_subtrees_root(&left, &right, mode).as_bytes();
+    for ((key, parts), whole) in keys.iter().zip(parts).zip(&mut hashes) {
+        if let (left @ [_, ..], right) = parts.split_at(left_of(parts.len())) {
+            let mode = Mode::KeyedHash(key);
+            let (left, right) = (subtree(left, mode), subtree(right, mode));
+            *whole = *merge_subtrees_root(&left, &right, mode).as_bytes();
+        }
     }
-    Ok((made, whole))
+    Ok((made, hashes))
 }
 
 enum Hashed {
@@ -174,10 +205,16 @@ mod tests {
                 (0..blocks * BLOCK + rest).map(|i| ((i / 1000) ^ i) as u8).collect();
             let expected = *Hasher::new_keyed(&key).update(&content).finalize().as_bytes();
             let from: &dyn Reader = &content.as_slice();
-            assert_eq!(hash("x", from, &key).unwrap(), expected, "{blocks} blocks and {rest}");
-            let read = Blocks::read("x", from, &key, Compression::default()).unwrap();
-            assert_eq!(read.hash, expected);
-            assert_eq!(read.records.len() as u64, blocks_of(content.len() as u64));
+            let other = *Hasher::new_keyed(&[4; 32]).update(&content).finalize().as_bytes();
+            let both = [expected, other];
+            let keys = [key, [4; 32]];
+            assert_eq!(hash("x", from, &keys).unwrap(), both, "{blocks} blocks and {rest}");
+            let ways = [Compression::default(), Compression::None, Compression::default()];
+            let read = Blocks::read("x", from, &keys, &ways).unwrap();
+            assert_eq!(read.hashes, both);
+            for way in ways {
+                assert_eq!(read.records(way).len() as u64, blocks_of(content.len() as u64));
+            }
         }
     }
 
@@ -197,7 +234,7 @@ mod tests {
     #[test]
     fn content_that_is_cut_short_meanwhile_is_an_error() {
         for size in [0, 5, BLOCK - 1, 3 * BLOCK, 3 * BLOCK + 4] {
-            let error = hash("x", &Short(vec![1; size]), &[0; 32]).unwrap_err();
+            let error = hash("x", &Short(vec![1; size]), &[[0; 32]]).unwrap_err();
             assert_eq!(error.kind(), RepoErrorKind::Io);
             assert!(error.to_string().contains("shorter"), "{error}");
         }

@@ -28,6 +28,7 @@ mod secret;
 mod shamir;
 mod slot;
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 use backstay_store::Environment;
@@ -53,6 +54,8 @@ pub struct KeySlot {
     pub created: Timestamp,
     /// Whether the key that this repository was opened with opens this slot.
     pub current: bool,
+    /// Of the root key that it wraps. A slot of an epoch that has ended opens nothing.
+    pub epoch: u32,
     /// The age recipient, the service's name of its key, how many shares of how many; none for key
     /// files and passphrases.
     pub detail: Option<String>,
@@ -78,21 +81,24 @@ pub(crate) fn put(store: &Store, new: NewSlot) -> Result<KeySlot> {
     Ok(new.slot)
 }
 
-/// The root key, its epoch, and the id of the slot that `secret` opens. `is_root` tells whether a
-/// key is the root key of this repository: anybody can make a slot for a public key.
+/// The root keys that `secret` opens, each with its epoch and the id of the slot; one at least.
+/// Newer epochs first, up to the first one that is `known`: anybody can make a slot for a public key,
+/// and a replacement of the root key that died leaves some. What comes later would not count, and to
+/// try it may take a second.
 pub(crate) fn open(
     store: &Store,
     repository: &[u8; 16],
     secret: &Secret,
-    is_root: impl Fn(&RootKey, u32) -> bool,
-) -> Result<(RootKey, u32, String)> {
+    known: impl Fn(&RootKey, u32) -> bool,
+) -> Result<Vec<(RootKey, u32, String)>> {
     let shares_of = match secret {
         Secret::Shares(shares) => Some(escrow::slot_of(shares, repository)?),
         _ => None,
     };
     let mut damaged = None;
-    let mut another = None;
-    let slots = slots(store)?;
+    let mut opened = Vec::new();
+    let mut slots = slots(store)?;
+    slots.sort_by_key(|(_, slot)| Reverse(slot.as_ref().map_or(0, |slot| slot.epoch)));
     let ours = hex(repository);
     let foreign = |(_, slot): &(String, Result<SlotObject>)| {
         slot.as_ref().is_ok_and(|slot| slot.repository != ours)
@@ -121,9 +127,12 @@ pub(crate) fn open(
             continue;
         }
         match slot.open(secret, &id) {
-            Ok(Some(root)) if is_root(&root, slot.epoch) => return Ok((root, slot.epoch, id)),
             Ok(Some(root)) => {
-                another.get_or_insert((root, slot.epoch, id));
+                let last = known(&root, slot.epoch);
+                opened.push((root, slot.epoch, id));
+                if last {
+                    break;
+                }
             }
             Ok(None) => {}
             // What is not known must not end as "wrong key".
@@ -132,8 +141,8 @@ pub(crate) fn open(
             }
         }
     }
-    if let Some(another) = another {
-        return Ok(another);
+    if !opened.is_empty() {
+        return Ok(opened);
     }
     Err(damaged.unwrap_or_else(|| {
         RepoError::new(
@@ -198,11 +207,27 @@ pub(crate) fn delete(store: &Store, id: &str) -> backstay_store::Result<()> {
     store.delete(&format!("{KEYS}{id}"))
 }
 
+/// Removes slots of `epoch` that do not wrap `root`, its key: what attempts to replace the root key
+/// that died have left. To be called before anybody else can have added one.
+pub(crate) fn remove_left(
+    store: &Store,
+    repository: &[u8; 16],
+    root: &RootKey,
+    epoch: u32,
+) -> Result<()> {
+    for (id, slot) in slots(store)? {
+        if slot.is_ok_and(|slot| slot.epoch == epoch && !slot.is_of(repository, root, &id)) {
+            delete(store, &id)?;
+        }
+    }
+    Ok(())
+}
+
 /// Tells `damaged` of every slot that is not as it was written.
 pub(crate) fn check(
     store: &Store,
     repository: &[u8; 16],
-    root: &RootKey,
+    roots: &[RootKey],
     mut damaged: impl FnMut(&str, RepoError),
 ) -> Result<u64> {
     let mut count = 0;
@@ -221,10 +246,12 @@ pub(crate) fn check(
         as_ours.repository = hex(repository);
         let whole = serde_json::to_vec_pretty(&slot).is_ok_and(|written| written == *body);
         // A slot of another repository is what an init that died has left.
-        let foreign =
-            slot.repository != as_ours.repository && !as_ours.is_of(repository, root, &id);
-        let right = whole && slot.is_of(repository, root, &id);
-        if !right && !foreign {
+        let root = roots.get(slot.epoch as usize);
+        let is_of = |slot: &SlotObject| root.is_some_and(|root| slot.is_of(repository, root, &id));
+        let foreign = slot.repository != as_ours.repository && !is_of(&as_ours);
+        let right = whole && is_of(&slot);
+        // One of an epoch that never came is what a replacement of the root key that died has left.
+        if !right && !foreign && root.is_some() {
             damaged(&key, RepoError::damaged(&key, "it was altered"));
         }
     }

@@ -9,6 +9,7 @@ use zeroize::Zeroizing;
 
 use super::age::{Identity, Recipient};
 use super::escrow::{self, Share};
+use crate::authority::hosts::Bundle;
 use crate::{RepoError, RepoErrorKind, Result};
 
 /// The least number of bytes that a key file must hold.
@@ -19,6 +20,8 @@ const KEY_FILE_MIN: usize = 32;
 pub enum Secret {
     KeyFile(Zeroizing<Vec<u8>>),
     Passphrase(SecretString),
+    /// The key of a host that may add backups, and read or remove none.
+    WriteOnly(Box<Bundle>),
     /// What an age identity file holds: one or more.
     Identities(Vec<Identity>),
     /// Whom a slot is made for. Opens nothing by itself.
@@ -33,6 +36,9 @@ impl Secret {
     /// The content of a key file: 32 random bytes or more.
     pub fn key_file(bytes: impl Into<Vec<u8>>) -> Result<Self> {
         let bytes = Zeroizing::new(bytes.into());
+        if let Some(bundle) = Bundle::parse(&bytes) {
+            return Ok(Self::WriteOnly(Box::new(bundle?)));
+        }
         if bytes.len() < KEY_FILE_MIN {
             return Err(RepoError::new(
                 RepoErrorKind::Usage,
@@ -61,6 +67,7 @@ impl Secret {
         match self {
             Self::KeyFile(_) => SlotKind::KeyFile,
             Self::Passphrase(_) => SlotKind::Passphrase,
+            Self::WriteOnly(_) => SlotKind::WriteOnly,
             Self::Identities(_) | Self::Recipient(_) => SlotKind::Age,
             Self::Shares(_) => SlotKind::Escrow,
             Self::Service(service) => match service.kind() {
@@ -83,6 +90,10 @@ impl Secret {
     /// gives it, and that of an escrow set are taken as key files.
     pub(crate) fn may_open(&self, kind: SlotKind) -> bool {
         let secret_of_slot = matches!(kind, SlotKind::Age | SlotKind::Escrow);
+        // A host has no slot, whatever one says that somebody put there.
+        if matches!(self, Self::WriteOnly(_)) {
+            return false;
+        }
         self.kind() == kind || (matches!(self, Self::KeyFile(_)) && secret_of_slot)
     }
 
@@ -91,6 +102,7 @@ impl Secret {
         match self {
             Self::KeyFile(_) => "key-file",
             Self::Passphrase(_) => "passphrase",
+            Self::WriteOnly(_) => "key of a host",
             Self::Identities(_) => "age identity",
             Self::Recipient(_) => "age recipient",
             Self::Service(service) => match service.kind() {
@@ -114,6 +126,8 @@ impl fmt::Debug for Secret {
 pub enum SlotKind {
     KeyFile,
     Passphrase,
+    /// Of a host that may add backups, and read or remove none. It has no slot: it opens nothing.
+    WriteOnly,
     /// The identity of an age recipient.
     Age,
     /// Shares that several people hold.
@@ -128,6 +142,7 @@ impl SlotKind {
         match self {
             Self::KeyFile => "key-file",
             Self::Passphrase => "passphrase",
+            Self::WriteOnly => "write-only",
             Self::Age => "age",
             Self::Escrow => "escrow",
             Self::AwsKms => "aws-kms",

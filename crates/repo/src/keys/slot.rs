@@ -13,6 +13,7 @@ use super::{KeySlot, Secret, SlotKind, timestamp};
 use crate::crypto::{RootKey, derive, equal, open_once, seal_once};
 use crate::id::{hex, unhex};
 use crate::layout::KEYS;
+use crate::repository::write_only_secret;
 use crate::{RepoError, RepoErrorKind, Result};
 
 #[derive(Serialize, Deserialize, Clone)]
@@ -154,6 +155,7 @@ impl SlotObject {
                     .stretch(text.expose_secret(), salt)?
                     .expect("new parameters are within bounds"));
             }
+            Secret::WriteOnly(_) => return Err(write_only_secret("open a repository")),
             Secret::Shares(_) => {
                 return Err(RepoError::new(
                     RepoErrorKind::Usage,
@@ -202,7 +204,7 @@ impl SlotObject {
                     Err(Refused::Damaged(why)) => Err(damaged(why)),
                 }
             }
-            Secret::Recipient(_) => Ok(None),
+            Secret::Recipient(_) | Secret::WriteOnly(_) => Ok(None),
             Secret::Service(service) => {
                 let Some(sealed) = &self.service else { return Ok(None) };
                 match service.unwrap(&sealed.ciphertext, &self.repository) {
@@ -264,6 +266,7 @@ impl SlotObject {
             kind: self.kind,
             label: self.label.clone(),
             created: self.created,
+            epoch: self.epoch,
             detail,
         }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::is_forgotten;
 use crate::crypto::HEADER;
 use crate::entry::{Body, EntryKind};
-use crate::index::Index;
+use crate::index::{Index, Location};
 use crate::layout::Work;
 use crate::repository::{Repository, missing_chunk};
 use crate::tree::{PageHashes, ParsedNode};
@@ -116,8 +116,7 @@ impl Marks {
     /// Marks a chunk; whether it was not marked before.
     fn mark(&mut self, kind: Kind, id: &ObjectId) -> Result<bool> {
         let index = &self.index;
-        let found = index.ordinal(id).zip(index.find(id));
-        let (ordinal, at) = found.ok_or_else(|| missing_chunk(kind, id, index))?;
+        let (ordinal, at) = index.place(id)?.ok_or_else(|| missing_chunk(kind, id, index))?;
         if index.is_missing(at.pack) {
             let pack = index.pack(at.pack).map(|pack| pack.key()).unwrap_or_default();
             return Err(RepoError::damaged(&pack, "it is missing or cut short"));
@@ -135,9 +134,13 @@ impl Marks {
 
     /// The packs that hold something reachable, and how many bytes a pack of that alone would have
     /// before padding.
-    pub fn live(&self) -> HashMap<[u8; 16], u64> {
+    pub fn live(&self) -> Result<HashMap<[u8; 16], u64>> {
         let mut live = HashMap::new();
-        for (ordinal, (_, at)) in self.index.locations().enumerate() {
+        for entry in self.index.locations() {
+            let (ordinal, _, at) = entry.map_err(|error| {
+                let hint = "nothing was removed; `backstay verify` says what is affected";
+                if error.is_about_an_object() { error.with_hint(hint) } else { error }
+            })?;
             if self.has(ordinal)
                 && let Some(pack) = self.index.pack(at.pack)
             {
@@ -145,35 +148,39 @@ impl Marks {
                     u64::from(at.length) + RECORD_OVERHEAD;
             }
         }
-        live
+        Ok(live)
     }
 
     /// The reachable chunks of some packs, sorted by pack and offset.
-    pub fn chunks_in(&self, packs: &HashSet<[u8; 16]>) -> Vec<([u8; 16], crate::index::Location)> {
+    pub fn chunks_in(&self, packs: &HashSet<[u8; 16]>) -> Result<Vec<Location>> {
         let wanted = |number: u32| self.index.pack(number).is_some_and(|p| packs.contains(&p.id));
-        let all = self.index.locations().enumerate();
-        let mut chunks: Vec<_> = all
-            .filter(|(ordinal, (_, at))| self.has(*ordinal) && wanted(at.pack))
-            .map(|(_, chunk)| chunk)
-            .collect();
-        chunks.sort_unstable_by_key(|(_, at)| (at.pack, at.offset));
-        chunks
+        let mut chunks = Vec::new();
+        for entry in self.index.locations() {
+            let (ordinal, _, at) = entry?;
+            if self.has(ordinal) && wanted(at.pack) {
+                chunks.push(at);
+            }
+        }
+        chunks.sort_unstable_by_key(|at| (at.pack, at.offset));
+        Ok(chunks)
     }
 
     /// For each needed chunk that has a copy in one of `packs`: the pack and the offset where it is
     /// read from, and the pack of the copy.
-    pub fn kept_for(&self, packs: &HashSet<[u8; 16]>) -> Vec<(u32, u32, [u8; 16])> {
+    pub fn kept_for(&self, packs: &HashSet<[u8; 16]>) -> Result<Vec<(u32, u32, [u8; 16])>> {
         let mut kept = Vec::new();
-        for (_, copy, ordinal) in self.index.copies().filter(|(_, _, at)| self.has(*at)) {
-            if let Some(pack) = self.index.pack(copy.pack)
-                && packs.contains(&pack.id)
-                && let Some(at) = self.index.location(ordinal)
-            {
-                kept.push((at.pack, at.offset, pack.id));
-            }
+        if packs.is_empty() {
+            return Ok(kept);
         }
+        self.index.copies(|ordinal, at, copies| {
+            if self.has(ordinal) {
+                let of_copies = copies.iter().filter_map(|copy| self.index.pack(copy.pack));
+                let going = of_copies.filter(|pack| packs.contains(&pack.id));
+                kept.extend(going.map(|pack| (at.pack, at.offset, pack.id)));
+            }
+        })?;
         kept.sort_unstable();
-        kept
+        Ok(kept)
     }
 
     pub fn index(&self) -> &Index {

@@ -43,7 +43,7 @@ use crate::layout::{SNAPSHOTS, TOMBSTONES, Work};
 use crate::repository::Repository;
 use crate::{Progress, RepoError, RepoErrorKind, Result};
 pub(crate) use run::condemned;
-pub(crate) use signed::{open, sign};
+pub(crate) use signed::{open, open_of_any_time, sign};
 
 /// How to maintain.
 #[derive(Debug, Clone)]
@@ -54,11 +54,18 @@ pub struct MaintenanceOptions {
     pub max_repack: u64,
     /// After how long without a sign of life a session is given up. It costs its work, nothing else.
     pub give_up_after: Duration,
+    /// Also move what is sealed to a root key that has been replaced, within `max_repack`.
+    pub reseal: bool,
 }
 
 impl Default for MaintenanceOptions {
     fn default() -> Self {
-        Self { dry_run: false, max_repack: u64::MAX, give_up_after: Duration::from_secs(48 * 3600) }
+        Self {
+            dry_run: false,
+            max_repack: u64::MAX,
+            give_up_after: Duration::from_secs(48 * 3600),
+            reseal: false,
+        }
     }
 }
 
@@ -78,6 +85,8 @@ pub struct MaintenanceReport {
     /// Packs that were mostly garbage, and what was moved out of them.
     pub packs_repacked: u64,
     pub bytes_repacked: u64,
+    /// What is needed and still sealed to a root key that has been replaced.
+    pub bytes_of_old_keys: u64,
     /// Of the index.
     pub segments_before: u64,
     pub segments_after: u64,
@@ -131,7 +140,7 @@ impl Tombstone {
         let (keys, env) = (repository.keys(), repository.environment());
         let object = sign(keys, env, Class::Tombstone, key, self);
         match repository.store().create(key, object) {
-            Ok(()) => Ok(true),
+            Ok(()) => repository.must_count(key).map(|()| true),
             Err(error) if error.is_already_exists() => Ok(false),
             Err(error) => Err(error.into()),
         }
@@ -210,6 +219,7 @@ fn is_forgotten(repository: &Repository, work: &Work) -> Result<bool> {
 
 /// Forgets the snapshot whose id starts with `prefix`, whether it can be read or not; its whole id.
 pub(crate) fn forget(repository: &Repository, prefix: &str) -> Result<String> {
+    repository.keys().must_own("forget a snapshot")?;
     repository.allow_delete()?;
     let listed = repository.store().list(SNAPSHOTS)?;
     let forgotten = forgotten(repository, &listed)?;
@@ -253,11 +263,17 @@ pub(crate) fn forget(repository: &Repository, prefix: &str) -> Result<String> {
     Ok(work.id())
 }
 
+/// Refuses to go on while a run has been begun and has not come to its end.
+pub(crate) fn must_rest(repository: &Repository) -> Result<()> {
+    run::must_rest(repository)
+}
+
 pub(crate) fn maintain(
     repository: &Repository,
     options: &MaintenanceOptions,
     progress: &Arc<Progress>,
 ) -> Result<MaintenanceReport> {
+    repository.keys().must_own("run maintenance")?;
     repository.allow_write()?;
     repository.allow_delete()?;
     run::Maintenance::new(repository, options, progress).run()

@@ -23,14 +23,22 @@ const LIVELY: f64 = 0.8;
 const SMALL: u64 = DATA_PACK as u64 / 8;
 const MANY: usize = 16;
 
-/// Which packs to empty. `live` says how many bytes of each are needed.
+/// Which packs to empty. `live` says how many bytes of each are needed. With `reseal`, packs that are
+/// sealed to a root key before that of this epoch are among them, after those that give back space.
 pub(super) fn choose(
     view: &View,
     live: &HashMap<[u8; 16], u64>,
     max_repack: u64,
+    reseal: Option<u32>,
 ) -> HashSet<[u8; 16]> {
     let classes: HashMap<[u8; 16], Class> =
-        view.index.packs().iter().map(|pack| (pack.id, pack.class)).collect();
+        view.index.packs().map(|(_, pack)| (pack.id, pack.class)).collect();
+    let old: HashSet<[u8; 16]> = view
+        .index
+        .packs()
+        .filter(|(_, pack)| reseal.is_some_and(|epoch| pack.epoch < epoch))
+        .map(|(_, pack)| pack.id)
+        .collect();
     let mut packs = Vec::new();
     for pack in &view.packs {
         let needed = live.get(&pack.id).copied().unwrap_or(0);
@@ -77,7 +85,22 @@ pub(super) fn choose(
             }
         }
     }
+    for (pack, _, needed) in &packs {
+        if old.contains(&pack.id)
+            && !chosen.contains(&pack.id)
+            && moved.saturating_add(*needed) <= max_repack
+        {
+            moved += needed;
+            chosen.insert(pack.id);
+        }
+    }
     chosen
+}
+
+/// What is needed in packs that are sealed to a root key before that of `epoch`. Bytes.
+pub(super) fn of_old_keys(view: &View, live: &HashMap<[u8; 16], u64>, epoch: u32) -> u64 {
+    let packs = view.index.packs().filter(|(_, pack)| pack.epoch < epoch);
+    packs.filter_map(|(_, pack)| live.get(&pack.id)).sum()
 }
 
 /// Writes what is needed of `packs` anew. Bytes that were moved.
@@ -87,21 +110,21 @@ pub(super) fn repack(
     packs: &HashSet<[u8; 16]>,
     progress: &Arc<Progress>,
 ) -> Result<u64> {
-    let chunks = marks.chunks_in(packs);
+    let chunks = marks.chunks_in(packs)?;
     let mut wanted: HashMap<u32, HashSet<u32>> = HashMap::new();
-    for (_, at) in &chunks {
+    for at in &chunks {
         wanted.entry(at.pack).or_default().insert(at.offset);
     }
     let mut numbers: Vec<u32> = wanted.keys().copied().collect();
     numbers.sort_unstable();
-    progress.add_total(chunks.iter().map(|(_, at)| u64::from(at.length)).sum(), 0);
+    progress.add_total(chunks.iter().map(|at| u64::from(at.length)).sum(), 0);
     let options = SessionOptions {
         workers: 1,
         progress: progress.clone(),
         ..SessionOptions::new("maintenance", SourceKind::Files, SnapshotType::Full)
     };
     let session = repository.begin(options)?;
-    let mut mover = session.mover();
+    let Some(mut mover) = session.mover() else { return Ok(0) };
     let mut bytes = 0;
     for number in numbers {
         progress.check()?;
@@ -131,7 +154,7 @@ pub(super) fn needed_after_all(
     progress: &Progress,
 ) -> Result<HashSet<[u8; 16]>> {
     let mut needed = HashSet::new();
-    for same in marks.kept_for(packs).chunk_by(|a, b| a.0 == b.0) {
+    for same in marks.kept_for(packs)?.chunk_by(|a, b| a.0 == b.0) {
         progress.check()?;
         let Some(pack) = same.first().and_then(|one| marks.index().pack(one.0)) else { continue };
         let mut right = HashSet::new();

@@ -8,20 +8,18 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::mark::Marks;
-use super::repack::{choose, needed_after_all, repack};
+use super::repack::{choose, needed_after_all, of_old_keys, repack};
 use super::view::{View, at_work, ended};
 use super::{MaintenanceOptions, MaintenanceReport, Reason, Tombstone, Waiting, open, signed};
 use crate::crypto::Class;
 use crate::id::hex;
-use crate::index::{
-    Current, Head, Index, SEGMENT_ENTRIES, SegmentBuilder, keep_segment, open_object,
-};
-use crate::layout::{GC, PACKS, SESSIONS, SNAPSHOTS, Work, gc_key, head_key, merged_key, run_of};
+use crate::index::{Current, Head, Index, keep_segment, open_object};
+use crate::layout::{GC, PACKS, SESSIONS, SNAPSHOTS, Work, gc_key, head_key, run_of};
 use crate::repository::Repository;
-use crate::{Progress, RepoError, Result};
+use crate::{Progress, RepoError, RepoErrorKind, Result};
 use backstay_store::failpoint;
 
-/// With fewer segments the index is not merged for its own sake.
+/// With fewer segments that no run has taken in, the index is not merged for its own sake.
 const SEGMENTS: usize = 16;
 
 /// A pack that a run condemned.
@@ -71,7 +69,7 @@ fn newest(repository: &Repository) -> Result<Option<(u64, Vec<Condemned>)>> {
     let there = read(repository, &key)
         .and_then(|there| there.ok_or_else(|| RepoError::damaged(&key, "it is missing")));
     let condemned = there.map_err(|error| {
-        if !error.is_about_an_object() {
+        if !error.is_about_an_object() || error.hint().is_some_and(|hint| hint.contains(&key)) {
             return error;
         }
         error.with_hint(format!(
@@ -84,11 +82,39 @@ fn newest(repository: &Repository) -> Result<Option<(u64, Vec<Condemned>)>> {
 }
 
 /// An object of a run; `None` when it is not there yet.
+///
+/// Nobody acts on one that was made while the root key was replaced and that the new one does not
+/// count.
 fn read<T: DeserializeOwned>(repository: &Repository, key: &str) -> Result<Option<T>> {
     match repository.store().read(key) {
-        Ok(object) => open(repository.keys(), Class::Maintenance, key, &object).map(Some),
+        Ok(object) => {
+            let value = open(repository.keys(), Class::Maintenance, key, &object)?;
+            repository.must_count(key)?;
+            Ok(Some(value))
+        }
         Err(error) if error.is_not_found() => Ok(None),
         Err(error) => Err(error.into()),
+    }
+}
+
+fn has_head(repository: &Repository, number: u64) -> Result<bool> {
+    match repository.store().head(&head_key(number)) {
+        Ok(_) => Ok(true),
+        Err(error) if error.is_not_found() => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Refuses to go on while a run has been begun and has not come to its end: its later steps would be
+/// made with a key that is replaced.
+pub(super) fn must_rest(repository: &Repository) -> Result<()> {
+    match newest(repository)? {
+        Some((number, _)) if !has_head(repository, number)? => Err(RepoError::new(
+            RepoErrorKind::Busy,
+            "a run of maintenance has been begun and has not come to its end",
+        )
+        .with_hint("run `backstay maintenance` first, as often as it waits for somebody")),
+        _ => Ok(()),
     }
 }
 
@@ -115,7 +141,7 @@ impl<'r> Maintenance<'r> {
         }
         let newest = newest(self.repository)?.map(|(number, _)| number);
         if let Some(number) = newest
-            && !self.has_head(number)?
+            && !has_head(self.repository, number)?
         {
             // Somebody began it: nothing else may begin before it is through.
             if self.options.dry_run {
@@ -129,8 +155,7 @@ impl<'r> Maintenance<'r> {
         {
             self.sweep_up(number)?;
         }
-        let Some(condemned) = self.look()? else { return Ok(self.report) };
-        let merges = self.report.segments_before as usize > SEGMENTS;
+        let Some((condemned, merges)) = self.look()? else { return Ok(self.report) };
         if !condemned.is_empty() || merges {
             let number = newest.map_or(1, |number| number + 1);
             let key = gc_key(number, "condemned");
@@ -145,25 +170,21 @@ impl<'r> Maintenance<'r> {
         Ok(self.report)
     }
 
-    fn has_head(&self, number: u64) -> Result<bool> {
-        match self.repository.store().head(&head_key(number)) {
-            Ok(_) => Ok(true),
-            Err(error) if error.is_not_found() => Ok(false),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// What no snapshot needs; `None` when this is only about saying so. Moves chunks first.
-    fn look(&mut self) -> Result<Option<Vec<Condemned>>> {
+    /// What no snapshot needs, and whether the index should be merged for its own sake; `None` when
+    /// this is only about saying so. Moves chunks first.
+    fn look(&mut self) -> Result<Option<(Vec<Condemned>, bool)>> {
         self.progress.set_phase("looking for what is needed");
         let mut view = View::read(self.repository, &HashSet::new())?;
         let mut marks = self.mark(&view)?;
-        let mut live = marks.live();
-        self.report.segments_before = view.index.current.segments.len() as u64;
+        let mut live = marks.live()?;
+        let (loose, runs) = view.index.segments();
+        self.report.segments_before = (loose + runs) as u64;
         self.report.segments_after = self.report.segments_before;
         self.report.bytes_before = view.packs.iter().map(|pack| pack.size).sum();
         self.report.bytes_live = live.values().sum();
-        let victims = choose(&view, &live, self.options.max_repack);
+        self.report.bytes_of_old_keys = of_old_keys(&view, &live, self.repository.epoch());
+        let reseal = self.options.reseal.then(|| self.repository.epoch());
+        let victims = choose(&view, &live, self.options.max_repack, reseal);
         if !victims.is_empty() {
             let of_victims = |id: &[u8; 16]| live.get(id).copied().unwrap_or(0);
             self.report.packs_repacked = victims.len() as u64;
@@ -184,9 +205,10 @@ impl<'r> Maintenance<'r> {
             self.progress.set_phase("looking for what is needed");
             view = View::read(self.repository, &victims)?;
             marks = self.mark(&view)?;
-            live = marks.live();
+            live = marks.live()?;
+            self.report.bytes_of_old_keys = of_old_keys(&view, &live, self.repository.epoch());
         }
-        Ok(Some(self.garbage(&view, &|id| live.contains_key(id))))
+        Ok(Some((self.garbage(&view, &|id| live.contains_key(id)), loose > SEGMENTS)))
     }
 
     fn mark(&self, view: &View) -> Result<Marks> {
@@ -220,7 +242,7 @@ impl<'r> Maintenance<'r> {
         let (keys, env) = (self.repository.keys(), self.repository.environment());
         let object = signed::sign(keys, env, Class::Maintenance, key, &made);
         match self.repository.store().create(key, object) {
-            Ok(()) => Ok(made),
+            Ok(()) => self.repository.must_count(key).map(|()| made),
             Err(error) if error.is_already_exists() => {
                 read(self.repository, key)?.ok_or_else(|| {
                     RepoError::damaged(key, "it was there and is gone, and nothing may remove it")
@@ -258,7 +280,7 @@ impl<'r> Maintenance<'r> {
             let avoided = condemned.iter().map(|pack| pack.id).collect();
             let view = View::read(self.repository, &avoided)?;
             let marks = self.mark(&view)?;
-            let live = marks.live();
+            let live = marks.live()?;
             let mut sweep = condemned;
             sweep.retain(|pack| !live.contains_key(&pack.id));
             // What is kept instead is looked at first.
@@ -271,7 +293,7 @@ impl<'r> Maintenance<'r> {
         self.progress.set_phase("merging the index");
         let head = self.elect(&head_key(number), || self.merge(number, &sweep))?;
         failpoint::hit("maintenance-head");
-        self.report.segments_after = head.segments.len() as u64;
+        self.report.segments_after = head.runs() as u64;
         self.sweep(&sweep)?;
         Ok(true)
     }
@@ -392,47 +414,35 @@ impl<'r> Maintenance<'r> {
         Ok(all)
     }
 
-    /// Writes the index anew, without the packs of `sweep`.
+    /// Puts what sessions wrote into runs, and leaves out the packs of `sweep`.
     fn merge(&self, number: u64, sweep: &[Condemned]) -> Result<Head> {
         let (store, keys) = (self.repository.store(), self.repository.keys());
         // First what has ended: all segments of those sessions are in the index that is read then.
         let ended = ended(self.repository)?;
         let gone: HashSet<[u8; 16]> = sweep.iter().map(|pack| pack.id).collect();
-        let index = Index::load(store, keys, self.repository.cache(), &gone)?;
+        let authority = self.repository.reload_authority()?;
+        let index = Index::open(store, keys, &authority, self.repository.cache())?;
         if let Some(why) = index.unreadable().first() {
             return Err(RepoError::damaged("the index", why)
                 .with_hint("nothing was removed; `backstay verify` says what is affected"));
         }
-        let removed: HashSet<u32> = (0..)
-            .zip(index.packs())
-            .filter(|(_, pack)| gone.contains(&pack.id))
-            .map(|(number, _)| number)
-            .collect();
         // Copies too: one of them may turn out to be the only one that is right.
-        let copies = index.copies().map(|(id, at, _)| (id, at));
-        let mut entries: Vec<_> =
-            index.locations().chain(copies).filter(|(_, at)| !removed.contains(&at.pack)).collect();
-        entries.sort_unstable();
-        let mut head = Head::default();
-        for part in entries.chunks(SEGMENT_ENTRIES) {
+        let env = self.repository.environment();
+        let merged = index.merge(&gone, keys, env, number, &mut |key, object| {
             self.progress.check()?;
-            let env = self.repository.environment();
-            let key = merged_key(number, &env.random());
-            let segment = SegmentBuilder::of_entries(&index, part.iter().copied());
-            let object = segment.seal(keys, env.random(), &key);
-            store.create(&key, object.clone())?;
-            keep_segment(self.repository.cache(), &key, &object);
+            store.create(key, object.clone())?;
+            keep_segment(self.repository.cache(), key, &object);
             failpoint::hit("maintenance-merged");
-            head.segments.push(key);
-        }
+            Ok(())
+        })?;
         // And what earlier heads took in and nobody has removed yet: it must not count again.
         let level0 = index.current.segments.iter().map(|object| &object.key);
         let level0 =
             level0.filter(|key| Work::from_index_key(key).is_some_and(|w| ended.contains(&w)));
         let before = index.current.obsolete.iter();
         let before = before.filter(|key| Work::from_index_key(key).is_some());
-        head.absorbed = level0.chain(before).cloned().collect();
-        Ok(head)
+        let absorbed = level0.chain(before).cloned().collect();
+        Ok(Head { segments: merged.segments, absorbed, gone: merged.gone })
     }
 
     /// Removes what the newest head has replaced, and what ended sessions leave.
@@ -440,6 +450,10 @@ impl<'r> Maintenance<'r> {
         let (repository, store) = (self.repository, self.repository.store());
         self.progress.set_phase("removing");
         let current = Current::read(store, repository.keys())?;
+        if let Some(number) = current.head.filter(|_| !current.obsolete.is_empty()) {
+            // Where it does not count, neither does what it says to be replaced.
+            repository.must_count(&head_key(number))?;
+        }
         for key in current.obsolete {
             store.delete(&key)?;
         }
@@ -454,6 +468,8 @@ impl<'r> Maintenance<'r> {
                 Err(error) if error.is_about_an_object() => continue,
                 Err(error) => return Err(error),
             }
+            // Whoever forgot it while the root key was replaced was told that it did not happen.
+            repository.must_count(&work.tombstone_key())?;
             let key = work.snapshot_key();
             store.delete(&key)?;
             failpoint::hit("maintenance-snapshot-removed");

@@ -1,21 +1,14 @@
-//! Objects that lead to deletions: a body, and a keyed hash of it under a key that a host which may
-//! only write does not have. Such a host can read what is condemned, and can condemn nothing.
+//! Objects that lead to deletions or say who may write: a body, and the owner's signature of it. A
+//! host that may only write can read what is condemned, and can condemn nothing.
 
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::crypto::{Class, Keys, equal};
+use crate::crypto::{Class, Keys, epoch_of};
 use crate::index::{open_object, seal_object};
+use crate::signing::SIGNATURE;
 use crate::{Environment, RepoError, Result};
-
-const SEAL: usize = 32;
-
-fn seal(keys: &Keys, key: &str, body: &[u8]) -> [u8; SEAL] {
-    let mut hasher = blake3::Hasher::new_keyed(&keys.maintenance);
-    hasher.update(key.as_bytes()).update(&[0]).update(body);
-    *hasher.finalize().as_bytes()
-}
 
 pub(crate) fn sign<T: Serialize>(
     keys: &Keys,
@@ -25,8 +18,8 @@ pub(crate) fn sign<T: Serialize>(
     value: &T,
 ) -> Bytes {
     let mut body = postcard::to_stdvec(value).expect("plain data");
-    let seal = seal(keys, key, &body);
-    body.extend_from_slice(&seal);
+    let signature = keys.sign(key, &body);
+    body.extend_from_slice(&signature);
     seal_object(keys, env.random(), class, key, body)
 }
 
@@ -36,12 +29,22 @@ pub(crate) fn open<T: DeserializeOwned>(
     key: &str,
     object: &[u8],
 ) -> Result<T> {
+    let value = open_of_any_time(keys, class, key, object)?;
+    keys.must_count(epoch_of(object), key)?;
+    Ok(value)
+}
+
+/// The same, of an object that may have been made with a root key after that was replaced.
+pub(crate) fn open_of_any_time<T: DeserializeOwned>(
+    keys: &Keys,
+    class: Class,
+    key: &str,
+    object: &[u8],
+) -> Result<T> {
     let plain = open_object(keys, class, key, object)?;
-    let (body, found) = plain
-        .split_last_chunk::<SEAL>()
+    let (body, signature) = plain
+        .split_last_chunk::<SIGNATURE>()
         .ok_or_else(|| RepoError::damaged(key, "it is cut short"))?;
-    if !equal(&seal(keys, key, body), found) {
-        return Err(RepoError::damaged(key, "whoever made it may not remove anything here"));
-    }
+    keys.owner_signed(epoch_of(object), key, body, signature)?;
     postcard::from_bytes(body).map_err(|error| RepoError::damaged(key, error))
 }

@@ -3,9 +3,10 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering::AcqRel, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::AcqRel, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 
 use rustix::fs::{FallocateFlags, FileType};
 use rustix::io::Errno;
@@ -18,7 +19,7 @@ use crate::index::{Index, PackInfo};
 use crate::repository::{Repository, missing_chunk, open_record};
 use crate::session::content_id_of_data;
 use crate::tree::slice;
-use crate::{Compression, Kind, Problem, Progress, RepoError, RepoErrorKind, Result};
+use crate::{Compression, Fallback, Kind, Problem, Progress, RepoError, RepoErrorKind, Result};
 use backstay_store::failpoint;
 
 /// Read at once from a pack. Bytes.
@@ -31,8 +32,8 @@ const WRITTEN_BACK: usize = 256 << 10;
 const ALLOCATED: u64 = 4 << 20;
 
 pub(super) struct Fetcher<'r> {
-    pub repository: &'r Repository,
-    pub index: &'r Index,
+    /// Where else to look for what cannot be had.
+    pub fallback: Option<&'r Fallback>,
     pub owners: Option<&'r Owners>,
     pub progress: &'r Progress,
     pub delta: bool,
@@ -48,6 +49,33 @@ pub(super) struct Fetcher<'r> {
     pub failed: Mutex<HashSet<Vec<u8>>>,
     /// Packs for which the index was read again; held while it is, so that not all do.
     pub sought: Mutex<HashSet<[u8; 16]>>,
+    /// What is to be had from another repository.
+    pub missing: Mutex<Vec<Missing>>,
+}
+
+/// One of the repositories that content is read from.
+pub(super) struct Origin {
+    pub repository: Repository,
+    pub index: Arc<Index>,
+    /// 0: the first; else its number in the fallback.
+    pub source: usize,
+    /// Whether its store does not answer any more.
+    pub gone: AtomicBool,
+}
+
+impl Origin {
+    pub fn new(repository: &Repository, index: Arc<Index>, source: usize) -> Self {
+        Self { repository: repository.clone(), index, source, gone: AtomicBool::new(false) }
+    }
+}
+
+/// A range of a planned file that could not be had.
+pub(super) struct Missing {
+    pub file: u32,
+    pub range: Range<u64>,
+    /// Of the extents that the file still waits for.
+    pub left: u32,
+    pub error: RepoError,
 }
 
 type Batch = Vec<(Place, Entry)>;
@@ -227,8 +255,38 @@ impl Fetcher<'_> {
         }
     }
 
+    /// What `wanted` asks for cannot be had here. Another repository may have it; else it costs what
+    /// needs it, or all.
+    fn miss(
+        &self,
+        origin: &Origin,
+        files: &[Planned],
+        wanted: &[Wanted],
+        object: &str,
+        error: RepoError,
+    ) -> Result<()> {
+        if let Some(fallback) = self.fallback.filter(|_| Fallback::helps_with(&error)) {
+            if !error.is_about_an_object() {
+                origin.gone.store(true, Relaxed);
+            }
+            fallback.lacks(origin.source, object, &error);
+            let mut missing = self.missing.lock().unwrap_or_else(|e| e.into_inner());
+            for wanted in wanted {
+                let extent = &wanted.extent;
+                let range = extent.offset..extent.offset + u64::from(extent.length);
+                let error = error.repeat();
+                missing.push(Missing { file: wanted.file, range, left: 1, error });
+            }
+            return Ok(());
+        }
+        if !self.goes_on(&error) {
+            return Err(error);
+        }
+        self.lose(files, wanted, &error)
+    }
+
     /// What `wanted` asks for cannot be had; their files are finished without it.
-    fn lose(&self, files: &[Planned], wanted: &[Wanted], error: &RepoError) -> Result<()> {
+    pub fn lose(&self, files: &[Planned], wanted: &[Wanted], error: &RepoError) -> Result<()> {
         for planned in wanted.iter().filter_map(|wanted| files.get(wanted.file as usize)) {
             planned.lost.get_or_init(|| error.to_string());
             if planned.left.fetch_sub(1, AcqRel) == 1 {
@@ -297,7 +355,7 @@ impl Fetcher<'_> {
     }
 
     /// Opens a file to write to it: the first time it is created, or made ours alone.
-    fn begin(&self, planned: &Planned) -> io::Result<File> {
+    pub fn begin(&self, planned: &Planned) -> io::Result<File> {
         let mut begun = planned.begun.lock().unwrap_or_else(|e| e.into_inner());
         if !planned.exists && !*begun {
             let file = planned.place.create()?;
@@ -339,6 +397,7 @@ impl Fetcher<'_> {
     /// Leaves out every range that a file already has, and makes holes where files have holes.
     pub fn without_what_is_right(
         &self,
+        origin: &Origin,
         files: &[Planned],
         wanted: Vec<Wanted>,
         count: usize,
@@ -355,7 +414,7 @@ impl Fetcher<'_> {
                         if failure.is_set() {
                             return;
                         }
-                        match self.compare(files, group, &mut buffer) {
+                        match self.compare(origin, files, group, &mut buffer) {
                             // What cannot be looked at is left alone.
                             Err(error) if self.goes_on(&error) => {
                                 if let Err(error) = self.lose(files, group, &error) {
@@ -377,6 +436,7 @@ impl Fetcher<'_> {
 
     fn compare(
         &self,
+        origin: &Origin,
         files: &[Planned],
         group: &[Wanted],
         buffer: &mut Vec<u8>,
@@ -414,7 +474,7 @@ impl Fetcher<'_> {
             let there = extent.chunk_offset == 0
                 && extent.offset + u64::from(extent.length) <= length
                 && file.read_exact_at(buffer, extent.offset).is_ok()
-                && content_id_of_data(self.repository, buffer) == extent.chunk;
+                && content_id_of_data(&origin.repository, buffer) == extent.chunk;
             if there {
                 self.counters.bytes_kept.fetch_add(u64::from(extent.length), Relaxed);
                 self.progress.add_done(u64::from(extent.length), 0);
@@ -429,15 +489,18 @@ impl Fetcher<'_> {
     }
 
     /// Fetches all of `wanted`, which is sorted by location. What is nowhere comes last.
-    pub fn fetch_all(&self, files: &[Planned], wanted: &[Wanted], count: usize) -> Result<()> {
+    pub fn fetch_all(
+        &self,
+        origin: &Origin,
+        files: &[Planned],
+        wanted: &[Wanted],
+        count: usize,
+    ) -> Result<()> {
         let there = wanted.partition_point(|wanted| wanted.location != NOWHERE);
         let (wanted, nowhere) = wanted.split_at(there);
         for one in nowhere {
-            let error = missing_chunk(Kind::Data, &one.extent.chunk, self.index);
-            if !self.goes_on(&error) {
-                return Err(error);
-            }
-            self.lose(files, std::slice::from_ref(one), &error)?;
+            let error = missing_chunk(Kind::Data, &one.extent.chunk, &origin.index);
+            self.miss(origin, files, std::slice::from_ref(one), "the index", error)?;
         }
         let ranges = ranges(wanted);
         let count = count.min(ranges.len());
@@ -460,7 +523,7 @@ impl Fetcher<'_> {
                         if failure.is_set() {
                             return;
                         }
-                        if let Err(error) = self.fetch(files, range, &mut worker) {
+                        if let Err(error) = self.fetch(origin, files, range, &mut worker) {
                             failure.set(error);
                         }
                     }
@@ -470,31 +533,47 @@ impl Fetcher<'_> {
         failure.into_result()
     }
 
-    fn fetch(&self, files: &[Planned], range: &[Wanted], worker: &mut Worker) -> Result<()> {
+    fn fetch(
+        &self,
+        origin: &Origin,
+        files: &[Planned],
+        range: &[Wanted],
+        worker: &mut Worker,
+    ) -> Result<()> {
         let (Some(first), Some(last)) = (range.first(), range.last()) else { return Ok(()) };
         self.progress.check()?;
-        let pack = self.index.pack(first.location.pack).ok_or_else(|| {
+        let pack = origin.index.pack(first.location.pack).ok_or_else(|| {
             RepoError::damaged("the index", "it names a pack that it does not list")
         })?;
         let start = u64::from(first.location.offset);
         let end = u64::from(last.location.offset) + u64::from(last.location.length);
-        let read = self.repository.pack_key(pack).and_then(|key| {
-            Ok((key, self.repository.store().read_range(&pack.key(), start..end)?))
-        });
+        if origin.gone.load(Relaxed) {
+            let url = origin.repository.store().url();
+            let error = RepoError::new(RepoErrorKind::Store, format!("{url} does not answer"));
+            return self.miss(origin, files, range, "the store", error);
+        }
+        let repository = &origin.repository;
+        let read = repository
+            .pack_key(pack)
+            .and_then(|key| Ok((key, repository.store().read_range(&pack.key(), start..end)?)));
         let (key, bytes) = match read {
             Ok(read) => read,
             Err(error) if error.is_about_an_object() => {
+                if error.is_of_a_missing_object() {
+                    origin.index.note_missing(first.location.pack);
+                }
                 // A pack that was cut short has what lies before the cut; what maintenance moved is
                 // in another one.
                 let mut records = range.chunk_by(|a, b| a.location == b.location);
                 if first.location == last.location {
-                    return self.fetch_elsewhere(files, range, pack, error, worker);
+                    return self.fetch_elsewhere(origin, files, range, pack, error, worker);
                 }
-                return records.try_for_each(|one| self.fetch(files, one, worker));
+                return records.try_for_each(|one| self.fetch(origin, files, one, worker));
             }
-            Err(error) => return Err(error),
+            Err(error) => return self.miss(origin, files, range, "the store", error),
         };
         self.counters.bytes_fetched.fetch_add(bytes.len() as u64, Relaxed);
+        let doubts = origin.repository.doubts(pack)?;
         for same in range.chunk_by(|a, b| a.location == b.location) {
             let Some(one) = same.first() else { continue };
             let at = (u64::from(one.location.offset) - start) as usize;
@@ -511,11 +590,18 @@ impl Fetcher<'_> {
                 &mut worker.codec,
                 &mut worker.content,
             );
+            let opened = opened.and_then(|()| {
+                if !doubts {
+                    return Ok(());
+                }
+                let (at, id) = (one.location, &one.extent.chunk);
+                origin.repository.must_be(pack, at, Kind::Data, id, &worker.content)
+            });
             if let Err(error) = opened {
                 if !error.is_about_an_object() {
                     return Err(error);
                 }
-                self.fetch_elsewhere(files, same, pack, error, worker)?;
+                self.fetch_elsewhere(origin, files, same, pack, error, worker)?;
                 continue;
             }
             self.write_all(files, same, &pack.key(), worker)?;
@@ -526,6 +612,7 @@ impl Fetcher<'_> {
     /// Places of one chunk whose pack cannot be read: another one may have it by now.
     fn fetch_elsewhere(
         &self,
+        origin: &Origin,
         files: &[Planned],
         wanted: &[Wanted],
         pack: &PackInfo,
@@ -536,25 +623,34 @@ impl Fetcher<'_> {
         let chunk = &first.extent.chunk;
         let content = {
             let mut sought = self.sought.lock().unwrap_or_else(|e| e.into_inner());
-            let mut index = self.repository.index()?;
-            let other = |index: &Index| {
-                let places = index.find(chunk).into_iter().chain(index.copies_of(chunk));
+            let repository = &origin.repository;
+            let mut index = repository.index()?;
+            let other = |index: &Index| -> Result<bool> {
+                let places = index.places(chunk)?.into_iter();
                 let mut packs = places.filter_map(|at| index.pack(at.pack));
-                packs.any(|now| now.id != pack.id)
+                Ok(packs.any(|now| now.id != pack.id))
             };
-            if !other(&index) && sought.insert(pack.id) {
-                index = self.repository.reload_index()?;
+            if !other(&index).unwrap_or(false) && sought.insert(pack.id) {
+                index = match repository.reload_index() {
+                    Err(failed) if self.fallback.is_some() && Fallback::helps_with(&failed) => {
+                        index
+                    }
+                    loaded => loaded?,
+                };
             }
-            other(&index).then(|| self.repository.read_chunk(Kind::Data, chunk))
+            drop(sought);
+            // What the index cannot tell is nowhere else either.
+            other(&index).unwrap_or(false).then(|| repository.read_chunk(Kind::Data, chunk))
         };
         match content {
             Some(Ok(content)) => {
                 worker.content = content;
                 self.write_all(files, wanted, &pack.key(), worker)
             }
-            Some(Err(error)) if !error.is_about_an_object() => Err(error),
-            _ if self.goes_on(&error) => self.lose(files, wanted, &error),
-            _ => Err(error),
+            Some(Err(error)) if !error.is_about_an_object() => {
+                self.miss(origin, files, wanted, "the store", error)
+            }
+            _ => self.miss(origin, files, wanted, &pack.key(), error),
         }
     }
 
@@ -666,7 +762,7 @@ fn allocate(file: &File, size: u64) {
     }
 }
 
-fn make_hole(file: &File, from: u64, to: u64) -> io::Result<()> {
+pub(super) fn make_hole(file: &File, from: u64, to: u64) -> io::Result<()> {
     let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     if rustix::fs::fallocate(file, flags, from, to - from).is_ok() {
         return Ok(());
@@ -681,6 +777,6 @@ fn make_hole(file: &File, from: u64, to: u64) -> io::Result<()> {
     Ok(())
 }
 
-fn display(path: &[u8]) -> String {
+pub(super) fn display(path: &[u8]) -> String {
     String::from_utf8_lossy(path).into_owned()
 }

@@ -10,10 +10,12 @@
 //!
 //! A damaged object costs what needs it. Whoever says `keep_going` gets all the rest and a list of
 //! what is missing; a file that lacks something is never left under its own name. Nobody who
-//! restores a database says it.
+//! restores a database says it. Before anything is given up, other repositories that hold the same
+//! moment are asked for the ranges of files that are missing (`rescue`).
 
 mod fetch;
 mod place;
+mod rescue;
 
 use std::collections::{HashMap, HashSet, hash_map};
 use std::path::{Path, PathBuf};
@@ -24,9 +26,12 @@ use crate::entry::{Body, Entry, EntryKind, Metadata};
 use crate::index::Location;
 use crate::repository::Repository;
 use crate::session::workers;
-use crate::{Problem, Progress, RepoError, RepoErrorKind, Result, Snapshot, SourceKind, Tree};
+use crate::{
+    Fallback, Lacking, Problem, Progress, RepoError, RepoErrorKind, Result, Snapshot, SourceKind,
+    Supplied, Tree,
+};
 use backstay_store::failpoint;
-use fetch::Fetcher;
+use fetch::{Fetcher, Origin};
 use place::{Anchors, Opened, Owners, Place, Target, There};
 
 /// Where a chunk lies that is in no pack of the index. What is in the target may be right all the
@@ -58,6 +63,8 @@ pub struct RestoreOptions {
     pub sync: bool,
     /// What cannot be restored, or not as it was, is listed in the report and costs nothing else.
     pub keep_going: bool,
+    /// Where else to look for what this repository lacks.
+    pub fallback: Option<Arc<Fallback>>,
 }
 
 impl RestoreOptions {
@@ -72,6 +79,7 @@ impl RestoreOptions {
             place: None,
             sync: true,
             keep_going: false,
+            fallback: None,
         }
     }
 }
@@ -101,6 +109,10 @@ pub struct RestoreReport {
     /// Removed because the snapshot does not have it.
     pub removed: u64,
     pub problems: Vec<Problem>,
+    /// Objects that could not be used, though others had what was in them.
+    pub lacking: Vec<Lacking>,
+    /// What other repositories gave instead.
+    pub supplied: Vec<Supplied>,
 }
 
 /// A file that is being put together.
@@ -152,12 +164,12 @@ pub(crate) fn restore(
     let target = Target::open(&options.target, options.delta)?;
     // What this handle knows of the index may be older than the snapshot.
     let index = repository.reload_index()?;
-    let tree = repository.tree(snapshot)?;
+    let tree = repository.tree(snapshot)?.falling_over(options.fallback.clone());
+    let origin = Origin::new(repository, index.clone(), 0);
     let count = workers(options.workers);
     let owners = options.owner.then(Owners::read);
     let fetcher = Fetcher {
-        repository,
-        index: &index,
+        fallback: options.fallback.as_deref(),
         owners: owners.as_ref(),
         progress,
         delta: options.delta,
@@ -169,6 +181,7 @@ pub(crate) fn restore(
         aside: Mutex::default(),
         failed: Mutex::default(),
         sought: Mutex::default(),
+        missing: Mutex::default(),
     };
     let mut report = RestoreReport::default();
     let mut files: Vec<Planned> = Vec::new();
@@ -187,9 +200,11 @@ pub(crate) fn restore(
 
     fetcher.with_workers(count, |small| {
         let mut batch = Vec::new();
-        let entries = if options.keep_going { tree.iter_past_damage() } else { tree.iter() };
-        for entry in entries {
+        let mut entries = if options.keep_going { tree.iter_past_damage() } else { tree.iter() };
+        while let Some(entry) = entries.next() {
             progress.check()?;
+            // Which repository the entry, and so the ids in it, are from.
+            let mut source = entries.source();
             let mut entry = match entry {
                 Err(error) if fetcher.goes_on(&error) => {
                     whole = false;
@@ -250,8 +265,9 @@ pub(crate) fn restore(
                     }
                     holder => holder?,
                 };
-                entry.kind = holder.kind;
-                entry.meta = holder.meta;
+                source = holder.0;
+                entry.kind = holder.1.kind;
+                entry.meta = holder.1.meta;
                 instead.insert(to, place.clone());
             }
             match entry.kind {
@@ -273,9 +289,16 @@ pub(crate) fn restore(
                     report.bytes += content.size;
                     progress.add_total(content.size, 1);
                     let lost = OnceLock::new();
-                    let (mut extents, damage) = match tree.extents_past_damage(content) {
-                        Err(error) if fetcher.goes_on(&error) => (Vec::new(), Some(error)),
-                        extents => extents?,
+                    let unread = || RepoError::damaged("its tree", "it was read elsewhere");
+                    let (mut extents, mut damage) = if source > 0 || origin.gone.load(Relaxed) {
+                        (Vec::new(), Some(unread()))
+                    } else {
+                        match tree.extents_past_damage(content) {
+                            Err(error) if fetcher.may_do_without(&error) => {
+                                (Vec::new(), Some(error))
+                            }
+                            extents => extents?,
+                        }
                     };
                     let exists = match place.prepare_existing(options.delta) {
                         Err(error) if fetcher.goes_on(&error) => {
@@ -289,6 +312,27 @@ pub(crate) fn restore(
                         _ => (place, None),
                     };
                     let exists = exists == There::File;
+                    // Not knowing where its content is, one repository has nothing of a file, and
+                    // another may have all of it.
+                    let elsewhere = damage
+                        .take_if(|error| options.fallback.is_some() && Fallback::helps_with(error));
+                    if let Some(error) = elsewhere {
+                        extents.clear();
+                        fetcher.miss_file(&origin, files.len() as u32, content.size, source, error);
+                        files.push(Planned {
+                            place,
+                            path: entry.path,
+                            meta: entry.meta,
+                            size: content.size,
+                            left: AtomicU32::new(1),
+                            lost,
+                            begun: Mutex::new(false),
+                            dense: false,
+                            exists,
+                            over,
+                        });
+                        continue;
+                    }
                     if let Some(error) = damage {
                         if !fetcher.goes_on(&error) {
                             return Err(error);
@@ -301,8 +345,13 @@ pub(crate) fn restore(
                     }
                     let number = files.len() as u32;
                     for extent in &extents {
-                        let location = index.find(&extent.chunk).unwrap_or(NOWHERE);
-                        if location == NOWHERE && !options.keep_going {
+                        let goes_on = options.keep_going || options.fallback.is_some();
+                        let location = match index.find(&extent.chunk) {
+                            Err(error) if error.is_about_an_object() && goes_on => None,
+                            found => found?,
+                        };
+                        let location = location.unwrap_or(NOWHERE);
+                        if location == NOWHERE && !goes_on {
                             let kind = crate::Kind::Data;
                             return Err(crate::repository::missing_chunk(
                                 kind,
@@ -347,10 +396,11 @@ pub(crate) fn restore(
         fetcher.finish(file, None)?;
     }
     if options.delta {
-        wanted = fetcher.without_what_is_right(&files, wanted, count)?;
+        wanted = fetcher.without_what_is_right(&origin, &files, wanted, count)?;
     }
     wanted.sort_unstable_by_key(|w| (w.location, w.file, w.extent.offset));
-    fetcher.fetch_all(&files, &wanted, count)?;
+    fetcher.fetch_all(&origin, &files, &wanted, count)?;
+    rescue::rescue(&fetcher, &files, count)?;
 
     for (place, first, to) in hardlinks {
         let failed = fetcher.failed.lock().unwrap_or_else(|e| e.into_inner()).contains(&to);
@@ -401,14 +451,18 @@ pub(crate) fn restore(
     report.bytes_written = fetcher.counters.bytes_written.load(Relaxed);
     report.bytes_kept = fetcher.counters.bytes_kept.load(Relaxed);
     report.bytes_fetched = fetcher.counters.bytes_fetched.load(Relaxed);
+    if let Some(fallback) = &options.fallback {
+        report.lacking = fallback.lacking();
+        report.supplied = fallback.given();
+    }
     report.files -= fetcher.counters.files_lost.load(Relaxed);
     report.bytes -= fetcher.counters.bytes_lost.load(Relaxed);
     Ok(report)
 }
 
 /// The entry whose content another name stands for.
-fn holder(tree: &Tree, snapshot: &Snapshot, name: &Entry, to: &[u8]) -> Result<Entry> {
-    let holder = tree.get(to)?.filter(|e| !matches!(e.kind, EntryKind::Hardlink { .. }));
+fn holder(tree: &Tree, snapshot: &Snapshot, name: &Entry, to: &[u8]) -> Result<(usize, Entry)> {
+    let holder = tree.get_from(to)?.filter(|(_, e)| !matches!(e.kind, EntryKind::Hardlink { .. }));
     holder.ok_or_else(|| {
         RepoError::damaged(
             &format!("the tree of snapshot {}", snapshot.short_id()),

@@ -5,20 +5,27 @@
 //! takes a piece through all of it while it is in cache. Full packs go to upload threads. A commit
 //! ends with packs → index segments → snapshot, each durable before the next is created.
 //!
-//! `sink` keeps chunks, `content` is what a worker does with a file, `writer` puts entries in order
-//! and into a tree.
+//! A session may write to several repositories at once, each of which is a *lane*: content is read
+//! once, and cut, hashed and sealed for each, since no two have the same keys.
+//!
+//! `sink` keeps chunks, `content` is what is handed in, `worker` what is done with it, `writer` puts entries in order
+//! and into a tree, `lanes` is what a session is over several repositories.
 
 mod content;
+mod lanes;
 mod sink;
+mod worker;
 mod writer;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use content::{Chunking, Content, ContentError, Reader};
+pub use lanes::Fate;
 pub use writer::{Order, TreeRoot, TreeWriter};
 
 use crate::crypto::Class;
@@ -26,16 +33,17 @@ use crate::entry::{Body, FileContent};
 use crate::index::{Index, SegmentBuilder, keep_segment, seal_object, seal_with};
 use crate::keys::timestamp;
 use crate::layout::Work;
-use crate::maintenance::{self, Reason, Tombstone};
+use crate::maintenance;
 use crate::repository::Repository;
 use crate::tree::{PageHashes, parse_extents};
 use crate::{
-    Compression, Kind, Progress, RepoError, RepoErrorKind, Result, Snapshot, SnapshotStats,
-    SnapshotType, SourceKind,
+    Compression, Kind, Original, Progress, RepoError, RepoErrorKind, Result, Snapshot,
+    SnapshotStats, SnapshotType, SourceKind,
 };
 use backstay_store::failpoint;
 use content::Pool;
 use sink::Shared;
+use writer::LaneRoot;
 
 /// What a session is about.
 pub struct SessionOptions {
@@ -49,6 +57,10 @@ pub struct SessionOptions {
     pub compression: Compression,
     pub tags: BTreeMap<String, String>,
     pub progress: Arc<Progress>,
+    /// Tells why the session failed in this repository, also when the session is gone.
+    pub fate: Fate,
+    /// What the snapshot is a copy of.
+    pub copy_of: Option<Box<Original>>,
 }
 
 impl SessionOptions {
@@ -62,17 +74,35 @@ impl SessionOptions {
             compression: Compression::default(),
             tags: BTreeMap::new(),
             progress: Arc::default(),
+            fate: Fate::default(),
+            copy_of: None,
         }
     }
 }
 
-/// One snapshot being written. Dropped without a commit, it leaves nothing that counts.
+/// One snapshot being written, to one repository or to several. Dropped without a commit, it leaves
+/// nothing that counts.
 pub struct Session {
+    /// Those repositories in which it began.
+    lanes: Vec<Lane>,
+    /// Of all repositories that it was asked for.
+    fates: Vec<Fate>,
+    progress: Arc<Progress>,
+    pool: Pool,
+}
+
+/// What a session is in one repository.
+pub(crate) struct Lane {
+    /// Which of the repositories that were asked for.
+    number: usize,
     repository: Repository,
     options: SessionOptions,
+    /// What its snapshot has in common with those of the other lanes.
+    group: Option<String>,
     started: Timestamp,
     shared: Arc<Shared>,
-    pool: Pool,
+    /// Segments of the index that were written so far.
+    listed: AtomicU32,
 }
 
 /// How many threads to use when asked for `wanted`.
@@ -84,10 +114,19 @@ pub(crate) fn workers(wanted: usize) -> usize {
 }
 
 pub(crate) fn begin(repository: &Repository, options: SessionOptions) -> Result<Session> {
+    Session::begin(vec![(repository.clone(), options)])
+}
+
+/// Begins one lane, whose data packs are full from `pack_size` bytes on.
+fn begin_lane(
+    repository: Repository,
+    options: SessionOptions,
+    started: Timestamp,
+    pack_size: usize,
+) -> Result<Lane> {
     repository.allow_write()?;
     let env = repository.environment();
     let work = Work { writer: repository.writer(), session: env.random() };
-    let started = timestamp(env);
     // First the session object, then the index: maintenance that has not seen this session has
     // published what it condemned before we look.
     let about = serde_json::json!({
@@ -102,40 +141,23 @@ pub(crate) fn begin(repository: &Repository, options: SessionOptions) -> Result<
     let object = seal_object(repository.keys(), env.random(), Class::Session, &key, body);
     repository.store().create(&key, object)?;
     failpoint::hit("session-created");
-    let index = match maintenance::condemned(repository)? {
+    let index = match maintenance::condemned(&repository)? {
         Some(condemned) => repository.reload_index_avoiding(&condemned)?,
         None => {
             repository.reload_index()?;
             Arc::new(Index::default())
         }
     };
-    let count = workers(options.workers);
-    let shared = Arc::new(Shared::new(
-        repository.clone(),
-        work,
-        index,
-        options.compression,
-        options.progress.clone(),
-    ));
+    let shared = Arc::new(Shared::new(repository.clone(), work, index, &options, pack_size));
     shared.start_uploads();
-    let pool = Pool::start(&shared, count);
-    Ok(Session { repository: repository.clone(), options, started, shared, pool })
+    let listed = AtomicU32::new(0);
+    Ok(Lane { number: 0, repository, options, group: None, started, shared, listed })
 }
 
-impl Session {
-    /// A tree to fill. One at a time.
-    pub fn tree(&self, order: Order) -> TreeWriter<'_> {
-        TreeWriter::new(self, order)
-    }
-
-    /// Notes what could not be read: the snapshot will say so.
-    pub fn problem(&self, path: &str, what: impl Into<String>) {
-        self.shared.problem(path, what.into());
-    }
-
+impl Lane {
     /// Whether the content of an earlier snapshot can be taken over: the index knows all of it, in
     /// packs that are there. A segment or a pack may have been lost since.
-    pub fn can_reuse(&self, content: &FileContent) -> Result<bool> {
+    fn can_reuse(&self, content: &FileContent) -> Result<bool> {
         let index = self.shared.index();
         let leaves = match &content.body {
             Body::Inline(_) => return Ok(true),
@@ -163,35 +185,15 @@ impl Session {
         Ok(true)
     }
 
-    /// Counts a file that was taken over from the parent unread.
-    pub fn unchanged(&self) {
-        self.shared.count_unchanged();
-    }
-
-    pub fn progress(&self) -> &Arc<Progress> {
-        &self.options.progress
-    }
-
-    /// A way to store records as they were stored before.
-    pub(crate) fn mover(&self) -> Mover {
-        Mover::new(self.shared.clone())
-    }
-
-    /// Ends a session that wrote copies: they are durable, listed, and of no snapshot.
-    pub(crate) fn end_without_snapshot(mut self) -> Result<()> {
-        self.publish()?;
-        let key = self.shared.work.snapshot_key();
-        let tombstone = Tombstone::new(&self.repository, Reason::Maintenance);
-        // Given up by somebody else, it has ended as well.
-        tombstone.create(&self.repository, &key).map(drop)
-    }
-
     /// Makes all that was written durable: packs, then the segments of the index that list them.
-    fn publish(&mut self) -> Result<()> {
-        self.pool.stop();
+    fn publish(&self) -> Result<()> {
         self.shared.flush()?;
+        self.list_packs(self.shared.finish_uploads()?)
+    }
+
+    /// Writes segments of the index that list packs which are durable.
+    fn list_packs(&self, packs: Vec<sink::Uploaded>) -> Result<()> {
         let env = self.repository.environment();
-        let packs = self.shared.finish_uploads()?;
         let store = self.repository.store();
         // A pack that was sent again after a long sleep may have been removed meanwhile, with all
         // that this session had. It must not be listed as if nothing had happened.
@@ -208,8 +210,8 @@ impl Session {
                 segments.push(SegmentBuilder::default());
             }
         }
-        for (number, segment) in segments.into_iter().filter(|s| !s.is_empty()).enumerate() {
-            let key = self.shared.work.index_key(number as u32);
+        for segment in segments.into_iter().filter(|s| !s.is_empty()) {
+            let key = self.shared.work.index_key(self.listed.fetch_add(1, Relaxed));
             let object = segment.seal(self.repository.keys(), env.random(), &key);
             store.create(&key, object.clone())?;
             keep_segment(self.repository.cache(), &key, &object);
@@ -219,7 +221,7 @@ impl Session {
     }
 
     /// Makes the snapshot exist. All that it refers to is durable when this returns.
-    pub fn commit(mut self, root: TreeRoot, detail: serde_json::Value) -> Result<Snapshot> {
+    fn commit(&self, root: LaneRoot, detail: serde_json::Value) -> Result<Snapshot> {
         self.publish()?;
         let (env, store) = (self.repository.environment(), self.repository.store());
         let (counted, mut problems) = self.shared.counted();
@@ -237,6 +239,8 @@ impl Session {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             tags: self.options.tags.clone(),
             parent: self.options.parent.as_ref().map(|parent| parent.id.clone()),
+            group: self.group.clone(),
+            origin: None,
             root: root.id,
             stats: SnapshotStats {
                 files: root.files,
@@ -247,25 +251,23 @@ impl Session {
             problems,
             detail,
         };
+        if let Some(original) = &self.options.copy_of {
+            original.describe(&mut snapshot);
+        }
         self.options.progress.check()?;
         let key = self.shared.work.snapshot_key();
-        let (object_key, header) = self.shared.session_key.object(env.random(), Class::Snapshot);
+        let (object_key, header) = self.shared.metadata_key.object(env.random(), Class::Snapshot);
         let body = serde_json::to_vec(&snapshot).expect("plain JSON");
+        let body = crate::repository::with_signature(self.repository.keys(), &key, body);
+        self.repository.keep_session(&self.shared.work, &self.shared.metadata_key);
         store.create(&key, seal_with(&object_key, &header, &key, body)).map_err(|error| {
             if error.is_already_exists() { given_up().with_source(error) } else { error.into() }
         })?;
         failpoint::hit("snapshot-created");
+        self.repository.must_count(&key)?;
         snapshot.id = crate::id::hex(&self.shared.work.session);
         snapshot.writer = crate::id::hex(&self.shared.work.writer);
         Ok(snapshot)
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        self.shared.abort();
-        self.pool.stop();
-        self.shared.join_uploads();
     }
 }
 

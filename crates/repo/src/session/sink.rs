@@ -10,16 +10,18 @@ use aws_lc_rs::digest::{SHA256, digest};
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender};
 
+use super::lanes::Fate;
 use crate::codec::{Codec, MAX_CHUNK};
 use crate::crypto::{Class, PackKey, SessionKey};
 use crate::id::CellHasher;
 use crate::index::{Index, Location, PackInfo};
 use crate::layout::Work;
-use crate::pack::{self, DATA_PACK, METADATA_PACK, Record};
+use crate::pack::{self, METADATA_PACK, Record};
 use crate::repository::{Repository, open_record};
 use crate::tree::ChunkSink;
 use crate::{
-    Compression, Kind, ObjectId, Problem, Progress, RepoError, RepoErrorKind, Result, SnapshotStats,
+    Compression, Kind, ObjectId, Problem, Progress, RepoError, RepoErrorKind, Result,
+    SessionOptions, SnapshotStats,
 };
 use backstay_store::failpoint;
 
@@ -71,13 +73,17 @@ struct FullPack {
     padded: bool,
 }
 
-type Uploaded = (PackInfo, Vec<Record>);
+pub(super) type Uploaded = (PackInfo, Vec<Record>);
 
 /// What all threads of a session share.
 pub(crate) struct Shared {
     pub repository: Repository,
     pub work: Work,
+    /// Of data packs.
     pub session_key: SessionKey,
+    /// Of metadata packs and of the snapshot: a host that may only write keeps it, to find its own
+    /// last backup.
+    pub metadata_key: SessionKey,
     pub progress: Arc<Progress>,
     pub chunker: crate::chunker::Chunker,
     compression: Compression,
@@ -89,7 +95,9 @@ pub(crate) struct Shared {
     uploaders: Mutex<Vec<JoinHandle<()>>>,
     uploaded: Mutex<Vec<Uploaded>>,
     aborted: AtomicBool,
-    failure: Mutex<Option<RepoError>>,
+    fate: Fate,
+    /// From which size on a data pack is full. Bytes.
+    pack_size: usize,
     problems: Mutex<Vec<Problem>>,
     bytes_read: AtomicU64,
     files_unchanged: AtomicU64,
@@ -107,18 +115,20 @@ impl Shared {
         repository: Repository,
         work: Work,
         index: Arc<Index>,
-        compression: Compression,
-        progress: Arc<Progress>,
+        options: &SessionOptions,
+        pack_size: usize,
     ) -> Self {
         let session_key = repository.keys().new_session(repository.environment());
+        let metadata_key = repository.keys().new_session(repository.environment());
         let chunker = crate::chunker::Chunker::new(&repository.keys().chunker);
         Self {
             repository,
             work,
             session_key,
-            progress,
+            metadata_key,
+            progress: options.progress.clone(),
             chunker,
-            compression,
+            compression: options.compression,
             index,
             fresh: (0..64).map(|_| Mutex::default()).collect(),
             data: Default::default(),
@@ -127,7 +137,8 @@ impl Shared {
             uploaders: Mutex::default(),
             uploaded: Mutex::default(),
             aborted: AtomicBool::new(false),
-            failure: Mutex::default(),
+            fate: options.fate.clone(),
+            pack_size,
             problems: Mutex::default(),
             bytes_read: AtomicU64::new(0),
             files_unchanged: AtomicU64::new(0),
@@ -147,7 +158,6 @@ impl Shared {
 
     pub fn count_read(&self, bytes: u64) {
         self.bytes_read.fetch_add(bytes, Relaxed);
-        self.progress.add_done(bytes, 0);
     }
 
     pub fn counted(&self) -> (SnapshotStats, Vec<Problem>) {
@@ -164,12 +174,17 @@ impl Shared {
 
     /// Ends the session with `error`; the first one counts.
     pub fn fail(&self, error: RepoError) {
-        lock(&self.failure).get_or_insert(error);
+        self.fate.set(error);
         self.aborted.store(true, Relaxed);
     }
 
     pub fn abort(&self) {
         self.aborted.store(true, Relaxed);
+    }
+
+    /// Whether it goes on: it has neither failed nor been given up.
+    pub fn is_alive(&self) -> bool {
+        !self.aborted.load(Relaxed)
     }
 
     /// An error once the session has failed or was told to stop.
@@ -178,9 +193,9 @@ impl Shared {
         if !self.aborted.load(Relaxed) {
             return Ok(());
         }
-        Err(lock(&self.failure)
-            .as_ref()
-            .map(RepoError::repeat)
+        Err(self
+            .fate
+            .get()
             .unwrap_or_else(|| RepoError::new(RepoErrorKind::Aborted, "the backup was given up")))
     }
 
@@ -205,7 +220,7 @@ impl Shared {
         kind: Kind,
         id: ObjectId,
     ) -> Result<()> {
-        let full_at = if class == Class::DataPack { DATA_PACK } else { METADATA_PACK };
+        let full_at = if class == Class::DataPack { self.pack_size } else { METADATA_PACK };
         let mut open = lock(slot);
         let pack = open.get_or_insert_with(|| self.new_pack(class, full_at));
         let offset = pack.body.len();
@@ -224,7 +239,11 @@ impl Shared {
 
     fn new_pack(&self, class: Class, full_at: usize) -> OpenPack {
         let id = self.repository.environment().random();
-        let (key, header) = self.session_key.object(id, class);
+        let session_key = match class {
+            Class::DataPack => &self.session_key,
+            _ => &self.metadata_key,
+        };
+        let (key, header) = session_key.object(id, class);
         // Room for the last record and the footer, so that the body never moves.
         let mut body = Vec::with_capacity(full_at + MAX_CHUNK / 4);
         body.extend_from_slice(&header);
@@ -282,6 +301,7 @@ impl Shared {
             size: body.len() as u64,
             sha256: [0; 32],
             class,
+            epoch: self.repository.keys().epoch,
         };
         checker.check(&info, &key, &records, &body)?;
         info.sha256.copy_from_slice(digest(&SHA256, &body).as_ref());
@@ -303,6 +323,12 @@ impl Shared {
             }
         }
         Ok(())
+    }
+
+    /// Takes the list of packs that are durable, once they are so many.
+    pub fn take_uploaded(&self, many: usize) -> Vec<Uploaded> {
+        let mut uploaded = lock(&self.uploaded);
+        if uploaded.len() < many { Vec::new() } else { std::mem::take(&mut *uploaded) }
     }
 
     pub fn join_uploads(&self) {
@@ -404,8 +430,24 @@ pub(crate) struct Sink {
     pub shared: Arc<Shared>,
     codec: Codec,
     cells: CellHasher,
-    record: Vec<u8>,
+    encoded: Encoded,
     coin: u64,
+}
+
+/// A content as the codec writes it, kept while it goes to several repositories: their keys differ,
+/// but not what compression makes of it.
+#[derive(Default)]
+pub(crate) struct Encoded {
+    record: Vec<u8>,
+    /// Of what: the place of the content in its file, its length, and how it was compressed.
+    of: Option<(u64, usize, Compression)>,
+}
+
+impl Encoded {
+    /// Forgets what it has: another file comes.
+    pub fn clear(&mut self) {
+        self.of = None;
+    }
 }
 
 impl Sink {
@@ -414,7 +456,7 @@ impl Sink {
         let keys = shared.repository.keys();
         let cells = CellHasher::new(keys.data_id, keys.pages);
         let coin = u64::from_le_bytes(shared.repository.environment().random()) | 1;
-        Self { shared, codec, cells, record: Vec::new(), coin }
+        Self { shared, codec, cells, encoded: Encoded::default(), coin }
     }
 
     /// Which open pack comes next. It need not be cryptographic: it only has to be unknown outside,
@@ -427,9 +469,26 @@ impl Sink {
     }
 
     /// Stores a cell of a grid; appends the hashes of its pages to `pages`.
-    pub fn store_cell(&mut self, cell: &[u8], pages: &mut Vec<u8>) -> Result<ObjectId> {
+    pub fn store_cell(
+        &mut self,
+        cell: &[u8],
+        at: u64,
+        pages: &mut Vec<u8>,
+        encoded: &mut Encoded,
+    ) -> Result<ObjectId> {
         let id = self.cells.hash(cell, pages);
-        self.store_as(Kind::Data, id, cell)
+        self.store_as(Kind::Data, id, cell, at, encoded)
+    }
+
+    /// Stores content that lies at `at` in the file that `encoded` is about.
+    pub fn store_data(
+        &mut self,
+        content: &[u8],
+        at: u64,
+        encoded: &mut Encoded,
+    ) -> Result<ObjectId> {
+        let id = content_id(&self.shared.repository.keys().data_id, Kind::Data, content);
+        self.store_as(Kind::Data, id, content, at, encoded)
     }
 
     /// The id of a cell that need not be stored.
@@ -437,7 +496,14 @@ impl Sink {
         self.cells.hash(cell, pages)
     }
 
-    fn store_as(&mut self, kind: Kind, id: ObjectId, content: &[u8]) -> Result<ObjectId> {
+    fn store_as(
+        &mut self,
+        kind: Kind,
+        id: ObjectId,
+        content: &[u8],
+        at: u64,
+        encoded: &mut Encoded,
+    ) -> Result<ObjectId> {
         let shared = self.shared.clone();
         shared.check()?;
         if content.len() > MAX_CHUNK {
@@ -453,15 +519,20 @@ impl Sink {
         if shared.knows(&id) {
             return Ok(id);
         }
-        self.record.clear();
-        self.codec.encode(content, &mut self.record);
+        let of = Some((at, content.len(), shared.compression));
+        if encoded.of != of {
+            encoded.record.clear();
+            self.codec.encode(content, &mut encoded.record);
+            encoded.of = of;
+        }
+        let record = &encoded.record;
         shared.new_chunks.fetch_add(1, Relaxed);
         shared.new_bytes.fetch_add(content.len() as u64, Relaxed);
         if kind.is_metadata() {
-            shared.append(&shared.metadata, Class::MetadataPack, &self.record, kind, id)?;
+            shared.append(&shared.metadata, Class::MetadataPack, record, kind, id)?;
         } else {
             let slot = self.toss();
-            shared.append(&shared.data[slot], Class::DataPack, &self.record, kind, id)?;
+            shared.append(&shared.data[slot], Class::DataPack, record, kind, id)?;
         }
         Ok(id)
     }
@@ -472,7 +543,11 @@ impl ChunkSink for Sink {
         let keys = self.shared.repository.keys();
         let key = if kind.is_metadata() { &keys.metadata_id } else { &keys.data_id };
         let id = content_id(key, kind, content);
-        self.store_as(kind, id, content)
+        let mut encoded = std::mem::take(&mut self.encoded);
+        encoded.clear();
+        let stored = self.store_as(kind, id, content, 0, &mut encoded);
+        self.encoded = encoded;
+        stored
     }
 }
 

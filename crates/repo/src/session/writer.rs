@@ -5,8 +5,11 @@ use std::collections::VecDeque;
 use crossbeam_channel::{Receiver, Sender};
 
 use super::Session;
-use super::content::{Chunking, Content, File, GROUP, GROUPED, Job, Outcome, REGION, large_file};
+use super::content::{
+    Chunking, Content, File, GROUP, GROUPED, Job, Known, Made, Outcome, REGION, dropped,
+};
 use super::sink::Sink;
+use super::worker::large_file;
 use crate::entry::{Entry, EntryKind, compare_paths};
 use crate::tree::TreeBuilder;
 use crate::{ObjectId, RepoError, RepoErrorKind, Result};
@@ -23,9 +26,16 @@ pub enum Order {
     Any,
 }
 
-/// A finished tree.
-#[derive(Debug, Clone, Copy)]
+/// A finished tree, in every lane.
+#[derive(Debug, Clone)]
 pub struct TreeRoot {
+    /// None of a lane that has failed.
+    pub(super) lanes: Vec<Option<LaneRoot>>,
+}
+
+/// A finished tree in one repository.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LaneRoot {
     pub(crate) id: ObjectId,
     pub(crate) files: u64,
     pub(crate) directories: u64,
@@ -34,7 +44,7 @@ pub struct TreeRoot {
 
 enum Slot {
     Waiting,
-    Ready(Entry),
+    Ready(Made),
     Dropped,
 }
 
@@ -42,27 +52,48 @@ enum Slot {
 pub struct TreeWriter<'s> {
     session: &'s Session,
     order: Order,
-    sink: Sink,
-    builder: TreeBuilder,
+    lanes: Vec<LaneTree>,
     /// Slots of tickets from `first` on.
     slots: VecDeque<Slot>,
     first: u64,
     waiting: usize,
-    sorted: Vec<Entry>,
+    sorted: Vec<Made>,
     group: Vec<File>,
     group_bytes: u64,
     results: Receiver<(u64, Outcome)>,
     sender: Sender<(u64, Outcome)>,
-    root: TreeRoot,
+}
+
+/// The tree of one lane.
+struct LaneTree {
+    sink: Sink,
+    builder: TreeBuilder,
+    root: LaneRoot,
+}
+
+impl LaneTree {
+    fn push(&mut self, entry: &Entry) -> Result<()> {
+        match &entry.kind {
+            EntryKind::Directory => self.root.directories += 1,
+            _ => self.root.files += 1,
+        }
+        self.root.bytes += entry.size();
+        self.builder.push(entry, &mut self.sink)
+    }
 }
 
 impl<'s> TreeWriter<'s> {
     pub(super) fn new(session: &'s Session, order: Order) -> Self {
         let (sender, results) = crossbeam_channel::unbounded();
+        let root = LaneRoot { id: ObjectId([0; 32]), files: 0, directories: 0, bytes: 0 };
+        let lanes = session.lanes.iter().map(|lane| LaneTree {
+            sink: Sink::new(lane.shared.clone()),
+            builder: TreeBuilder::new(lane.repository.keys().metadata_id),
+            root,
+        });
         Self {
             order,
-            sink: Sink::new(session.shared.clone()),
-            builder: TreeBuilder::new(session.repository.keys().metadata_id),
+            lanes: lanes.collect(),
             slots: VecDeque::new(),
             first: 0,
             waiting: 0,
@@ -71,14 +102,37 @@ impl<'s> TreeWriter<'s> {
             group_bytes: 0,
             results,
             sender,
-            root: TreeRoot { id: ObjectId([0; 32]), files: 0, directories: 0, bytes: 0 },
             session,
         }
     }
 
     /// An entry that is complete: a directory, a link, a device, inline or unchanged content.
     pub fn entry(&mut self, entry: Entry) -> Result<()> {
-        self.slots.push_back(Slot::Ready(entry));
+        self.slots.push_back(Slot::Ready(Made::Same(entry)));
+        self.advance()
+    }
+
+    /// A file that is unchanged in some lanes, which have it from before as `known` says; the others
+    /// want it read.
+    pub fn file_unless_known(
+        &mut self,
+        entry: Entry,
+        content: impl FnOnce() -> Box<dyn Content>,
+        chunking: Chunking,
+        known: Vec<Option<Entry>>,
+    ) -> Result<()> {
+        let mut read = false;
+        for (lane, known) in self.session.lanes.iter().zip(&known) {
+            match known {
+                Some(_) => lane.shared.count_unchanged(),
+                None => read |= lane.shared.is_alive(),
+            }
+        }
+        if read {
+            return self.hand_in(entry, known, content(), chunking);
+        }
+        self.session.progress.add_done(entry.size(), 1);
+        self.slots.push_back(Slot::Ready(Made::Each(known)));
         self.advance()
     }
 
@@ -89,12 +143,23 @@ impl<'s> TreeWriter<'s> {
         content: Box<dyn Content>,
         chunking: Chunking,
     ) -> Result<()> {
+        self.hand_in(entry, Vec::new(), content, chunking)
+    }
+
+    fn hand_in(
+        &mut self,
+        entry: Entry,
+        known: Known,
+        content: Box<dyn Content>,
+        chunking: Chunking,
+    ) -> Result<()> {
         let expected = entry.size();
         let ticket = self.first + self.slots.len() as u64;
         self.slots.push_back(Slot::Waiting);
         self.waiting += 1;
         let ends_group = group_ends_after(&entry);
-        let file = File { ticket, entry, content, chunking, results: self.sender.clone() };
+        let results = self.sender.clone();
+        let file = File { ticket, entry, known, content, chunking, results };
         if expected <= GROUPED {
             self.group.push(file);
             self.group_bytes += expected.max(64);
@@ -112,7 +177,14 @@ impl<'s> TreeWriter<'s> {
                     }
                     Err(unopened) => {
                         let (file, error) = *unopened;
-                        let outcome = self.session.shared.dropped(&file.entry, error)?;
+                        let lanes = self.session.lanes.iter().enumerate();
+                        let wanting = lanes
+                            .filter(|(lane, _)| file.known.get(*lane).is_none_or(Option::is_none))
+                            .map(|(_, lane)| &*lane.shared);
+                        let mut outcome = dropped(wanting, &file.entry, error)?;
+                        if file.known.iter().any(Option::is_some) {
+                            outcome = Outcome::Stored(Made::Each(file.known));
+                        }
                         // The receiver is ours.
                         let _ = file.results.send((file.ticket, outcome));
                     }
@@ -125,7 +197,7 @@ impl<'s> TreeWriter<'s> {
     }
 
     fn submit(&mut self, job: Job) -> Result<()> {
-        self.session.shared.check()?;
+        self.session.check()?;
         self.session.pool.submit(job)
     }
 
@@ -155,7 +227,7 @@ impl<'s> TreeWriter<'s> {
 
     fn receive(&mut self) -> Result<()> {
         loop {
-            self.session.shared.check()?;
+            self.session.check()?;
             let timeout = std::time::Duration::from_millis(100);
             match self.results.recv_timeout(timeout) {
                 Ok((ticket, outcome)) => {
@@ -173,7 +245,7 @@ impl<'s> TreeWriter<'s> {
         if let Some(slot) = self.slots.get_mut(at) {
             self.waiting -= 1;
             *slot = match outcome {
-                Outcome::Stored(entry) => Slot::Ready(entry),
+                Outcome::Stored(made) => Slot::Ready(made),
                 Outcome::Dropped => Slot::Dropped,
             };
         }
@@ -187,21 +259,28 @@ impl<'s> TreeWriter<'s> {
             }
             let slot = self.slots.pop_front();
             self.first += 1;
-            let Some(Slot::Ready(entry)) = slot else { continue };
+            let Some(Slot::Ready(made)) = slot else { continue };
             match self.order {
-                Order::Sorted => self.push(&entry)?,
-                Order::Any => self.sorted.push(entry),
+                Order::Sorted => self.push(&made)?,
+                Order::Any => self.sorted.push(made),
             }
         }
     }
 
-    fn push(&mut self, entry: &Entry) -> Result<()> {
-        match &entry.kind {
-            EntryKind::Directory => self.root.directories += 1,
-            _ => self.root.files += 1,
+    fn push(&mut self, made: &Made) -> Result<()> {
+        for (number, lane) in self.lanes.iter_mut().enumerate() {
+            if !lane.sink.shared.is_alive() {
+                continue;
+            }
+            // A lane whose entry is missing failed while it was made.
+            if let Some(entry) = made.of(number)
+                && let Err(error) = lane.push(entry)
+            {
+                lane.sink.shared.fail(error);
+                self.session.check()?;
+            }
         }
-        self.root.bytes += entry.size();
-        self.builder.push(entry, &mut self.sink)
+        Ok(())
     }
 
     /// Waits until all that was handed in is stored.
@@ -219,19 +298,40 @@ impl<'s> TreeWriter<'s> {
     pub fn finish(mut self) -> Result<TreeRoot> {
         self.wait()?;
         let mut entries = std::mem::take(&mut self.sorted);
-        entries.sort_by(|a, b| compare_paths(&a.path, &b.path));
-        if let Some(pair) = entries.windows(2).find(|pair| pair[0].path == pair[1].path) {
+        entries.sort_by(|a, b| match (a.any(), b.any()) {
+            (Some(a), Some(b)) => compare_paths(&a.path, &b.path),
+            (a, b) => a.is_some().cmp(&b.is_some()),
+        });
+        let twice = entries.windows(2).find_map(|pair| match pair {
+            [a, b] => a.any().zip(b.any()).filter(|(a, b)| a.path == b.path).map(|(a, _)| a),
+            _ => None,
+        });
+        if let Some(entry) = twice {
             return Err(RepoError::new(
                 RepoErrorKind::Usage,
-                format!("{} was handed in twice", pair[0].display_path()),
+                format!("{} was handed in twice", entry.display_path()),
             ));
         }
-        for entry in &entries {
-            self.push(entry)?;
+        for made in &entries {
+            self.push(made)?;
         }
-        let mut root = self.root;
-        root.id = self.builder.finish(&mut self.sink)?;
-        Ok(root)
+        let finish = |lane: LaneTree| {
+            let LaneTree { mut sink, builder, mut root } = lane;
+            if !sink.shared.is_alive() {
+                return None;
+            }
+            match builder.finish(&mut sink) {
+                Ok(id) => root.id = id,
+                Err(error) => {
+                    sink.shared.fail(error);
+                    return None;
+                }
+            }
+            Some(root)
+        };
+        let lanes = self.lanes.into_iter().map(finish).collect();
+        self.session.check()?;
+        Ok(TreeRoot { lanes })
     }
 }
 

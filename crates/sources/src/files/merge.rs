@@ -43,20 +43,24 @@ pub(super) struct Parent {
 
 impl Parent {
     pub fn new(repo: &Repository, snapshot: Option<&Snapshot>) -> Result<Self> {
-        let nothing = Self { entries: None, next: None, before: Time::default() };
-        let Some(snapshot) = snapshot else { return Ok(nothing) };
+        let Some(snapshot) = snapshot else { return Ok(Self::nothing()) };
         if Timestamp::now() < snapshot.finished {
             tracing::warn!(
                 parent = snapshot.short_id(),
                 "the clock is behind the previous backup: every file is read"
             );
-            return Ok(nothing);
+            return Ok(Self::nothing());
         }
         let before =
             Time { seconds: snapshot.time.as_second().saturating_sub(at_rest()), nanos: 0 };
         let mut parent = Self { entries: Some(repo.tree(snapshot)?.iter()), next: None, before };
         parent.advance();
         Ok(parent)
+    }
+
+    /// Without entries: every file is read.
+    pub fn nothing() -> Self {
+        Self { entries: None, next: None, before: Time::default() }
     }
 
     fn advance(&mut self) {

@@ -1,9 +1,9 @@
 //! File trees as a source.
 //!
-//! A backup is one merge of two sorted streams: the walk over what is there ([`walk`]) and the tree
-//! of the parent snapshot. A file that the parent knows with the same size, times and inode is taken
-//! over without being opened; everything else is handed to the workers of the session. Neither
-//! stream is ever in memory as a whole.
+//! A backup is one merge of sorted streams: the walk over what is there ([`walk`]) and the tree of
+//! the parent snapshot, of each repository that it goes to. A file that a parent knows with the same
+//! size, times and inode is taken over there; what any of them does not know is handed to the workers
+//! of the session, which open it once for all that want it. No stream is ever in memory as a whole.
 //!
 //! Paths are stored relative to `/`, with the directories that lead to them.
 
@@ -26,14 +26,14 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use backstay_repo::{
-    Beneath, Body, Chunking, Entry, EntryKind, FileContent as StoredContent, Order, RepoError,
-    Repository, Result, Session, Snapshot, SnapshotStats, SourceKind, TreeWriter,
+    Beneath, Body, Chunking, Content, Entry, EntryKind, FileContent as StoredContent, Order,
+    RepoError, Repository, Result, Session, Snapshot, SnapshotStats, SourceKind, TreeWriter,
 };
 use rustix::fs::{AtFlags, OFlags};
 use rustix::io::Errno;
 use serde_json::json;
 
-use crate::{BackupOptions, CheckItem, Source};
+use crate::{BackupOptions, CheckItem, Source, Target};
 use content::{Context, FileContent, FirstName};
 use exclude::Exclude;
 use merge::Parent;
@@ -68,8 +68,12 @@ impl Source for FilesSource {
         check(self)
     }
 
-    fn backup(&self, repo: &Repository, options: &BackupOptions) -> Result<Snapshot> {
-        backup(repo, self, options)
+    fn backup_to(
+        &self,
+        targets: &[Target],
+        options: &BackupOptions,
+    ) -> Result<Vec<Result<Snapshot>>> {
+        backup_to(targets, self, options)
     }
 }
 
@@ -112,7 +116,16 @@ pub fn check(source: &FilesSource) -> Vec<CheckItem> {
     items
 }
 
-/// Takes a snapshot of file trees.
+/// Takes a snapshot of file trees in one repository.
+pub fn backup(
+    repo: &Repository,
+    source: &FilesSource,
+    options: &BackupOptions,
+) -> Result<Snapshot> {
+    source.backup(repo, options)
+}
+
+/// Takes a snapshot of file trees, in one pass for all of `targets`.
 ///
 /// What cannot be read is listed in [`Snapshot::problems`]. `detail` is
 /// `{"paths": […], "exclude": […], "changed_while_read": {"count", "paths"}, "sockets_skipped"}`.
@@ -120,11 +133,11 @@ pub fn check(source: &FilesSource) -> Vec<CheckItem> {
 /// # Errors
 /// `Usage` for a wrong pattern or no paths, `Io` when none of the paths is there, `Aborted` when the
 /// progress was told to stop, and whatever the repository answers.
-pub fn backup(
-    repo: &Repository,
+pub fn backup_to(
+    targets: &[Target],
     source: &FilesSource,
     options: &BackupOptions,
-) -> Result<Snapshot> {
+) -> Result<Vec<Result<Snapshot>>> {
     if source.paths.is_empty() {
         return Err(RepoError::new(
             backstay_repo::RepoErrorKind::Usage,
@@ -133,12 +146,11 @@ pub fn backup(
         .with_hint("list what to protect, for example paths = [\"/etc\"]"));
     }
     let exclude = Exclude::new(&source.exclude)?;
-    let parent = options.parent_of(repo, &source.name, SourceKind::Files)?;
     let mut separate = HashSet::new();
     loop {
-        let pass = Pass::begin(repo, source, options, exclude.clone(), parent.clone(), &separate)?;
+        let pass = Pass::begin(targets, source, options, exclude.clone(), &separate)?;
         match pass.run()? {
-            Done::Committed(snapshot) => return Ok(*snapshot),
+            Done::Committed(snapshots) => return Ok(snapshots),
             // Names were written as links to one that was lost later. That is rare: do it again,
             // with each name of those files as a file of its own. What was stored is found again.
             Done::LostNames(files) => {
@@ -166,7 +178,8 @@ fn display(path: &[u8]) -> String {
 type FileId = (u64, u64);
 
 enum Done {
-    Committed(Box<Snapshot>),
+    /// What came of it in each repository.
+    Committed(Vec<Result<Snapshot>>),
     LostNames(HashSet<FileId>),
 }
 
@@ -185,7 +198,8 @@ struct Pass<'a> {
     options: &'a BackupOptions,
     session: Session,
     walk: Walk,
-    parent: Parent,
+    /// Of each lane of the session.
+    parents: Vec<Parent>,
     context: Arc<Context>,
     /// Files whose names are stored each by itself.
     separate: &'a HashSet<FileId>,
@@ -200,11 +214,10 @@ struct Pass<'a> {
 
 impl<'a> Pass<'a> {
     fn begin(
-        repo: &Repository,
+        targets: &[Target],
         source: &'a FilesSource,
         options: &'a BackupOptions,
         exclude: Exclude,
-        parent: Option<Snapshot>,
         separate: &'a HashSet<FileId>,
     ) -> Result<Self> {
         let root = Arc::new(Beneath::root().map_err(|error| RepoError::io("open", "/", error))?);
@@ -216,22 +229,36 @@ impl<'a> Pass<'a> {
         };
         // Before the session: a source that is not there leaves nothing in the repository.
         let walk = Walk::below(root.clone(), &source.paths, walk_options)?;
-        let session =
-            repo.begin(options.session(&source.name, SourceKind::Files, parent.clone()))?;
+        let sessions =
+            targets.iter().map(|to| to.session(&source.name, SourceKind::Files, options));
+        let session = Session::begin(sessions.collect())?;
+        let mut parents = Vec::new();
+        for lane in 0..session.lanes() {
+            let parent = match session.lane(lane) {
+                Some((repository, snapshot)) => Parent::new(repository, snapshot),
+                None => Ok(Parent::nothing()),
+            };
+            parents.push(parent.unwrap_or_else(|error| {
+                session.give_up(lane, error);
+                Parent::nothing()
+            }));
+        }
+        session.check()?;
+        let expected = targets.iter().find_map(|to| to.parent.as_ref()).map(|parent| parent.stats);
         let context = Arc::new(Context { root, names: Names::load(), notes: Mutex::default() });
         Ok(Self {
             source,
             options,
             session,
             walk,
-            parent: Parent::new(repo, parent.as_ref())?,
+            parents,
             context,
             separate,
             links: HashMap::new(),
             settled: Vec::new(),
             above: None,
             sockets: 0,
-            expected: parent.map(|parent| parent.stats),
+            expected,
         })
     }
 
@@ -245,7 +272,7 @@ impl<'a> Pass<'a> {
         let mut writer = session.tree(Order::Sorted);
         let mut state = State {
             session: &session,
-            parent: &mut self.parent,
+            parents: &mut self.parents,
             context: &self.context,
             separate: self.separate,
             links: &mut self.links,
@@ -298,14 +325,14 @@ impl<'a> Pass<'a> {
         if self.sockets > 0 {
             detail.insert("sockets_skipped", json!(self.sockets));
         }
-        Ok(Done::Committed(Box::new(session.commit(root, json!(detail))?)))
+        Ok(Done::Committed(session.commit_all(root, json!(detail))))
     }
 }
 
 /// What is needed to make an entry of what the walk found.
 struct State<'p> {
     session: &'p Session,
-    parent: &'p mut Parent,
+    parents: &'p mut [Parent],
     context: &'p Arc<Context>,
     separate: &'p HashSet<FileId>,
     links: &'p mut HashMap<FileId, Linked>,
@@ -347,10 +374,11 @@ impl State<'_> {
             let meta = stat.metadata(&self.context.names, Vec::new());
             return writer.entry(Entry { path, meta, kind: EntryKind::Hardlink { to } });
         }
-        let before = self.parent.at(&path);
+        let before = self.parents.iter_mut().filter_map(|parent| parent.at(&path));
         let reused = before
             .filter(|before| merge::is_unchanged_inode(before, &stat, &kind))
-            .map(|before| before.meta.xattrs.clone());
+            .map(|before| before.meta.xattrs.clone())
+            .next();
         let xattrs = xattrs.or(reused).unwrap_or_else(|| self.xattrs(&path));
         let meta = stat.metadata(&self.context.names, xattrs);
         progress.add_done(0, 1);
@@ -358,16 +386,20 @@ impl State<'_> {
     }
 
     fn file(&mut self, writer: &mut TreeWriter<'_>, path: Vec<u8>, stat: Stat) -> Result<()> {
-        let mut unchanged = self.parent.unchanged(&path, &stat);
-        if let Some(EntryKind::File(content)) = unchanged.as_ref().map(|before| &before.kind)
-            && !self.session.can_reuse(content)?
-        {
-            unchanged = None;
+        let mut known: Vec<Option<Entry>> = Vec::with_capacity(self.parents.len());
+        for (lane, parent) in self.parents.iter_mut().enumerate() {
+            let unchanged = parent.unchanged(&path, &stat).filter(|before| {
+                let EntryKind::File(content) = &before.kind else { return false };
+                self.session.can_reuse(lane, content)
+            });
+            known.push(unchanged);
         }
+        // A lane that has failed wants nothing.
+        let alive = |lane: usize| self.session.is_alive(lane);
+        let stored = known.iter().enumerate().all(|(n, known)| known.is_some() || !alive(n));
         let linked = stat.links > 1 && !self.separate.contains(&(stat.device, stat.inode));
         let mut first = None;
         if linked {
-            let stored = unchanged.is_some();
             let make = || if stored { FirstName::stored() } else { FirstName::default() };
             if let Some(to) = self.known(&path, &stat, make) {
                 self.session.progress().add_done(0, 1);
@@ -376,21 +408,20 @@ impl State<'_> {
             }
             first = self.first_name(&stat);
         }
-        if let Some(before) = unchanged {
+        for before in known.iter_mut().flatten() {
             // The content and the attributes are those of before; names of owners are looked up
             // anew, since no time tells when those change.
             let mut meta = stat.metadata(&self.context.names, Vec::new());
-            meta.xattrs = before.meta.xattrs;
-            self.session.unchanged();
-            self.session.progress().add_done(stat.size, 1);
-            return writer.entry(Entry { path, meta, kind: before.kind });
+            meta.xattrs = std::mem::take(&mut before.meta.xattrs);
+            before.meta = meta;
         }
         let meta = stat.metadata(&self.context.names, Vec::new());
         // The size that is expected; what is read decides.
         let content = StoredContent { size: stat.size, body: Body::Extents(Vec::new()) };
-        let file = FileContent::new(self.context.clone(), path.clone(), stat, first);
+        let (context, at) = (self.context.clone(), path.clone());
         let entry = Entry { path, meta, kind: EntryKind::File(content) };
-        writer.file(entry, Box::new(file), Chunking::ContentDefined)
+        let open = || -> Box<dyn Content> { Box::new(FileContent::new(context, at, stat, first)) };
+        writer.file_unless_known(entry, open, Chunking::ContentDefined, known)
     }
 
     /// The first name of a file that was met under another one. Otherwise this becomes the first.

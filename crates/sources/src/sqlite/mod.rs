@@ -22,12 +22,12 @@ use std::time::Duration;
 use backstay_repo::{
     Body, Chunking, Content, ContentError, Entry, EntryKind, FileContent, Order, Placement,
     Progress, Reader, RepoError, RepoErrorKind, Repository, RestoreOptions, RestoreReport, Result,
-    Snapshot, SourceKind,
+    Session, Snapshot, SourceKind,
 };
 use serde_json::json;
 
 use crate::files::metadata::{FileType, Names, Stat, xattrs_at};
-use crate::{BackupOptions, CheckItem, Source};
+use crate::{BackupOptions, CheckItem, Source, Target};
 pub use copy::Integrity;
 use copy::{Copy, Workspace};
 
@@ -88,8 +88,12 @@ impl Source for SqliteSource {
         check(self)
     }
 
-    fn backup(&self, repo: &Repository, options: &BackupOptions) -> Result<Snapshot> {
-        backup(repo, self, options)
+    fn backup_to(
+        &self,
+        targets: &[Target],
+        options: &BackupOptions,
+    ) -> Result<Vec<Result<Snapshot>>> {
+        backup_to(targets, self, options)
     }
 }
 
@@ -117,7 +121,16 @@ pub fn check(source: &SqliteSource) -> Vec<CheckItem> {
     items
 }
 
-/// Takes a snapshot of a database.
+/// Takes a snapshot of a database in one repository.
+pub fn backup(
+    repo: &Repository,
+    source: &SqliteSource,
+    options: &BackupOptions,
+) -> Result<Snapshot> {
+    source.backup(repo, options)
+}
+
+/// Takes a snapshot of a database, in one pass for all of `targets`.
 ///
 /// `detail` is `{"path", "journal_mode", "page_size", "pages", "restarts", "integrity": "ok",
 /// "foreign_key_violations", "sqlite"}`.
@@ -126,15 +139,14 @@ pub fn check(source: &SqliteSource) -> Vec<CheckItem> {
 /// `Busy` when another process keeps the database locked, `Io` when it is no database, damaged, or
 /// cannot be read or copied, `Usage` when the path is no file, `Aborted` when the progress was told
 /// to stop.
-pub fn backup(
-    repo: &Repository,
+pub fn backup_to(
+    targets: &[Target],
     source: &SqliteSource,
     options: &BackupOptions,
-) -> Result<Snapshot> {
+) -> Result<Vec<Result<Snapshot>>> {
     let progress = &options.progress;
     progress.check()?;
     let (path, stat) = source.located()?;
-    let parent = options.parent_of(repo, &source.name, SourceKind::Sqlite)?;
     let needed = copy::needed(&path)?;
     let workspace = Workspace::create(&source.folder())?;
     copy::check_space(&source.folder(), needed)?;
@@ -150,7 +162,8 @@ pub fn backup(
     }
 
     progress.set_phase("storing the copy");
-    let session = repo.begin(options.session(&source.name, SourceKind::Sqlite, parent))?;
+    let sessions = targets.iter().map(|to| to.session(&source.name, SourceKind::Sqlite, options));
+    let session = Session::begin(sessions.collect())?;
     let xattrs = c_path(&path).and_then(|path| xattrs_at(&path)).unwrap_or_else(|error| {
         let what = format!("its extended attributes could not be read: {error}");
         session.problem(&path.display().to_string(), what);
@@ -178,7 +191,7 @@ pub fn backup(
         "foreign_key_violations": integrity.foreign_key_violations,
         "sqlite": rusqlite::version(),
     });
-    session.commit(root, detail)
+    Ok(session.commit_all(root, detail))
 }
 
 /// Restores the database file into `options.target` and checks it. It has its name only when it is
@@ -200,7 +213,8 @@ pub fn restore(
         )
         .with_hint("leave it out: the database is one file, and is replaced as a whole"));
     }
-    let mut entries = repo.tree(snapshot)?.iter();
+    let tree = repo.tree(snapshot)?.falling_over(options.fallback.clone());
+    let mut entries = tree.iter();
     let Some(entry) = entries.next().transpose()? else {
         return Err(RepoError::damaged(snapshot.short_id(), "it holds no database"));
     };

@@ -16,6 +16,7 @@ use backstay_ops::{Context, Error, secret};
 use backstay_repo::{KeySlot, Repository, Secret};
 use clap::{Args, Subcommand};
 
+use super::rotate;
 use crate::app::{App, Outcome, Result};
 use crate::ask;
 
@@ -27,6 +28,7 @@ pub enum KeyCommand {
     List,
     Remove(slots::RemoveArgs),
     Passwd(slots::PasswdArgs),
+    Rotate(rotate::RotateArgs),
     Escrow(escrow::EscrowArgs),
     Recover(escrow::RecoverArgs),
     Sheet(sheet::SheetArgs),
@@ -51,6 +53,7 @@ pub fn run(command: &KeyCommand, app: &App) -> Result<Outcome> {
         KeyCommand::List => slots::list(&it),
         KeyCommand::Remove(args) => slots::remove(args, &it),
         KeyCommand::Passwd(args) => slots::passwd(args, &it),
+        KeyCommand::Rotate(args) => rotate::run(args, app, context, config, &repository),
         KeyCommand::Escrow(args) => escrow::escrow(args, &it),
         KeyCommand::Sheet(args) => sheet::run(args, &it),
         KeyCommand::Log(args) => log::run(args, &it),

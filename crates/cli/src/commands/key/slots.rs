@@ -11,6 +11,7 @@ use serde_json::json;
 use super::{At, NewKey, named, slot_of};
 use crate::app::{Outcome, Result};
 use crate::ask;
+use crate::commands::hosts;
 use crate::output::Style;
 use crate::table::{Cell, Table};
 
@@ -38,6 +39,14 @@ pub struct AddArgs {
     /// A key in the transit engine of HashiCorp Vault or OpenBao
     #[arg(long, value_name = "KEY", group = "new")]
     vault: Option<String>,
+
+    /// Make the key of a host that adds backups in its own name, and reads or removes none
+    #[arg(
+        long,
+        requires = "new_key_file",
+        conflicts_with_all = ["new_passphrase_file", "recipient", "aws_kms", "vault"]
+    )]
+    write_only: bool,
 
     /// What it is for, in words
     #[arg(long, default_value = "")]
@@ -149,6 +158,9 @@ pub(super) fn add(args: &AddArgs, it: &At<'_>) -> Result<Outcome> {
     let plain = |address: &Option<String>| {
         it.config.keys.allow_http && address.as_ref().is_some_and(|a| a.starts_with("http://"))
     };
+    if let (true, Some(path)) = (args.write_only, &args.new_key_file) {
+        return hosts::add(path, &args.label, it.app, it.config, it.repository);
+    }
     let mut allow_http = false;
     let secret = if let Some(recipient) = &args.recipient {
         Secret::Recipient(Recipient::parse(recipient)?)
@@ -191,8 +203,15 @@ pub(super) fn add(args: &AddArgs, it: &At<'_>) -> Result<Outcome> {
 
 pub(super) fn list(it: &At<'_>) -> Result<Outcome> {
     let slots = it.repository.key_slots()?;
+    let hosts = it.repository.hosts()?;
+    let epoch = it.repository.epoch();
     let output = &it.app.output;
-    output.document(&json!({ "repository": it.config.name, "keys": slots }))?;
+    output.document(&json!({
+        "repository": it.config.name,
+        "epoch": epoch,
+        "keys": slots,
+        "hosts": hosts,
+    }))?;
     let mut table = Table::new(&["ID", "KIND", "CREATED", "LABEL"]);
     let detailed = slots.iter().any(|slot| slot.detail.is_some());
     if detailed {
@@ -201,7 +220,11 @@ pub(super) fn list(it: &At<'_>) -> Result<Outcome> {
     for slot in &slots {
         let mut cells = vec![
             Cell::new(slot.id.clone(), Style::Cyan),
-            named(slot).into(),
+            match slot.epoch == epoch {
+                true => named(slot),
+                false => format!("{}, left behind", named(slot)),
+            }
+            .into(),
             moment::local(slot.created, &it.app.zone()).into(),
             slot.label.clone().into(),
         ];
@@ -210,11 +233,23 @@ pub(super) fn list(it: &At<'_>) -> Result<Outcome> {
         }
         table.row(cells);
     }
+    for host in &hosts {
+        let mut cells = vec![
+            Cell::new(host.id.clone(), Style::Cyan),
+            if host.removed { "write-only, removed" } else { "write-only" }.into(),
+            moment::local(host.created, &it.app.zone()).into(),
+            host.label.clone().into(),
+        ];
+        if detailed {
+            cells.push(String::new().into());
+        }
+        table.row(cells);
+    }
     output.answer(table.render(output.paint))?;
     Ok(Outcome::Done)
 }
 
-/// Let a key no longer open a repository
+/// Let a key no longer open a repository, or a host no longer write
 #[derive(Debug, Args)]
 pub struct RemoveArgs {
     /// The id that `backstay key list` shows, or the beginning of it
@@ -222,6 +257,11 @@ pub struct RemoveArgs {
 }
 
 pub(super) fn remove(args: &RemoveArgs, it: &At<'_>) -> Result<Outcome> {
+    if !args.id.is_empty()
+        && let Some(host) = hosts::find(&args.id, it.repository)?
+    {
+        return hosts::remove(&host, it.app, it.config, it.repository);
+    }
     let slot = slot_of(it.repository, &args.id)?;
     it.repository.remove_key(&slot.id)?;
     let output = &it.app.output;
@@ -244,7 +284,9 @@ pub(super) fn remove(args: &RemoveArgs, it: &At<'_>) -> Result<Outcome> {
 
 /// Says when nothing but age identities and shares opens a repository any more.
 fn warn_of_emergencies_alone(it: &At<'_>) -> Result<()> {
-    let slots = it.repository.key_slots()?;
+    let epoch = it.repository.epoch();
+    let mut slots = it.repository.key_slots()?;
+    slots.retain(|slot| slot.epoch == epoch);
     if slots.iter().all(|slot| slot.kind.is_for_emergencies()) {
         it.app.output.warn(
             "only keys for emergencies open this repository now",

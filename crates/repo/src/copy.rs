@@ -1,0 +1,451 @@
+//! Copies of snapshots in another repository, made without the source.
+//!
+//! A copy is a backup whose source is a repository: entries come from its tree, content from its
+//! chunks, each of which is opened and so checked. The content is cut anew: boundaries and ids follow
+//! from the keys of a repository, and a copy that kept those of the other one would have nothing in
+//! common with what is backed up there later. What a file's chunks tell to be unchanged since an
+//! earlier snapshot that both repositories have is taken over unread.
+//!
+//! What was sent is listed in the index as the copy goes on, so that one that is interrupted is done
+//! again without sending it twice.
+
+use std::collections::VecDeque;
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+
+use backstay_store::failpoint;
+
+use crate::entry::{Body, Entry, EntryKind, Extent, FileContent, compare_paths};
+use crate::tree::{Tree, TreeIter, slice};
+use crate::{
+    Chunking, Compression, Content, ContentError, Kind, ObjectId, Order, Progress, Reader,
+    RepoError, RepoErrorKind, Repository, Result, Session, SessionOptions, Snapshot,
+};
+
+/// Packs after which what has been sent is listed: 512 MiB.
+const LISTED_EVERY: usize = 16;
+/// Opened chunks that are kept: small files share one. Bytes.
+const KEPT: usize = 16 << 20;
+/// Files of an archive that are copied at once.
+const AT_ONCE: usize = 4;
+
+/// How to copy.
+#[derive(Debug, Clone, Default)]
+pub struct CopyOptions {
+    /// 0: one for each core.
+    pub workers: usize,
+    pub compression: Compression,
+    pub progress: Arc<Progress>,
+    /// What has been sent is listed each time that it is so many packs. 0: 512 MiB.
+    pub list_every: usize,
+}
+
+/// What a snapshot is a copy of.
+#[derive(Debug, Clone)]
+pub struct Original {
+    /// The id of the repository that it is in.
+    pub repository: String,
+    pub snapshot: Snapshot,
+}
+
+/// What came of a copy.
+#[derive(Debug, Clone)]
+pub enum Copied {
+    New(Box<Snapshot>),
+    /// The moment was there already: as a copy, or because one pass wrote it to both.
+    There(Box<Snapshot>),
+}
+
+impl Original {
+    /// Gives a copy what it has in common with its original.
+    pub(crate) fn describe(&self, copy: &mut Snapshot) {
+        let it = &self.snapshot;
+        copy.time = it.time;
+        copy.finished = it.finished;
+        copy.host.clone_from(&it.host);
+        copy.version.clone_from(&it.version);
+        copy.type_ = it.type_;
+        copy.detail.clone_from(&it.detail);
+        copy.problems.clone_from(&it.problems);
+        copy.group = Some(it.moment().to_owned());
+        copy.origin =
+            Some(crate::Origin { repository: self.repository.clone(), snapshot: it.id.clone() });
+    }
+}
+
+/// Copies a snapshot of `from` to `to`. Everything that it needs is durable there when this returns.
+///
+/// # Errors
+/// `Damaged` when an object of `from` cannot be used: a copy is whole or does not exist.
+pub fn copy(
+    from: &Repository,
+    snapshot: &Snapshot,
+    to: &Repository,
+    options: &CopyOptions,
+) -> Result<Copied> {
+    if from.id() == to.id() {
+        return Err(RepoError::new(
+            RepoErrorKind::Usage,
+            format!("{} and {} are one repository", from.store().url(), to.store().url()),
+        )
+        .with_hint("name two different ones"));
+    }
+    let there = to.snapshots()?;
+    if let Some(same) = there.iter().find(|one| is_same(one, snapshot)) {
+        return Ok(Copied::There(Box::new(same.clone())));
+    }
+    let progress = &options.progress;
+    progress.set_phase("copying");
+    progress.add_total(snapshot.stats.bytes, snapshot.stats.files + snapshot.stats.directories);
+    let original = Original { repository: from.id(), snapshot: snapshot.clone() };
+    let workers = match options.workers {
+        // Most of the time they wait for the network.
+        0 if from.store().is_remote() => crate::session::workers(0) * 4,
+        workers => workers,
+    };
+    let session = Session::begin(vec![(
+        to.clone(),
+        SessionOptions {
+            workers,
+            compression: options.compression,
+            tags: snapshot.tags.clone(),
+            progress: progress.clone(),
+            copy_of: Some(Box::new(original)),
+            ..SessionOptions::new(&snapshot.source, snapshot.kind, snapshot.type_)
+        },
+    )])?;
+    let chunks = Arc::new(Chunks::new(from));
+    let copied = copy_through(from, snapshot, to, &there, options, session, &chunks);
+    // What the session was told of it is only its text.
+    copied.map_err(|error| chunks.failure().unwrap_or(error))
+}
+
+fn copy_through(
+    from: &Repository,
+    snapshot: &Snapshot,
+    to: &Repository,
+    there: &[Snapshot],
+    options: &CopyOptions,
+    session: Session,
+    chunks: &Arc<Chunks>,
+) -> Result<Copied> {
+    let progress = &options.progress;
+    let list_every = if options.list_every == 0 { LISTED_EVERY } else { options.list_every };
+    let tree = from.tree(snapshot)?;
+    let mut base = Base::find(from, snapshot, to, there)?;
+    let mut writer = session.tree(Order::Sorted);
+    for entry in tree.iter() {
+        progress.check()?;
+        let entry = entry?;
+        let EntryKind::File(content) = &entry.kind else {
+            progress.add_done(0, 1);
+            writer.entry(entry)?;
+            continue;
+        };
+        let known = base.as_mut().and_then(|base| base.unchanged(&entry));
+        let known = known.filter(|known| match &known.kind {
+            EntryKind::File(content) => session.can_reuse(0, content),
+            _ => false,
+        });
+        let chunking = chunking(&tree, content)?;
+        let stored =
+            Stored { tree: tree.clone(), chunks: chunks.clone(), content: content.clone() };
+        writer.file_unless_known(entry, || Box::new(stored), chunking, vec![known])?;
+        if session.list_sent(list_every)? {
+            failpoint::hit("copy-listed");
+        }
+    }
+    let root = writer.finish()?;
+    failpoint::hit("copy-read");
+    session.commit(root, serde_json::Value::Null).map(|made| Copied::New(Box::new(made)))
+}
+
+fn is_same(one: &Snapshot, other: &Snapshot) -> bool {
+    one.source == other.source && one.kind == other.kind && one.moment() == other.moment()
+}
+
+/// Files that were written page by page stay cut in cells.
+fn chunking(tree: &Tree, content: &FileContent) -> Result<Chunking> {
+    let Body::Leaves(leaves) = &content.body else { return Ok(Chunking::ContentDefined) };
+    let first = leaves.first().map(|leaf| tree.leaf(&leaf.id)).transpose()?;
+    Ok(if first.is_some_and(|leaf| !leaf.cells.is_empty()) {
+        Chunking::Grid
+    } else {
+        Chunking::ContentDefined
+    })
+}
+
+/// An earlier snapshot that both repositories have: where its file has the same chunks here, the copy
+/// has its content there.
+struct Base {
+    here: Walk,
+    there: Walk,
+}
+
+impl Base {
+    fn find(
+        from: &Repository,
+        snapshot: &Snapshot,
+        to: &Repository,
+        there: &[Snapshot],
+    ) -> Result<Option<Self>> {
+        let here = from.snapshots()?;
+        let of_source =
+            |one: &&Snapshot| one.source == snapshot.source && one.kind == snapshot.kind;
+        let pairs = here.iter().filter(of_source).filter_map(|one| {
+            there.iter().find(|other| is_same(one, other)).map(|other| (one, other))
+        });
+        // The nearest in time has most in common.
+        let apart = |one: &Snapshot| (one.time.duration_since(snapshot.time)).abs();
+        let Some((one, other)) = pairs.min_by_key(|(one, _)| apart(one)) else { return Ok(None) };
+        let (here, there) = (from.tree(one)?.iter(), to.tree(other)?.iter());
+        Ok(Some(Self { here: Walk::new(here), there: Walk::new(there) }))
+    }
+
+    /// The file as the other repository has it, with the metadata that it has here.
+    fn unchanged(&mut self, entry: &Entry) -> Option<Entry> {
+        // Both must be passed by, whatever comes of it.
+        let there = self.there.at(&entry.path);
+        let here = self.here.at(&entry.path)?;
+        let there = there.filter(|there| there.size() == entry.size())?;
+        let same = here.kind == entry.kind && matches!(there.kind, EntryKind::File(_));
+        same.then(|| Entry { path: entry.path.clone(), meta: entry.meta.clone(), kind: there.kind })
+    }
+}
+
+/// The entries of a tree, asked for in order. One that cannot be read only saves no work.
+struct Walk {
+    entries: Option<TreeIter>,
+    next: Option<Entry>,
+}
+
+impl Walk {
+    fn new(entries: TreeIter) -> Self {
+        let mut it = Self { entries: Some(entries), next: None };
+        it.advance();
+        it
+    }
+
+    fn advance(&mut self) {
+        self.next = self.entries.as_mut().and_then(|entries| entries.next()?.ok());
+        if self.next.is_none() {
+            self.entries = None;
+        }
+    }
+
+    fn at(&mut self, path: &[u8]) -> Option<Entry> {
+        while let Some(next) = &self.next {
+            match compare_paths(&next.path, path) {
+                std::cmp::Ordering::Less => self.advance(),
+                std::cmp::Ordering::Equal => return self.next.clone(),
+                std::cmp::Ordering::Greater => return None,
+            }
+        }
+        None
+    }
+}
+
+/// Opened chunks of the repository that is copied from.
+struct Chunks {
+    repository: Repository,
+    kept: Mutex<VecDeque<(ObjectId, Arc<Vec<u8>>)>>,
+    failed: Mutex<Option<RepoError>>,
+}
+
+impl Chunks {
+    fn new(repository: &Repository) -> Self {
+        Self { repository: repository.clone(), kept: Mutex::default(), failed: Mutex::default() }
+    }
+
+    /// Remembers why something could not be read.
+    fn note(&self, error: RepoError) -> String {
+        let text = error.to_string();
+        self.failed.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(error);
+        text
+    }
+
+    fn failure(&self) -> Option<RepoError> {
+        self.failed.lock().unwrap_or_else(|e| e.into_inner()).take()
+    }
+
+    fn get(&self, id: &ObjectId) -> Result<Arc<Vec<u8>>> {
+        let kept = || self.kept.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some((_, chunk)) = kept().iter().find(|(other, _)| other == id) {
+            return Ok(chunk.clone());
+        }
+        let chunk = Arc::new(self.repository.read_chunk(Kind::Data, id)?);
+        let mut kept = kept();
+        kept.push_back((*id, chunk.clone()));
+        let mut bytes: usize = kept.iter().map(|(_, chunk)| chunk.len()).sum();
+        while bytes > KEPT
+            && let Some((_, oldest)) = kept.pop_front()
+        {
+            bytes -= oldest.len();
+        }
+        Ok(chunk)
+    }
+}
+
+/// The content of a file in the repository that is copied from.
+struct Stored {
+    tree: Tree,
+    chunks: Arc<Chunks>,
+    content: FileContent,
+}
+
+impl Content for Stored {
+    fn open(self: Box<Self>) -> Result<Box<dyn Reader>, ContentError> {
+        // A copy without it would pass for the original.
+        let fatal = |error: RepoError| ContentError::Fatal(self.chunks.note(error));
+        let extents = self.tree.extents(&self.content).map_err(fatal)?;
+        Ok(Box::new(Opened { extents, chunks: self.chunks, content: self.content }))
+    }
+}
+
+struct Opened {
+    extents: Vec<Extent>,
+    chunks: Arc<Chunks>,
+    content: FileContent,
+}
+
+impl Opened {
+    fn fill(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        if let Body::Inline(bytes) = &self.content.body {
+            let from = usize::try_from(offset).unwrap_or(usize::MAX);
+            for (to, byte) in buffer.iter_mut().zip(bytes.get(from..).unwrap_or_default()) {
+                *to = *byte;
+            }
+            return Ok(());
+        }
+        let end = offset + buffer.len() as u64;
+        // What no extent covers is a hole.
+        buffer.fill(0);
+        let first = self.extents.partition_point(|e| e.offset + u64::from(e.length) <= offset);
+        for extent in self.extents.get(first..).unwrap_or_default() {
+            if extent.offset >= end {
+                break;
+            }
+            let chunk = self.chunks.get(&extent.chunk)?;
+            let bytes = slice("the snapshot that is copied", &chunk, extent)?;
+            let from = extent.offset.max(offset);
+            let to = (extent.offset + bytes.len() as u64).min(end);
+            let part = bytes.get((from - extent.offset) as usize..(to - extent.offset) as usize);
+            let into = buffer.get_mut((from - offset) as usize..(to - offset) as usize);
+            if let (Some(part), Some(into)) = (part, into) {
+                into.copy_from_slice(part);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Reader for Opened {
+    fn size(&self) -> u64 {
+        self.content.size
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.content.size.saturating_sub(offset).min(buffer.len() as u64) as usize;
+        let Some(buffer) = buffer.get_mut(..length) else { return Ok(0) };
+        self.fill(offset, buffer)
+            .map_err(|error| io::Error::other(Unusable(self.chunks.note(error))))?;
+        Ok(length)
+    }
+
+    fn data_ranges(&self) -> Vec<Range<u64>> {
+        let dense = matches!(self.content.body, Body::Inline(_))
+            || self.extents.iter().map(|e| u64::from(e.length)).sum::<u64>() == self.content.size;
+        if dense {
+            return std::iter::once(0..u64::MAX).collect();
+        }
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        for extent in &self.extents {
+            let end = extent.offset + u64::from(extent.length);
+            match ranges.last_mut() {
+                Some(last) if last.end == extent.offset => last.end = end,
+                _ => ranges.push(extent.offset..end),
+            }
+        }
+        ranges
+    }
+
+    fn finish(&self, _entry: &mut Entry, bytes_read: u64) -> Result<(), ContentError> {
+        if bytes_read == self.content.size {
+            return Ok(());
+        }
+        Err(ContentError::Fatal(format!(
+            "{bytes_read} bytes of it were read, and it has {}",
+            self.content.size
+        )))
+    }
+}
+
+/// An error of the repository on its way through a reader.
+#[derive(Debug)]
+pub(crate) struct Unusable(String);
+
+impl std::fmt::Display for Unusable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Unusable {}
+
+/// What came of copying an archive.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct ArchiveCopied {
+    /// Files that were not there.
+    pub files: u64,
+    /// What they take there. Bytes.
+    pub bytes: u64,
+    /// Files that were there already.
+    pub there: u64,
+}
+
+/// Copies what the archive of a cluster has in `from` and not in `to`, oldest first. Each file is
+/// opened, and so checked, on its way.
+pub fn copy_archive(
+    from: &Repository,
+    to: &Repository,
+    system_id: u64,
+    options: &CopyOptions,
+) -> Result<ArchiveCopied> {
+    let source = from.archive(system_id);
+    let target = to.archive(system_id).with_compression(options.compression);
+    let there: std::collections::HashSet<String> =
+        target.list(None)?.into_iter().map(|file| file.name).collect();
+    let (known, missing): (Vec<_>, Vec<_>) =
+        source.list(None)?.into_iter().partition(|file| there.contains(&file.name));
+    let progress = &options.progress;
+    progress.set_phase("copying the archive");
+    progress.add_total(missing.iter().map(|file| file.stored).sum(), missing.len() as u64);
+    let next = AtomicUsize::new(0);
+    let (files, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
+    let work = || -> Result<()> {
+        while let Some(file) = missing.get(next.fetch_add(1, Relaxed)) {
+            progress.check()?;
+            // Removed since it was listed, it is no more missing there than here.
+            let Some(content) = source.fetch(&file.name)? else { continue };
+            if let crate::Pushed::New { stored } = target.push(&file.name, &content)? {
+                files.fetch_add(1, Relaxed);
+                bytes.fetch_add(stored, Relaxed);
+                progress.add_stored(stored);
+            }
+            progress.add_done(file.stored, 1);
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..AT_ONCE.min(missing.len())).map(|_| scope.spawn(work)).collect();
+        let panicked = || RepoError::new(RepoErrorKind::Io, "a thread that copied panicked");
+        threads.into_iter().try_for_each(|t| t.join().unwrap_or_else(|_| Err(panicked())))
+    })?;
+    Ok(ArchiveCopied {
+        files: files.into_inner(),
+        bytes: bytes.into_inner(),
+        there: known.len() as u64,
+    })
+}

@@ -1,0 +1,597 @@
+//! What a worker does with the content of files.
+//!
+//! What is read goes to every lane that wants it. Each has its own boundaries and ids; where two
+//! have the same piece all the same (cells, groups, files of one chunk), it is compressed once.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+
+use crossbeam_channel::{Receiver, Sender};
+
+use super::content::{
+    CELL, Chunking, ContentError, Contents, File, GROUP, GROUPED, Job, Known, LargeFile, Made,
+    Outcome, REGION, Reader, dropped,
+};
+use super::lanes::LaneSet;
+use super::sink::{Encoded, Shared, Sink};
+use crate::chunker::MAX;
+use crate::entry::{Body, Entry, EntryKind, Extent, FileContent, INLINE_LIMIT, LeafRef};
+use crate::tree::{ChunkSink, ExtentLeaf, PageHashes, encode_leaf};
+use crate::{Kind, Progress, RepoError, RepoErrorKind, Result};
+
+/// Extents that an entry carries itself.
+const EXTENTS_IN_ENTRY: usize = 64;
+/// Page hashes that a leaf carries itself. Bytes.
+const PAGES_IN_LEAF: usize = 4096;
+
+/// Opens a grid that is larger than one region and makes its jobs.
+pub(super) fn large_file(file: File) -> Result<Vec<Job>, Box<(Unopened, ContentError)>> {
+    let File { ticket, entry, known, content, results, .. } = file;
+    let reader = match content.open() {
+        Ok(reader) => reader,
+        Err(error) => return Err(Box::new((Unopened { ticket, entry, known, results }, error))),
+    };
+    let regions = reader.size().div_ceil(REGION).max(1) as usize;
+    let large = Arc::new(LargeFile {
+        ticket,
+        entry: Mutex::new(Some(entry)),
+        known,
+        reader,
+        leaves: Mutex::new(vec![Vec::new(); regions]),
+        left: AtomicUsize::new(regions),
+        failed: Mutex::default(),
+        results,
+    });
+    Ok((0..regions).map(|number| Job::Region(large.clone(), number)).collect())
+}
+
+/// A file whose content is gone.
+pub(super) struct Unopened {
+    pub ticket: u64,
+    pub entry: Entry,
+    pub known: Known,
+    pub results: Sender<(u64, Outcome)>,
+}
+
+pub(super) struct Worker {
+    /// Of each lane.
+    sinks: Vec<Sink>,
+    progress: Arc<Progress>,
+    buffer: Vec<u8>,
+    encoded: Encoded,
+}
+
+/// How far one lane has cut what is in the buffer.
+struct Cut {
+    lane: usize,
+    from: usize,
+    extents: Vec<Extent>,
+}
+
+/// Fails all lanes when the thread that holds it panics, so that nobody waits for it for ever.
+struct FailOnPanic(Vec<Arc<Shared>>);
+
+impl Drop for FailOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for lane in &self.0 {
+                lane.fail(RepoError::new(RepoErrorKind::Io, "a thread of the backup panicked"));
+            }
+        }
+    }
+}
+
+impl Worker {
+    pub fn new(lanes: &[Arc<Shared>], progress: &Arc<Progress>) -> Self {
+        Self {
+            sinks: lanes.iter().map(|lane| Sink::new(lane.clone())).collect(),
+            progress: progress.clone(),
+            buffer: Vec::new(),
+            encoded: Encoded::default(),
+        }
+    }
+
+    pub fn run(mut self, jobs: &Receiver<Job>) {
+        let _guard = FailOnPanic(self.sinks.iter().map(|sink| sink.shared.clone()).collect());
+        for job in jobs {
+            // After a failure the queue is emptied, so that nobody waits for ever.
+            if self.progress.is_cancelled() || !self.sinks.iter().any(|s| s.shared.is_alive()) {
+                continue;
+            }
+            self.encoded.clear();
+            let done = match job {
+                Job::One(file) => self.one(*file),
+                Job::Group(files) => self.group(files),
+                Job::Region(file, number) => self.region(&file, number),
+            };
+            if let Err(error) = done {
+                self.sinks.iter().for_each(|sink| sink.shared.fail(error.repeat()));
+            }
+        }
+    }
+
+    /// The lanes that go on and do not have a file from before.
+    fn wanting(&self, known: &Known) -> LaneSet {
+        let mut wanting = LaneSet::NONE;
+        for (lane, sink) in self.sinks.iter().enumerate() {
+            if sink.shared.is_alive() && known.get(lane).is_none_or(Option::is_none) {
+                wanting.add(lane);
+            }
+        }
+        wanting
+    }
+
+    /// Those of `lanes` that still go on.
+    fn alive(&mut self, lanes: LaneSet) -> impl Iterator<Item = (usize, &mut Sink)> {
+        let sinks = self.sinks.iter_mut().enumerate();
+        sinks.filter(move |(lane, sink)| lanes.has(*lane) && sink.shared.is_alive())
+    }
+
+    fn count_read(&self, lanes: LaneSet, bytes: usize) {
+        for (lane, sink) in self.sinks.iter().enumerate() {
+            if lanes.has(lane) {
+                sink.shared.count_read(bytes as u64);
+            }
+        }
+        self.progress.add_done(bytes as u64, 0);
+    }
+
+    /// Hands back an entry, or says why there is none.
+    fn deliver(
+        &self,
+        ticket: u64,
+        mut entry: Entry,
+        mut known: Known,
+        results: &Sender<(u64, Outcome)>,
+        contents: Result<Contents, ContentError>,
+    ) -> Result<()> {
+        let outcome = match contents {
+            Ok(mut contents) => {
+                self.progress.add_done(0, 1);
+                if let [content] = contents.as_mut_slice() {
+                    content.take().map_or(Outcome::Dropped, |content| {
+                        entry.kind = EntryKind::File(content);
+                        Outcome::Stored(Made::Same(entry))
+                    })
+                } else {
+                    known.resize(contents.len(), None);
+                    for (slot, content) in known.iter_mut().zip(contents) {
+                        if let Some(content) = content {
+                            let kind = EntryKind::File(content);
+                            let (path, meta) = (entry.path.clone(), entry.meta.clone());
+                            *slot = Some(Entry { path, meta, kind });
+                        }
+                    }
+                    Outcome::Stored(Made::Each(known))
+                }
+            }
+            Err(error) => {
+                let wanting = self.wanting(&known);
+                let lanes = self.sinks.iter().enumerate().filter(|(lane, _)| wanting.has(*lane));
+                let outcome = dropped(lanes.map(|(_, sink)| &*sink.shared), &entry, error)?;
+                if known.iter().any(Option::is_some) {
+                    Outcome::Stored(Made::Each(known))
+                } else {
+                    outcome
+                }
+            }
+        };
+        // Nobody waits for it only when the session is being given up.
+        let _ = results.send((ticket, outcome));
+        Ok(())
+    }
+
+    fn one(&mut self, file: File) -> Result<()> {
+        let File { ticket, mut entry, known, content, chunking, results } = file;
+        let wanting = self.wanting(&known);
+        let stored = match content.open() {
+            Ok(reader) => self.whole(reader.as_ref(), chunking, &mut entry, wanting),
+            Err(error) => Err(error),
+        };
+        self.deliver(ticket, entry, known, &results, stored)
+    }
+
+    /// Stores a file of any size.
+    fn whole(
+        &mut self,
+        reader: &dyn Reader,
+        chunking: Chunking,
+        entry: &mut Entry,
+        wanting: LaneSet,
+    ) -> Result<Contents, ContentError> {
+        self.encoded.clear();
+        let (size, contents) = match chunking {
+            Chunking::Grid => self.grid(reader, wanting)?,
+            Chunking::ContentDefined => self.cut(reader, wanting)?,
+        };
+        reader.finish(entry, size)?;
+        Ok(contents)
+    }
+
+    /// Content-defined chunks, or inline content where it is short; and the size.
+    fn cut(
+        &mut self,
+        reader: &dyn Reader,
+        wanting: LaneSet,
+    ) -> Result<(u64, Contents), ContentError> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let cut = self.cut_through(reader, wanting, &mut buffer);
+        self.buffer = buffer;
+        cut
+    }
+
+    fn cut_through(
+        &mut self,
+        reader: &dyn Reader,
+        wanting: LaneSet,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(u64, Contents), ContentError> {
+        let mut cuts: Vec<Cut> = (0..self.sinks.len())
+            .filter(|lane| wanting.has(*lane))
+            .map(|lane| Cut { lane, from: 0, extents: Vec::new() })
+            .collect();
+        let ranges = reader.data_ranges();
+        let sparse = ranges.first().is_none_or(|r| r.start > 0 || r.end != u64::MAX);
+        let mut size = if sparse { reader.size() } else { 0 };
+        for range in ranges {
+            let end = range.end;
+            // Of the first byte in the buffer.
+            let mut at = range.start;
+            let mut filled = 0;
+            cuts.iter_mut().for_each(|cut| cut.from = 0);
+            loop {
+                // Each lane has cut until less than the longest chunk was left: there is room for
+                // as much again.
+                let done = cuts.iter().map(|cut| cut.from).min().unwrap_or(filled);
+                buffer.copy_within(done..filled, 0);
+                filled -= done;
+                at += done as u64;
+                cuts.iter_mut().for_each(|cut| cut.from -= done);
+                // A small file needs no large buffer; what it may have grown is one byte more.
+                let wanted = (end.saturating_sub(at + filled as u64)).min(2 * MAX as u64) as usize;
+                let expected = (reader.size().saturating_sub(at) as usize).saturating_add(1);
+                let room = wanted.min(2 * MAX - filled).min(expected.max(64 << 10));
+                if buffer.len() < filled + room {
+                    buffer.resize(filled + room, 0);
+                }
+                let read =
+                    reader.read_at(at + filled as u64, &mut buffer[filled..filled + room])?;
+                filled += read;
+                self.count_read(wanting, read);
+                let ended = read < room || at + filled as u64 >= end;
+                if at == 0 && ended && !sparse && filled > 0 && filled as u64 <= INLINE_LIMIT {
+                    let content = FileContent::inline(&buffer[..filled]);
+                    return Ok((filled as u64, self.same(wanting, &content)));
+                }
+                for cut in &mut cuts {
+                    let Some(sink) = self.sinks.get_mut(cut.lane) else { continue };
+                    let window = (buffer.as_slice(), at, filled, ended);
+                    if let Err(error) = cut_window(sink, cut, window, &mut self.encoded) {
+                        sink.shared.fail(error);
+                        cut.from = filled;
+                    }
+                }
+                if ended {
+                    break;
+                }
+            }
+            size = size.max(at + filled as u64);
+        }
+        let mut contents: Contents = vec![None; self.sinks.len()];
+        for cut in cuts {
+            let Some(sink) = self.sinks.get_mut(cut.lane).filter(|s| s.shared.is_alive()) else {
+                continue;
+            };
+            match body(sink, cut.extents) {
+                Ok(body) => contents[cut.lane] = Some(FileContent { size, body }),
+                Err(error) => sink.shared.fail(error),
+            }
+        }
+        Ok((size, contents))
+    }
+
+    /// The same content for all of `lanes`.
+    fn same(&self, lanes: LaneSet, content: &FileContent) -> Contents {
+        let all = 0..self.sinks.len();
+        all.map(|lane| lanes.has(lane).then(|| content.clone())).collect()
+    }
+
+    /// A grid of one region; and the size.
+    fn grid(
+        &mut self,
+        reader: &dyn Reader,
+        wanting: LaneSet,
+    ) -> Result<(u64, Contents), ContentError> {
+        let regions = reader.size().div_ceil(REGION) as usize;
+        let leaves = (0..regions)
+            .map(|number| self.grid_region(reader, number, wanting))
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok((reader.size(), self.of_leaves(reader.size(), wanting, &leaves)))
+    }
+
+    /// The content of a grid from the leaves of its regions; a lane that failed on the way lacks some.
+    fn of_leaves(&self, size: u64, wanting: LaneSet, leaves: &[Vec<Option<LeafRef>>]) -> Contents {
+        let of = |lane: usize| -> Option<FileContent> {
+            let leaves = leaves.iter().map(|of_lanes| *of_lanes.get(lane)?);
+            let leaves: Option<Vec<LeafRef>> = leaves.collect();
+            wanting.has(lane).then_some(FileContent { size, body: Body::Leaves(leaves?) })
+        };
+        (0..self.sinks.len()).map(of).collect()
+    }
+
+    /// The leaf of one region in each lane.
+    fn grid_region(
+        &mut self,
+        reader: &dyn Reader,
+        number: usize,
+        wanting: LaneSet,
+    ) -> Result<Vec<Option<LeafRef>>, ContentError> {
+        if self.buffer.len() < CELL {
+            self.buffer.resize(CELL, 0);
+        }
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let leaves = self.grid_cells(reader, number, wanting, &mut buffer);
+        self.buffer = buffer;
+        leaves
+    }
+
+    fn grid_cells(
+        &mut self,
+        reader: &dyn Reader,
+        number: usize,
+        wanting: LaneSet,
+        buffer: &mut [u8],
+    ) -> Result<Vec<Option<LeafRef>>, ContentError> {
+        let start = number as u64 * REGION;
+        let end = (start + REGION).min(reader.size());
+        let empty =
+            || ExtentLeaf { extents: Vec::new(), cells: Vec::new(), pages: PageHashes::None };
+        let mut leaves: Vec<(ExtentLeaf, Vec<u8>)> = Vec::new();
+        leaves.resize_with(self.sinks.len(), || (empty(), Vec::new()));
+        let mut at = start;
+        while at < end {
+            let length = (end - at).min(CELL as u64) as usize;
+            let cell = &mut buffer[..length];
+            let read = reader.read_at(at, cell)?;
+            // A grid has the size it said; what is not there any more reads as zeros.
+            cell[read..].fill(0);
+            self.count_read(wanting, read);
+            let zero = is_zero(cell);
+            let mut encoded = std::mem::take(&mut self.encoded);
+            for (lane, sink) in self.alive(wanting) {
+                let Some((leaf, pages)) = leaves.get_mut(lane) else { continue };
+                let stored = if zero {
+                    Ok(sink.hash_cell(cell, pages))
+                } else {
+                    sink.store_cell(cell, at, pages, &mut encoded)
+                };
+                let id = match stored {
+                    Ok(id) => id,
+                    Err(error) => {
+                        sink.shared.fail(error);
+                        continue;
+                    }
+                };
+                if !zero {
+                    leaf.extents.push(Extent {
+                        offset: at - start,
+                        length: length as u32,
+                        chunk: id,
+                        chunk_offset: 0,
+                    });
+                }
+                let mut prefix = [0; 16];
+                prefix.copy_from_slice(&id.0[..16]);
+                leaf.cells.push(prefix);
+            }
+            self.encoded = encoded;
+            at += length as u64;
+        }
+        let mut refs = vec![None; self.sinks.len()];
+        for (lane, sink) in self.alive(wanting) {
+            let Some((leaf, pages)) = leaves.get_mut(lane) else { continue };
+            let mut store = || {
+                leaf.pages = if pages.len() <= PAGES_IN_LEAF {
+                    PageHashes::Inline(std::mem::take(pages))
+                } else {
+                    PageHashes::Chunk(sink.store(Kind::Pages, pages)?)
+                };
+                sink.store(Kind::Leaf, &encode_leaf(leaf))
+            };
+            match store() {
+                Ok(id) => refs[lane] = Some(LeafRef { id, offset: start }),
+                Err(error) => sink.shared.fail(error),
+            }
+        }
+        Ok(refs)
+    }
+
+    fn region(&mut self, file: &LargeFile, number: usize) -> Result<()> {
+        let failed = || file.failed.lock().unwrap_or_else(|e| e.into_inner());
+        let wanting = self.wanting(&file.known);
+        if failed().is_none() {
+            match self.grid_region(file.reader.as_ref(), number, wanting) {
+                Ok(of_lanes) => {
+                    let mut leaves = file.leaves.lock().unwrap_or_else(|e| e.into_inner());
+                    if let Some(slot) = leaves.get_mut(number) {
+                        *slot = of_lanes;
+                    }
+                }
+                Err(error) => {
+                    failed().get_or_insert(error);
+                }
+            }
+        }
+        if file.left.fetch_sub(1, SeqCst) > 1 {
+            return Ok(());
+        }
+        let entry = file.entry.lock().unwrap_or_else(|e| e.into_inner()).take();
+        let Some(mut entry) = entry else { return Ok(()) };
+        let contents = match failed().take() {
+            Some(error) => Err(error),
+            None => {
+                let size = file.reader.size();
+                file.reader.finish(&mut entry, size).map(|()| {
+                    let leaves = file.leaves.lock().unwrap_or_else(|e| e.into_inner());
+                    self.of_leaves(size, wanting, &leaves)
+                })
+            }
+        };
+        self.deliver(file.ticket, entry, file.known.clone(), &file.results, contents)
+    }
+
+    fn group(&mut self, files: Vec<File>) -> Result<()> {
+        let mut group = Vec::with_capacity((GROUP + GROUPED) as usize);
+        let mut members: Vec<Member> = Vec::new();
+        for file in files {
+            let File { ticket, mut entry, known, content, chunking, results } = file;
+            let reader = match content.open() {
+                Ok(reader) => reader,
+                Err(error) => {
+                    self.deliver(ticket, entry, known, &results, Err(error))?;
+                    continue;
+                }
+            };
+            let wanting = self.wanting(&known);
+            let plain = reader.data_ranges().first() == Some(&(0..u64::MAX));
+            // Files that grew since they were listed must not make the group too long for a chunk.
+            let room = GROUP + GROUPED - (group.len() as u64).min(GROUP + GROUPED);
+            if reader.size() > GROUPED || reader.size() >= room || !plain {
+                let stored = self.whole(reader.as_ref(), chunking, &mut entry, wanting);
+                self.deliver(ticket, entry, known, &results, stored)?;
+                continue;
+            }
+            let start = group.len();
+            // A byte more than expected, to see whether the file grew.
+            let room = reader.size() as usize + usize::from(chunking == Chunking::ContentDefined);
+            group.resize(start + room, 0);
+            let read = match reader.read_at(0, &mut group[start..]) {
+                Ok(read) => read,
+                Err(error) => {
+                    group.truncate(start);
+                    self.deliver(ticket, entry, known, &results, Err(error.into()))?;
+                    continue;
+                }
+            };
+            if chunking == Chunking::ContentDefined && read == room {
+                group.truncate(start);
+                let stored = self.whole(reader.as_ref(), chunking, &mut entry, wanting);
+                self.deliver(ticket, entry, known, &results, stored)?;
+                continue;
+            }
+            let size = if chunking == Chunking::Grid { room } else { read };
+            group[start + read..].fill(0);
+            group.truncate(start + size);
+            self.count_read(wanting, read);
+            if let Err(error) = reader.finish(&mut entry, size as u64) {
+                group.truncate(start);
+                self.deliver(ticket, entry, known, &results, Err(error))?;
+                continue;
+            }
+            if size as u64 <= INLINE_LIMIT {
+                let content = FileContent::inline(&group[start..]);
+                group.truncate(start);
+                let contents = self.same(wanting, &content);
+                self.deliver(ticket, entry, known, &results, Ok(contents))?;
+                continue;
+            }
+            let contents = vec![None; self.sinks.len()];
+            let range = start..start + size;
+            members.push(Member { ticket, entry, known, results, range, wanting, contents });
+        }
+        self.store_group(&group, &mut members);
+        for Member { ticket, entry, known, results, contents, .. } in members {
+            self.deliver(ticket, entry, known, &results, Ok(contents))?;
+        }
+        Ok(())
+    }
+
+    /// Stores the files of a group as one chunk in each lane.
+    fn store_group(&mut self, group: &[u8], members: &mut [Member]) {
+        self.encoded.clear();
+        for (lane, sink) in self.sinks.iter_mut().enumerate() {
+            let wanted = members.iter().filter(|member| member.wanting.has(lane)).count();
+            if wanted == 0 || !sink.shared.is_alive() {
+                continue;
+            }
+            let all = wanted == members.len();
+            // A lane that has some of the files from before has a group of the others.
+            let mut own = Vec::new();
+            for member in members.iter().filter(|member| !all && member.wanting.has(lane)) {
+                own.extend_from_slice(&group[member.range.clone()]);
+            }
+            let stored = if all {
+                sink.store_data(group, 0, &mut self.encoded)
+            } else {
+                sink.store(Kind::Data, &own)
+            };
+            let chunk = match stored {
+                Ok(chunk) => chunk,
+                Err(error) => {
+                    sink.shared.fail(error);
+                    continue;
+                }
+            };
+            let mut at = 0;
+            for member in members.iter_mut().filter(|member| member.wanting.has(lane)) {
+                let length = member.range.len() as u32;
+                let extent = Extent { offset: 0, length, chunk, chunk_offset: at };
+                let (size, body) = (u64::from(length), Body::Extents(vec![extent]));
+                member.contents[lane] = Some(FileContent { size, body });
+                at += length;
+            }
+        }
+    }
+}
+
+/// A file of a group.
+struct Member {
+    ticket: u64,
+    entry: Entry,
+    known: Known,
+    results: Sender<(u64, Outcome)>,
+    /// Of its content in the group.
+    range: Range<usize>,
+    wanting: LaneSet,
+    contents: Contents,
+}
+
+/// Cuts what a lane has not cut yet of a buffer, whose first byte is the `at`-th of the file, until
+/// too little is left to be sure of the next boundary.
+fn cut_window(
+    sink: &mut Sink,
+    cut: &mut Cut,
+    (buffer, at, filled, ended): (&[u8], u64, usize, bool),
+    encoded: &mut Encoded,
+) -> Result<()> {
+    while cut.from < filled && (ended || filled - cut.from >= MAX) {
+        let rest = buffer.get(cut.from..filled).unwrap_or_default();
+        let length = sink.shared.chunker.cut(rest);
+        let offset = at + cut.from as u64;
+        let chunk = sink.store_data(&rest[..length], offset, encoded)?;
+        cut.extents.push(Extent { offset, length: length as u32, chunk, chunk_offset: 0 });
+        cut.from += length;
+    }
+    Ok(())
+}
+
+/// Many extents go to leaves of their own.
+fn body(sink: &mut Sink, extents: Vec<Extent>) -> Result<Body> {
+    if extents.len() <= EXTENTS_IN_ENTRY {
+        return Ok(Body::Extents(extents));
+    }
+    let mut leaves = Vec::new();
+    for part in extents.chunks(EXTENTS_IN_ENTRY) {
+        let offset = part.first().map_or(0, |e| e.offset);
+        let extents = part.iter().map(|e| Extent { offset: e.offset - offset, ..*e }).collect();
+        let leaf = ExtentLeaf { extents, cells: Vec::new(), pages: PageHashes::None };
+        let id = sink.store(Kind::Leaf, &encode_leaf(&leaf))?;
+        leaves.push(LeafRef { id, offset });
+    }
+    Ok(Body::Leaves(leaves))
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.chunks(64).all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
+}
