@@ -47,13 +47,15 @@ pub struct App {
     pub global: Global,
     pub output: Output,
     pub interrupt: Interrupt,
+    /// The words of the command, as `key add`.
+    pub command: String,
     context: OnceCell<Context>,
 }
 
 impl App {
-    pub fn new(global: Global) -> Self {
+    pub fn new(global: Global, command: String) -> Self {
         let output = Output::new(&global);
-        Self { global, output, interrupt: Interrupt::default(), context: OnceCell::new() }
+        Self { global, output, interrupt: Interrupt::default(), command, context: OnceCell::new() }
     }
 
     pub fn search(&self) -> Search {
@@ -70,9 +72,12 @@ impl App {
         let flags = RepositoryFlags {
             repository: self.global.repository.clone(),
             key_file: self.global.key_file.clone(),
+            identity: self.global.identity.clone(),
         };
         config.apply(&flags, &search)?;
-        Ok(self.context.get_or_init(|| Context::new(config, search, Environment::system())))
+        let mut context = Context::new(config, search, Environment::system());
+        context.command.clone_from(&self.command);
+        Ok(self.context.get_or_init(|| context))
     }
 
     /// Prints what was found unwise so far.

@@ -62,6 +62,17 @@ pub struct Global {
     )]
     pub key_file: Option<PathBuf>,
 
+    /// The age identity file that opens it
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        conflicts_with = "key_file",
+        env = "BACKSTAY_IDENTITY",
+        hide_env_values = true
+    )]
+    pub identity: Option<PathBuf>,
+
     /// Answer in JSON on standard output
     #[arg(long, global = true)]
     pub json: bool,
@@ -213,7 +224,8 @@ mod tests {
             // What holds everywhere is said once.
             let flags: Vec<String> =
                 command.get_arguments().map(|argument| argument.get_id().to_string()).collect();
-            let everywhere = ["config", "repository", "key_file", "json", "quiet", "verbose"];
+            let everywhere =
+                ["config", "repository", "key_file", "identity", "json", "quiet", "verbose"];
             let mut command = command.clone();
             for flag in flags.iter().filter(|flag| everywhere.contains(&flag.as_str())) {
                 command = command.mut_arg(flag, |argument| argument.hide(true));

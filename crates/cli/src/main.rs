@@ -4,6 +4,7 @@
 //! a server as well; that is in `ops`. Each command is one file in `commands`.
 
 mod app;
+mod ask;
 mod cli;
 mod commands;
 mod demo;
@@ -15,7 +16,7 @@ mod work;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 
 use crate::app::App;
 use crate::cli::Cli;
@@ -24,20 +25,35 @@ use crate::commands::wal::WalCommand;
 use crate::output::Output;
 
 fn main() -> ExitCode {
-    match Cli::try_parse() {
-        Ok(cli) => {
+    match parse() {
+        Ok((cli, command)) => {
             let follows = Contract::of(&cli.command);
             // Whatever happens in `wal fetch`, nothing but the archive's own word may look like
             // "there is no such file": recovery would end early and start a new timeline.
-            let result = std::panic::catch_unwind(|| run(cli, follows));
+            let result = std::panic::catch_unwind(|| run(cli, command, follows));
             result.unwrap_or_else(|_| ExitCode::from(follows.failed(101)))
         }
         Err(error) => refuse(&error, Contract::of_refused()),
     }
 }
 
-fn run(cli: Cli, follows: Contract) -> ExitCode {
-    let app = App::new(cli.global);
+/// The arguments, and the words of the command that they name.
+fn parse() -> Result<(Cli, String), clap::Error> {
+    let mut command = Cli::command();
+    let mut matches = command.try_get_matches_from_mut(std::env::args_os())?;
+    let mut words = Vec::new();
+    let mut below = &matches;
+    while let Some((name, matches)) = below.subcommand() {
+        words.push(name.to_owned());
+        below = matches;
+    }
+    let cli =
+        Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))?;
+    Ok((cli, words.join(" ")))
+}
+
+fn run(cli: Cli, command: String, follows: Contract) -> ExitCode {
+    let app = App::new(cli.global, command);
     app.output.start_log();
     let result = commands::run(cli.command, &app);
     app.show_warnings();

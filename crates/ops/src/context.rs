@@ -4,12 +4,16 @@
 use std::path::PathBuf;
 use std::sync::Mutex;
 
-use backstay_repo::{Environment, InitOptions, OpenOptions, Repository, Snapshot, Store};
+use backstay_repo::{
+    Environment, InitOptions, OpenOptions, RepoErrorKind, Repository, Secret, SlotKind, Snapshot,
+    Store,
+};
 use backstay_store::{LockPolicy, RetryPolicy, StoreOptions};
 
 use crate::Result;
 use crate::config::{Config, RepositoryConfig, Search, Warning, listed};
 use crate::error::{Error, ErrorKind};
+use crate::key_log::{KeyLog, KeyUse};
 use crate::secret::secret_of;
 
 /// A configuration, and the world it is used in.
@@ -17,6 +21,8 @@ pub struct Context {
     pub config: Config,
     pub search: Search,
     pub env: Environment,
+    /// What the program was asked to do, as `key add`; for records.
+    pub command: String,
     warnings: Mutex<Vec<Warning>>,
 }
 
@@ -38,7 +44,7 @@ pub struct Asked<T> {
 impl Context {
     pub fn new(config: Config, search: Search, env: Environment) -> Self {
         let warnings = Mutex::new(config.warnings.clone());
-        Self { config, search, env, warnings }
+        Self { config, search, env, command: String::new(), warnings }
     }
 
     /// What was found unwise since the last call.
@@ -93,11 +99,11 @@ impl Context {
 
     /// Opens a repository. Loads no index.
     pub fn open(&self, repository: &RepositoryConfig) -> Result<Repository> {
-        self.open_with(repository, None)
+        self.open_retrying(repository, None)
     }
 
     /// The same, trying again what fails for a moment as `retries` say.
-    pub(crate) fn open_with(
+    pub(crate) fn open_retrying(
         &self,
         repository: &RepositoryConfig,
         retries: Option<RetryPolicy>,
@@ -105,27 +111,121 @@ impl Context {
         let (secret, warnings) = secret_of(repository, &self.search)?;
         self.warn(warnings);
         let store = self.store_with(repository, retries)?;
+        self.open_in(store, repository, &secret)
+    }
+
+    /// Opens a repository with another secret than the configured one.
+    pub fn open_with(&self, repository: &RepositoryConfig, secret: &Secret) -> Result<Repository> {
+        self.open_in(self.store(repository)?, repository, secret)
+    }
+
+    fn open_in(
+        &self,
+        store: Store,
+        repository: &RepositoryConfig,
+        secret: &Secret,
+    ) -> Result<Repository> {
         let options = OpenOptions { cache: self.cache() };
-        Repository::open(store, self.env.clone(), &secret, options).map_err(|error| {
+        let url = store.url();
+        let opened = Repository::open(store, self.env.clone(), secret, options);
+        self.record(repository, &url, secret.kind(), &opened);
+        opened.map_err(|error| {
             let error = Error::from(error);
             match (error.kind(), error.hint()) {
                 (ErrorKind::NoRepository, _) if !repository.configured => {
                     error.with_hint("create it with `backstay init`, or correct --repository")
                 }
                 (ErrorKind::NoRepository, _) => error.with_hint(self.hint_of_lost(repository)),
-                (ErrorKind::WrongKey, Some(hint)) if hint.starts_with("check that the key") => {
-                    error.with_hint(match &repository.keys.key_file {
-                        Some(path) => format!(
+                // Other hints say more than is known here.
+                (ErrorKind::WrongKey, hint)
+                    if hint.is_none_or(|hint| hint.starts_with("check that the key")) =>
+                {
+                    let keys = &repository.keys;
+                    let hint = match (secret.kind(), &keys.key_file, &keys.identity) {
+                        (SlotKind::KeyFile, Some(path), _) => format!(
                             "{} is not the key of this repository; name the right one with \
-                         --key-file",
+                             --key-file",
                             path.display()
                         ),
-                        None => "the passphrase is not the one of this repository".to_owned(),
-                    })
+                        (SlotKind::Age, _, Some(path)) => format!(
+                            "no slot was added for the recipient of {}, or it was removed; name \
+                             another one with --identity",
+                            path.display()
+                        ),
+                        (SlotKind::Passphrase, ..) => {
+                            "the passphrase is not the one of this repository".to_owned()
+                        }
+                        (SlotKind::AwsKms | SlotKind::VaultTransit, ..) => {
+                            "add a slot for it with `backstay key add`, using a key that opens"
+                                .to_owned()
+                        }
+                        _ => hint.unwrap_or("`keys/` in the store lists its slots").to_owned(),
+                    };
+                    error.with_hint(hint)
                 }
                 _ => error,
             }
         })
+    }
+
+    /// The log of key uses on this host; none where there is no place for it.
+    pub fn key_log(&self) -> Option<KeyLog> {
+        let path = match &self.config.global.key_log {
+            Some(path) => path.clone(),
+            None => self.search.state_folder()?.join("keys.log"),
+        };
+        Some(KeyLog::new(path))
+    }
+
+    /// Records an attempt to open a repository on this host, and a use of a key for emergencies also
+    /// in the repository. That something cannot be recorded must not keep anybody from restoring.
+    fn record(
+        &self,
+        config: &RepositoryConfig,
+        url: &str,
+        kind: SlotKind,
+        opened: &backstay_repo::Result<Repository>,
+    ) {
+        let outcome = match opened {
+            Ok(_) => "opened".to_owned(),
+            // Nothing was there that a key could have been used on.
+            Err(error) if error.kind() == RepoErrorKind::NoRepository => return,
+            Err(error) => crate::error::of_repo(error.kind()).as_str().to_owned(),
+        };
+        let what = KeyUse {
+            time: self.env.now().try_into().unwrap_or_default(),
+            command: self.command.clone(),
+            repository: config.name.clone(),
+            url: url.to_owned(),
+            slot: opened.as_ref().ok().map(|repository| repository.slot().to_owned()),
+            kind: kind.to_string(),
+            host: backstay_repo::host(),
+            user: backstay_repo::user(),
+            pid: std::process::id(),
+            outcome,
+        };
+        if let Some(log) = self.key_log()
+            && let Err(error) = log.record(what)
+        {
+            tracing::warn!(%error, "the use of a key is not recorded");
+        }
+        let Ok(repository) = opened else { return };
+        repository.called_by(&self.command);
+        // An archiver with such a key would write an object for each segment.
+        if !kind.is_for_emergencies() || matches!(self.command.as_str(), "wal push" | "wal fetch") {
+            return;
+        }
+        let recorded = repository.current_slot().and_then(|slot| match slot {
+            Some(slot) => repository.record_use(&slot),
+            None => Ok(()),
+        });
+        if let Err(error) = recorded {
+            self.warn(vec![Warning {
+                message: format!("the use of this key is not recorded in the repository: {error}"),
+                hint: "restoring goes on; give credentials that may create to have it recorded"
+                    .to_owned(),
+            }]);
+        }
     }
 
     /// What may be the matter with a configured repository that is not there.

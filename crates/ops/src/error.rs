@@ -192,7 +192,7 @@ impl std::error::Error for Error {
     }
 }
 
-fn of_repo(kind: backstay_repo::RepoErrorKind) -> ErrorKind {
+pub(crate) fn of_repo(kind: backstay_repo::RepoErrorKind) -> ErrorKind {
     use backstay_repo::RepoErrorKind as Repo;
     match kind {
         Repo::NoRepository => ErrorKind::NoRepository,

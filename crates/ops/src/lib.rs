@@ -10,6 +10,7 @@ pub mod discover;
 mod error;
 pub mod forget;
 pub mod jobs;
+pub mod key_log;
 pub mod moment;
 pub mod nearest;
 pub mod privilege;

@@ -67,7 +67,7 @@ impl Context {
         let ask = |config: &RepositoryConfig| -> Result<Place> {
             let patience = (!alone && !is_local(config))
                 .then_some(RetryPolicy { budget: PATIENCE, ..RetryPolicy::default() });
-            let repository = self.open_with(config, patience)?;
+            let repository = self.open_retrying(config, patience)?;
             let snapshots = repository.snapshots()?;
             Ok(Place { name: config.name.clone(), repository, snapshots })
         };

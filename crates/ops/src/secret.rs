@@ -1,4 +1,5 @@
-//! What opens a repository: key files and passphrases, and where they come from.
+//! What opens a repository: key files, passphrases, age identities and services that keep keys, and
+//! where they come from.
 //!
 //! Secrets are read from files, from the output of a command, or from one variable. They are never
 //! an argument, and no message here repeats one.
@@ -9,11 +10,12 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use backstay_repo::{Environment, Secret};
+use backstay_repo::{Environment, Identity, KeyService, Secret};
+use backstay_store::{AwsKmsOptions, KeyServiceError, VaultOptions};
 use zeroize::Zeroizing;
 
 use crate::Result;
-use crate::config::{RepositoryConfig, Search, Warning};
+use crate::config::{AwsKmsKeys, RepositoryConfig, Search, VaultKeys, Warning};
 use crate::error::{Error, ErrorKind, plain};
 
 /// The variable that holds a passphrase.
@@ -40,6 +42,15 @@ pub fn secret_of(repository: &RepositoryConfig, search: &Search) -> Result<(Secr
     if let Some((program, arguments)) = keys.passphrase_command.split_first() {
         return Ok((passphrase_command(program, arguments)?, warnings));
     }
+    if let Some(path) = &keys.identity {
+        return Ok((identity_file(path, &mut warnings)?, warnings));
+    }
+    if let Some(keys) = &keys.aws_kms {
+        return Ok((aws_kms(keys)?, warnings));
+    }
+    if let Some(keys) = &keys.vault {
+        return Ok((vault(keys)?, warnings));
+    }
     if let Some(passphrase) = search.passphrase() {
         let secret = Secret::passphrase(passphrase).map_err(|e| Error::from(e).into_config())?;
         return Ok((secret, warnings));
@@ -55,8 +66,8 @@ pub fn secret_of(repository: &RepositoryConfig, search: &Search) -> Result<(Secr
         format!("nothing says how the repository `{}` is opened", repository.name),
     )
     .with_hint(format!(
-        "give it a key-file, a passphrase-file or a passphrase-command, set \
-         {PASSPHRASE_VARIABLE}, or say --key-file PATH"
+        "give it a key-file, a passphrase-file, a passphrase-command, an identity, aws-kms or \
+         vault, set {PASSPHRASE_VARIABLE}, or say --key-file PATH"
     )))
 }
 
@@ -69,6 +80,55 @@ pub fn key_file(path: &Path, warnings: &mut Vec<Warning>) -> Result<Secret> {
         Error::new(ErrorKind::Configuration, format!("{} cannot be used: {error}", path.display()))
             .with_hint(hint)
     })
+}
+
+/// Reads an age identity file.
+pub fn identity_file(path: &Path, warnings: &mut Vec<Warning>) -> Result<Secret> {
+    let bytes = read_secret(path, "identity file", warnings)?;
+    let refused = |why: String, hint: &str| {
+        Error::new(ErrorKind::Configuration, format!("{} cannot be used: {why}", path.display()))
+            .with_hint(hint.to_owned())
+    };
+    let text = std::str::from_utf8(&bytes)
+        .map_err(|_| refused("it is no text".to_owned(), "name a file that `age-keygen` wrote"))?;
+    Identity::read_file(text).map(Secret::Identities).map_err(|error| {
+        refused(error.to_string(), error.hint().unwrap_or("name a file that `age-keygen` wrote"))
+    })
+}
+
+/// A key in AWS KMS. Asks nobody yet.
+pub fn aws_kms(keys: &AwsKmsKeys) -> Result<Secret> {
+    let options = AwsKmsOptions {
+        key: keys.key.clone(),
+        region: keys.region.clone(),
+        endpoint: keys.endpoint.clone(),
+        allow_http: keys.allow_http,
+        ..AwsKmsOptions::default()
+    };
+    KeyService::aws_kms(&options).map(Secret::Service).map_err(of_service)
+}
+
+/// A key in Vault. Asks nobody yet.
+pub fn vault(keys: &VaultKeys) -> Result<Secret> {
+    let options = VaultOptions {
+        key: keys.key.clone(),
+        mount: Some(keys.mount.clone()),
+        address: keys.address.clone(),
+        namespace: keys.namespace.clone(),
+        token_file: keys.token_file.clone(),
+        ca_file: keys.ca_file.clone(),
+        allow_http: keys.allow_http,
+        ..VaultOptions::default()
+    };
+    KeyService::vault(&options).map(Secret::Service).map_err(of_service)
+}
+
+fn of_service(error: KeyServiceError) -> Error {
+    let it = Error::new(ErrorKind::Configuration, error.to_string());
+    match error.hint() {
+        Some(hint) => it.with_hint(hint),
+        None => it,
+    }
 }
 
 /// Reads a passphrase from the first line of a file.
@@ -268,6 +328,30 @@ mod tests {
             let it = repository(case, folder.path());
             let (secret, _) = secret_of(&it, &search).unwrap();
             assert!(matches!(secret, Secret::Passphrase(_)), "{case}");
+        }
+    }
+
+    #[test]
+    fn an_identity_file_is_read_and_one_that_others_can_read_is_warned_of() {
+        let folder = tempfile::tempdir().unwrap();
+        const KEY: &str =
+            "AGE-SECRET-KEY-1GFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPQ4EGAEX";
+        let path = folder.path().join("id.txt");
+        with_mode(&path, format!("# made today\n{KEY}\n").as_bytes(), 0o644);
+        let it = repository("identity = \"id.txt\"", folder.path());
+        let (secret, warnings) = secret_of(&it, &Search::default()).unwrap();
+        assert!(matches!(secret, Secret::Identities(all) if all.len() == 1));
+        assert_eq!(warnings.len(), 1);
+        for (content, what) in [
+            (KEY.replace("EGAEX", "EGAEZ").as_bytes(), "line 1 is no age identity"),
+            (b"age-encryption.org/v1\n-> scrypt", "it is encrypted itself"),
+            (&[0xff, 0xfe], "it is no text"),
+        ] {
+            with_mode(&path, content, 0o600);
+            let error = secret_of(&it, &Search::default()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Configuration);
+            assert!(error.to_string().contains(what), "{error}");
+            assert!(error.hint().is_some() && !format!("{error:?}").contains("GFPYYSJZ"));
         }
     }
 

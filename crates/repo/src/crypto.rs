@@ -6,7 +6,8 @@
 //!   0   8  magic "BACKSTAY"
 //!   8   1  version of the layout: 1
 //!   9   1  class: 1 data pack, 2 metadata pack, 3 snapshot, 4 archived file, 5 index segment,
-//!          6 session, 7 tombstone, 8 maintenance, 9 who may write
+//!          6 session, 7 tombstone, 8 maintenance, 9 who may write,
+//!          10 what was done with keys
 //!  10   1  suite: 1 = X25519, HKDF-SHA-256, AES-256-GCM; 2 = index key, HKDF-SHA-256, AES-256-GCM
 //!  11   1  zero
 //!  12   4  epoch of the root key, little-endian
@@ -69,11 +70,13 @@ pub(crate) enum Class {
     Maintenance = 8,
     /// Which hosts may write, and what was there when something of that changed.
     Authority = 9,
+    /// What was done with keys.
+    Audit = 10,
 }
 
 /// What the header of an object says that it is, before any of it is believed.
 pub(crate) fn class_of(object: &[u8]) -> Option<Class> {
-    const ALL: [Class; 9] = [
+    const ALL: [Class; 10] = [
         Class::DataPack,
         Class::MetadataPack,
         Class::Snapshot,
@@ -83,6 +86,7 @@ pub(crate) fn class_of(object: &[u8]) -> Option<Class> {
         Class::Tombstone,
         Class::Maintenance,
         Class::Authority,
+        Class::Audit,
     ];
     let class = object.get(9)?;
     ALL.into_iter().find(|known| *known as u8 == *class)

@@ -1,6 +1,6 @@
 use std::fmt;
 
-use backstay_store::{ErrorKind, StoreError};
+use backstay_store::{ErrorKind, KeyServiceError, StoreError};
 
 /// What went wrong, as far as a caller must tell cases apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -154,6 +154,20 @@ impl fmt::Display for RepoError {
 impl std::error::Error for RepoError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.inner.source.as_ref().map(|s| s.as_ref() as &(dyn std::error::Error + 'static))
+    }
+}
+
+impl From<KeyServiceError> for RepoError {
+    fn from(error: KeyServiceError) -> Self {
+        Self {
+            inner: Box::new(Inner {
+                kind: RepoErrorKind::Store,
+                message: error.to_string(),
+                hint: error.hint().map(str::to_owned),
+                transient: error.is_transient(),
+                source: Some(Box::new(error)),
+            }),
+        }
     }
 }
 

@@ -19,7 +19,7 @@ use crate::pack::read_footer;
 use crate::session::content_id;
 use crate::{
     Archive, Compression, Entry, Environment, InitOptions, Kind, ObjectId, Repository, Secret,
-    Snapshot, Store,
+    Share, Snapshot, Store,
 };
 
 /// The entries of a leaf, or nothing for an inner node; `None` when it is refused.
@@ -71,6 +71,21 @@ pub fn pack(body: &[u8]) -> Option<usize> {
 
 pub fn key_slot(json: &[u8]) -> bool {
     crate::keys::parses(json)
+}
+
+/// The content of a share under the name of another one's set, as a forger makes it.
+pub fn share_as(content: &Share, name: &Share) -> Share {
+    content.renamed(name)
+}
+
+/// What is read from paper; the number of secrets on it.
+pub fn printed(text: &str) -> Option<usize> {
+    crate::Printed::read(text).ok().map(|all| all.len())
+}
+
+/// Whether a file of age opens for a fixed identity.
+pub fn age_file(text: &str) -> bool {
+    crate::keys::age::opens_for_fuzzing(text)
 }
 
 pub fn epoch(json: &[u8]) -> bool {

@@ -13,6 +13,8 @@ pub(crate) const TOMBSTONES: &str = "tombstones/";
 pub(crate) const GC: &str = "gc/";
 /// Objects on their way into the place of a damaged one, each below its own key.
 pub(crate) const MENDING: &str = "mending/";
+/// What was done with keys.
+pub(crate) const AUDIT_KEYS: &str = "audit/keys/";
 /// Which merged segments are the index, by the number of the run that made them.
 pub(crate) const HEADS: &str = "index/heads/";
 

@@ -7,6 +7,7 @@
 //! The byte layout of every object is described in `docs/format.md`.
 
 mod archive;
+mod audit;
 mod authority;
 mod beneath;
 mod browse;
@@ -23,6 +24,7 @@ mod id;
 mod index;
 #[doc(hidden)]
 pub mod internals;
+mod key_life;
 mod keys;
 mod layout;
 mod maintenance;
@@ -36,8 +38,9 @@ mod snapshot;
 mod tree;
 
 pub use archive::{Archive, ArchivedFile, Pushed, push_to_all};
+pub use audit::{KeyAction, KeyRecord, user};
 pub use authority::hosts::HostKey;
-pub use backstay_store::{Environment, Store};
+pub use backstay_store::{Environment, KeyService, Store};
 pub use beneath::Beneath;
 pub use browse::{BrowseOptions, Browser, Children, EntryRef, FileReader, View};
 pub use check::{Damage, Level, VerifyOptions, VerifyReport};
@@ -51,11 +54,14 @@ pub use error::{RepoError, RepoErrorKind};
 pub use fallback::{Fallback, Lacking, Sibling, Supplied};
 pub use heal::{RepairOptions, RepairReport};
 pub use id::{Kind, ObjectId};
+pub use keys::age::{Identity, Recipient};
+pub use keys::escrow::{Printed, Share};
 pub use keys::{KeySlot, Secret, SlotKind};
 pub use maintenance::{MaintenanceOptions, MaintenanceReport, Waiting};
 pub use progress::{Progress, ProgressSnapshot};
 pub use repository::{InitOptions, OpenOptions, Repository, Rotation, Usage};
 pub use restore::{Placement, RestoreOptions, RestoreReport};
+pub use session::host;
 pub use session::{
     Chunking, Content, ContentError, Fate, Order, Reader, Session, SessionOptions, TreeRoot,
     TreeWriter,

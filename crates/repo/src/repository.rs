@@ -2,13 +2,14 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use crate::audit::{self, KeyAction};
 use crate::authority::epochs::Epochs;
 use crate::authority::hosts::{Bundle, HostKey};
 use crate::authority::{self, Authority, kept};
@@ -18,7 +19,7 @@ use crate::crypto::{
 };
 use crate::id::{hex, unhex};
 use crate::index::{Index, Location, PackInfo, open_object};
-use crate::keys::{self, KeySlot, Secret, timestamp};
+use crate::keys::{self, Holder, KeySlot, Secret, SlotObject, timestamp};
 use crate::layout::{FORMAT, INDEX, KEYS, PACKS, SNAPSHOTS, WAL, Work};
 use crate::maintenance::{self, Tombstone};
 use crate::signing::SIGNATURE;
@@ -148,6 +149,8 @@ struct Inner {
     id: [u8; 16],
     writer: [u8; 8],
     slot: String,
+    /// What the program was asked to do, for records.
+    command: OnceLock<String>,
     features: Features,
     cache: Option<PathBuf>,
     authority: RwLock<Option<Arc<Authority>>>,
@@ -314,6 +317,7 @@ impl Repository {
                 id,
                 writer,
                 slot,
+                command: OnceLock::new(),
                 features,
                 cache,
                 authority: RwLock::default(),
@@ -357,10 +361,6 @@ impl Repository {
 
     pub fn environment(&self) -> &Environment {
         &self.inner.env
-    }
-
-    pub(crate) fn id_bytes(&self) -> [u8; 16] {
-        self.inner.id
     }
 
     /// Whether this handle can add backups, and read or remove none.
@@ -417,29 +417,18 @@ impl Repository {
         self.inner.cache.as_deref()
     }
 
-    /// The slots that open this repository.
-    pub fn key_slots(&self) -> Result<Vec<KeySlot>> {
-        keys::list(&self.inner.store, &self.inner.id, &self.inner.slot)
+    pub(crate) fn raw_id(&self) -> [u8; 16] {
+        self.inner.id
     }
 
-    /// Adds a slot, so that `secret` opens this repository too.
-    pub fn add_key(&self, secret: &Secret, label: &str) -> Result<KeySlot> {
-        self.allow_write()?;
-        let root = self.root("add a key")?;
-        if matches!(secret, Secret::WriteOnly(_)) {
-            return Err(write_only_secret("open a repository"));
-        }
-        let it = &self.inner;
-        keys::add(&it.store, &it.env, &it.id, root, it.keys.epoch, secret, label)
+    /// The id of the slot that this repository was opened with; for a host that may only write, its
+    /// own.
+    pub fn slot(&self) -> &str {
+        &self.inner.slot
     }
 
-    /// Removes a slot, never the last one.
-    pub fn remove_key(&self, id: &str) -> Result<()> {
-        self.allow_write()?;
-        keys::remove(&self.inner.store, &self.inner.id, self.root("remove a key")?, id)
-    }
-
-    fn root(&self, what: &str) -> Result<&RootKey> {
+    /// The newest root key; `what` takes it.
+    pub(crate) fn root(&self, what: &str) -> Result<&RootKey> {
         self.keys().must_own(what)?;
         self.inner.roots.last().ok_or_else(|| write_only_secret(what))
     }
@@ -535,13 +524,16 @@ impl Repository {
         maintenance::must_rest(self)?;
         let (epoch, root) = (it.keys.epoch + 1, RootKey::generate(&it.env));
         let add = |(secret, label): &(Secret, String)| {
-            keys::add(&it.store, &it.env, &it.id, &root, epoch, secret, label)
+            let holder = Holder::Secret(secret);
+            let (new, _) = SlotObject::make(&it.env, &it.id, &root, epoch, holder, label)?;
+            self.put_slot(new)
         };
         let slots: Vec<KeySlot> = secrets.iter().map(add).collect::<Result<_>>()?;
         failpoint::hit("rotate-keys-added");
         if !authority::epochs::begin(&it.store, &it.env, &it.id, previous, epoch, &root)? {
             // They open nothing.
             for slot in &slots {
+                audit::record(self, KeyAction::Remove, slot, None)?;
                 it.store.delete(&format!("{KEYS}{}", slot.id))?;
             }
             return Err(busy());
@@ -574,7 +566,16 @@ impl Repository {
         .with_hint("run it again, with a key that opens the new root key"))
     }
 
-    /// Tells `damaged` of what is not right in `format` and the key slots; counts the objects.
+    /// Says which command works with this repository, for records. The first word stays.
+    pub fn called_by(&self, command: &str) {
+        let _ = self.inner.command.set(command.to_owned());
+    }
+
+    pub(crate) fn command(&self) -> &str {
+        self.inner.command.get().map_or("", String::as_str)
+    }
+
+    /// Tells `damaged` of what is not right in `format`, the key slots and the records of them; counts the objects.
     pub(crate) fn check_keys(&self, mut damaged: impl FnMut(&str, RepoError)) -> Result<u64> {
         let it = &self.inner;
         match it.store.read(FORMAT) {
@@ -593,7 +594,15 @@ impl Repository {
             Err(error) => return Err(error.into()),
         }
         self.keys().must_own("check the keys")?;
-        Ok(1 + keys::check(&it.store, &it.id, &it.roots, damaged)?)
+        let slots = keys::check(&it.store, &it.id, &it.roots, &mut damaged)?;
+        let records = audit::records(self)?;
+        let count = records.len() as u64;
+        for (key, record) in records {
+            if let Err(error) = record {
+                damaged(&key, error);
+            }
+        }
+        Ok(1 + slots + count)
     }
 
     pub(crate) fn allow_delete(&self) -> Result<()> {
@@ -1034,11 +1043,11 @@ fn open_owner(
     secret: &Secret,
 ) -> Result<Opened> {
     // A slot whose root key never came into force is what a replacement that died has left.
-    let known =
-        |(root, epoch, _): &(RootKey, u32, String)| epochs.is_of(*epoch, root, &format.commitment);
-    let mut slots = keys::open(store, id, secret)?;
+    // One whose root key is none of ours anybody can have made for a public key.
+    let known = |root: &RootKey, epoch: u32| epochs.is_of(epoch, root, &format.commitment);
+    let mut slots = keys::open(store, id, secret, known)?;
     let unknown = slots.iter().any(|(_, epoch, _)| *epoch > epochs.newest());
-    slots.retain(known);
+    slots.retain(|(root, epoch, _)| known(root, *epoch));
     let Some((root, epoch, slot)) = slots.into_iter().max_by_key(|it| it.1) else {
         if unknown {
             return Err(RepoError::new(
@@ -1078,7 +1087,7 @@ fn open_host(bundle: &Bundle, id: &[u8; 16], epochs: &Epochs) -> Result<Opened> 
     Ok(Opened { roots: Vec::new(), keys, kept, slot: hex(&bundle.writer) })
 }
 
-fn write_only_secret(what: &str) -> RepoError {
+pub(crate) fn write_only_secret(what: &str) -> RepoError {
     RepoError::new(
         RepoErrorKind::Usage,
         format!("the key of a host that may only write cannot {what}"),

@@ -540,6 +540,11 @@ fn every_failpoint_of_this_floor_is_met_by_some_test() {
         .chain(REPAIR)
         .chain([
             "init-keys-created",
+            // in `keys.rs`
+            "key-recorded",
+            "key-created",
+            "key-removal-recorded",
+            "key-removed",
             "session-created",
             "pack-sealed",
             "pack-created",

@@ -36,7 +36,7 @@ fn some_files(seed: u64) -> Files {
     ])
 }
 
-/// A store with two snapshots that share nothing, an archive, and two key slots.
+/// A store with two snapshots that share nothing, an archive, and two key slots, one with its record.
 struct Whole {
     objects: BTreeMap<String, Bytes>,
     snapshots: Vec<(Snapshot, Files)>,
@@ -85,6 +85,7 @@ fn kind_of(key: &str, object: &[u8]) -> &'static str {
     match key.split('/').next().unwrap() {
         "format" => "format",
         "keys" => "key slot",
+        "audit" => "record of a key",
         "sessions" => "session",
         "packs" if object[9] == 1 => "data pack",
         "packs" => "metadata pack",
@@ -101,7 +102,7 @@ fn one_of_each() -> Vec<(&'static str, String)> {
     for (key, object) in &WHOLE.objects {
         found.entry(kind_of(key, object)).or_insert_with(|| key.clone());
     }
-    assert_eq!(found.len(), 8, "{found:?}");
+    assert_eq!(found.len(), 9, "{found:?}");
     found.into_iter().collect()
 }
 
@@ -340,7 +341,7 @@ fn flip(kind: &str) {
     let (_, key) = one_of_each().into_iter().find(|(k, _)| *k == kind).unwrap();
     let whole = &WHOLE.objects[&key];
     let least = match kind {
-        "format" | "key slot" | "index segment" | "snapshot" => Level::Basic,
+        "format" | "key slot" | "record of a key" | "index segment" | "snapshot" => Level::Basic,
         _ => Level::Standard,
     };
     let mut unharmed = 0;
@@ -355,7 +356,7 @@ fn flip(kind: &str) {
     }
     match kind {
         // Nothing is read from it.
-        "session" => assert!(unharmed > 100),
+        "session" | "record of a key" => assert!(unharmed > 100),
         // Padding, footer and trailer are not needed to restore.
         "data pack" | "metadata pack" => assert!((40..150).contains(&unharmed), "{unharmed}"),
         // Blanks between words.
@@ -372,6 +373,11 @@ fn a_flipped_byte_of_the_format() {
 #[test]
 fn a_flipped_byte_of_a_key_slot() {
     flip("key slot");
+}
+
+#[test]
+fn a_flipped_byte_of_a_record_of_a_key() {
+    flip("record of a key");
 }
 
 #[test]
@@ -441,7 +447,9 @@ fn what_is_missing() {
         // Whether a snapshot, a slot or an archived file was removed on purpose, the store cannot
         // tell; that it is gone is all there is to say.
         let found = match kind {
-            "key slot" | "session" | "snapshot" | "archived file" => Found::Never,
+            "key slot" | "record of a key" | "session" | "snapshot" | "archived file" => {
+                Found::Never
+            }
             _ => Found::At(Level::Basic),
         };
         damage(kind, &key, "missing", How::Missing, found, true);
@@ -467,7 +475,8 @@ fn what_is_swapped_with_another_of_its_kind() {
             }
             let what = format!("swapped with {n}");
             let outcome = damage(kind, &key, &what, How::Replaced(other), found, true);
-            assert!(!outcome.all_right || kind == "session", "{kind} {n}");
+            let unread = ["session", "record of a key"].contains(&kind);
+            assert!(!outcome.all_right || unread, "{kind} {n}");
         }
     }
 }
@@ -519,7 +528,8 @@ fn an_object_of_another_class() {
             let how = How::Replaced(WHOLE.objects[&from].clone());
             let what = format!("replaced by a {other}");
             let outcome = damage(kind, &key, &what, how, Found::At(least), false);
-            assert!(!outcome.all_right || kind == "session", "{kind}: {what}");
+            let unread = ["session", "record of a key"].contains(&kind);
+            assert!(!outcome.all_right || unread, "{kind}: {what}");
         }
     }
 }

@@ -8,6 +8,9 @@
 
 mod support;
 
+#[path = "../../store/tests/support/admin.rs"]
+#[allow(dead_code)] // the store's own tests use all of it
+mod admin;
 #[path = "../../store/tests/support/gcs.rs"]
 mod gcs;
 #[path = "../../store/tests/support/http.rs"]

@@ -15,6 +15,10 @@ pub const ALL: &[&str] = &[
     "local-create-settled",
     // repository
     "init-keys-created",
+    "key-recorded",
+    "key-created",
+    "key-removal-recorded",
+    "key-removed",
     "session-created",
     "pack-sealed",
     "pack-created",

@@ -4,7 +4,7 @@
 //! opens a repository file or speaks to a bucket. A back end is one implementation of
 //! [`Backend`] and passes the same conformance suite as all others.
 //!
-//! What lives here: back ends, retries, rate limits, fault injection, and the handles for time
+//! What lives here: back ends, services that keep keys, retries, rate limits, fault injection, and the handles for time
 //! and randomness. What does not: any knowledge of what the objects mean.
 
 mod backend;
@@ -14,6 +14,7 @@ mod error;
 pub mod failpoint;
 mod faulty;
 mod key;
+mod key_service;
 mod limit;
 mod local;
 mod lock;
@@ -21,7 +22,7 @@ mod memory;
 mod open;
 mod options;
 mod probe;
-#[cfg(any(feature = "s3", feature = "gcs", feature = "azure"))]
+#[cfg(any(feature = "s3", feature = "gcs", feature = "azure", feature = "key-services"))]
 mod remote;
 mod store;
 
@@ -31,6 +32,10 @@ pub use env::{Clock, Environment, FixedClock, Random, SeededRandom};
 pub use error::{ErrorKind, StoreError};
 pub use faulty::{Fault, Faulty, Operation, Rule, When};
 pub use key::{MAX_COMPONENT, MAX_KEY, is_valid_key, is_valid_prefix};
+pub use key_service::{
+    AwsKmsOptions, KeyService, KeyServiceError, KeyServiceErrorKind, KeyServiceKind, VaultOptions,
+    Wrapped,
+};
 pub use local::Local;
 pub use lock::{Lock, LockMode, LockPolicy};
 pub use memory::Memory;

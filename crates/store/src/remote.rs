@@ -87,7 +87,7 @@ fn no_retries() -> RetryConfig {
 }
 
 /// Runs `work` on the runtime and waits for it, from any thread (a runtime's own included).
-fn wait<T: Send + 'static>(
+pub(crate) fn wait<T: Send + 'static>(
     doing: &'static str,
     key: &str,
     work: impl Future<Output = Result<T>> + Send + 'static,

@@ -155,11 +155,13 @@ pub fn run(args: &InitArgs, app: &App) -> Result<Outcome> {
         let flags = RepositoryFlags {
             repository: app.global.repository.clone(),
             key_file: app.global.key_file.clone(),
+            identity: app.global.identity.clone(),
         };
         config.apply(&flags, &search)?;
     }
     let owner = owner_of_clusters(&config);
-    let context = Context::new(config, search, env);
+    let mut context = Context::new(config, search, env);
+    context.command.clone_from(&app.command);
     for config in context.config.repositories()? {
         let mut repository = create(&context, config, owner)?;
         if args.append_only {

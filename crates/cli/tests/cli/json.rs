@@ -164,7 +164,10 @@ fn every_document_has_its_shape() {
     );
     let slots = it.json(&["key", "list"]);
     assert_eq!(keys(&slots), ["epoch", "hosts", "keys", "repository"]);
-    assert_eq!(keys(&slots["keys"][0]), ["created", "current", "epoch", "id", "kind", "label"]);
+    assert_eq!(
+        keys(&slots["keys"][0]),
+        ["created", "current", "detail", "epoch", "id", "kind", "label"]
+    );
     let host = it.json(&["key", "add", "--write-only", "--new-key-file", "web.key"]);
     assert_eq!(keys(&host), ["host", "repository"]);
     assert_eq!(keys(&host["host"]), ["created", "id", "label", "removed"]);

@@ -11,11 +11,16 @@ mod archive;
 mod errors;
 mod first_minute;
 mod hosts;
+#[allow(dead_code)] // it serves other tests as well
+#[path = "../../../store/tests/support/http.rs"]
+mod http;
 mod json;
+#[path = "../../../store/tests/support/key_services.rs"]
+mod key_services;
+mod keys;
 mod look;
 #[cfg(all(feature = "mount", target_os = "linux"))]
 mod mount;
-
 mod repair;
 mod sandbox;
 mod secrets;

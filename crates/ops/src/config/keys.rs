@@ -20,6 +20,9 @@ section! {
         /// A folder for what can be rebuilt at any time: copies of the index. Absent: the user's
         /// cache folder.
         cache: Option<PathBuf> { example: "\"/var/cache/backstay\"" },
+        /// The file in which it is recorded which keys were used on this host. Absent: `keys.log` in
+        /// the user's state folder.
+        key_log: Option<PathBuf> { example: "\"/var/log/backstay/keys.log\"" },
         /// Repositories in the order in which a restore asks them, by name; those that are left out
         /// come last. Absent: what is on this machine first, then in the order of the file.
         restore_order: Vec<String> { example: "[\"main\", \"offsite\"]" },
@@ -27,8 +30,9 @@ section! {
 }
 
 section! {
-    /// A place for recovery data. One of `key-file`, `passphrase-file` and `passphrase-command`
-    /// opens it; without them the environment variable `BACKSTAY_PASSPHRASE` does.
+    /// A place for recovery data. One of `key-file`, `passphrase-file`, `passphrase-command`,
+    /// `identity`, `aws-kms` and `vault` opens it; without them the environment variable
+    /// `BACKSTAY_PASSPHRASE` does.
     pub struct RepositoryKeys {
         /// The store: a folder (`file:///var/backups/backstay`), `s3://bucket/prefix`,
         /// `gs://bucket/prefix` or `az://container/prefix`.
@@ -40,6 +44,13 @@ section! {
         passphrase_file: Option<PathBuf> { example: "\"/etc/backstay/main.passphrase\"" },
         /// A command that prints the passphrase: a program and its arguments.
         passphrase_command: Vec<String> { example: "[\"pass\", \"show\", \"backstay\"]" },
+        /// A file that `age-keygen` wrote, for a slot that was added for its recipient.
+        identity: Option<PathBuf> { example: "\"/etc/backstay/identity.txt\"" },
+        /// A key in AWS KMS. Credentials come from where AWS's own tools find them.
+        aws_kms: Option<AwsKmsKeys> { example: "{ key = \"alias/backstay\" }" },
+        /// A key in the transit engine of HashiCorp Vault or OpenBao. The token is in `VAULT_TOKEN`,
+        /// in the `token-file` or in `~/.vault-token`.
+        vault: Option<VaultKeys> { example: "{ key = \"backstay\" }" },
         /// How new data is compressed: `zstd:1` to `zstd:19`, `lz4` or `none`.
         compression: Compression { default: "zstd:3", example: "\"zstd:3\"" },
         /// The address of the service, for a bucket that is not at the provider's own.
@@ -67,6 +78,40 @@ section! {
         period: Duration { example: "\"30d\"" },
         /// Have `maintenance` lock what is still needed for another period, in time.
         extend: bool { default: "true", example: "false" },
+    }
+}
+
+section! {
+    /// A key in AWS KMS that opens a repository.
+    pub struct AwsKmsKeys {
+        /// Its ARN, its id or `alias/…`.
+        key: String { example: "\"alias/backstay\"" },
+        /// The region. Absent: as the ARN or `AWS_REGION` says.
+        region: Option<String> { example: "\"eu-central-1\"" },
+        /// The address of the service, where it is not AWS's own.
+        endpoint: Option<String> { example: "\"https://vpce-1.kms.eu-central-1.vpce.amazonaws.com\"" },
+        /// Permit an endpoint without TLS.
+        allow_http: bool { default: "false", example: "true" },
+    }
+}
+
+section! {
+    /// A key in Vault's transit engine that opens a repository.
+    pub struct VaultKeys {
+        /// The name of the key.
+        key: String { example: "\"backstay\"" },
+        /// Where the transit engine is mounted.
+        mount: String { default: "transit", example: "\"transit\"" },
+        /// The address. Absent: `VAULT_ADDR`.
+        address: Option<String> { example: "\"https://vault.internal:8200\"" },
+        /// The namespace. Absent: `VAULT_NAMESPACE`.
+        namespace: Option<String> { example: "\"team-a\"" },
+        /// A file that holds the token. Absent: `VAULT_TOKEN`, else `~/.vault-token`.
+        token_file: Option<PathBuf> { example: "\"/run/backstay/vault-token\"" },
+        /// Certificates to trust besides the system's. Absent: `VAULT_CACERT`.
+        ca_file: Option<PathBuf> { example: "\"/etc/ssl/vault-ca.pem\"" },
+        /// Permit an address without TLS.
+        allow_http: bool { default: "false", example: "true" },
     }
 }
 
@@ -272,7 +317,7 @@ section! {
     }
 }
 
-nested!(LockKeys, VerifyKeys, DrillKeys, RetentionKeys);
+nested!(AwsKmsKeys, VaultKeys, LockKeys, VerifyKeys, DrillKeys, RetentionKeys);
 
 /// The address of a store or of a lake.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -73,6 +73,14 @@ impl Search {
             .map(|folder| folder.join("backstay"))
     }
 
+    /// The user's folder for what is neither configuration nor cache.
+    pub fn state_folder(&self) -> Option<PathBuf> {
+        self.variable("XDG_STATE_HOME")
+            .map(PathBuf::from)
+            .or_else(|| Some(self.home()?.join(".local/state")))
+            .map(|folder| folder.join("backstay"))
+    }
+
     /// The file that would be read; nothing where there is none.
     pub fn find(&self) -> Result<Option<PathBuf>> {
         Ok(self.locate()?.file)

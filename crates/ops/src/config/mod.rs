@@ -98,6 +98,8 @@ pub struct RepositoryFlags {
     /// The name of a configured repository, an address, or a path.
     pub repository: Option<String>,
     pub key_file: Option<PathBuf>,
+    /// An age identity file.
+    pub identity: Option<PathBuf>,
 }
 
 impl Config {
@@ -133,18 +135,23 @@ impl Config {
             };
             self.selected = Some(name);
         }
-        if let Some(key_file) = &flags.key_file {
+        if flags.key_file.is_some() || flags.identity.is_some() {
             let name = match &self.selected {
                 Some(name) => name.clone(),
                 None => self.default_repository()?.name.clone(),
             };
             if let Some(repository) = self.repositories.iter_mut().find(|r| r.name == name) {
-                let written = key_file.to_string_lossy();
                 let home = search.home();
-                repository.keys.key_file =
-                    Some(absolute(&written, &search.current, home.as_deref()));
+                let path = |flag: &Option<PathBuf>| {
+                    let written = flag.as_ref()?.to_string_lossy();
+                    Some(absolute(&written, &search.current, home.as_deref()))
+                };
+                repository.keys.key_file = path(&flags.key_file);
+                repository.keys.identity = path(&flags.identity);
                 repository.keys.passphrase_file = None;
                 repository.keys.passphrase_command = Vec::new();
+                repository.keys.aws_kms = None;
+                repository.keys.vault = None;
             }
         }
         Ok(())
@@ -185,6 +192,9 @@ impl Config {
             key_file: None,
             passphrase_file: None,
             passphrase_command: Vec::new(),
+            identity: None,
+            aws_kms: None,
+            vault: None,
             compression: backstay_repo::Compression::default(),
             endpoint: None,
             region: None,

@@ -182,6 +182,9 @@ fn read_repository(
         ("key-file", keys.key_file.is_some()),
         ("passphrase-file", keys.passphrase_file.is_some()),
         ("passphrase-command", !keys.passphrase_command.is_empty()),
+        ("identity", keys.identity.is_some()),
+        ("aws-kms", keys.aws_kms.is_some()),
+        ("vault", keys.vault.is_some()),
     ];
     let said: Vec<&str> = ways.iter().filter(|(_, said)| *said).map(|(name, _)| *name).collect();
     if said.len() > 1 {

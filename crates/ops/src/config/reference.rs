@@ -23,7 +23,7 @@ pub fn reference() -> String {
         &mut out,
         "[repositories.NAME]",
         "Repositories",
-        "A place for recovery data. One of `key-file`, `passphrase-file` and `passphrase-command` opens it; without them the environment variable `BACKSTAY_PASSPHRASE` does. With one repository configured it is everybody's default.",
+        "A place for recovery data. One of `key-file`, `passphrase-file`, `passphrase-command`, `identity`, `aws-kms` and `vault` opens it ([keys.md](keys.md)); without them the environment variable `BACKSTAY_PASSPHRASE` does. With one repository configured it is everybody's default.",
         RepositoryKeys::KEYS,
         "BACKSTAY_REPOSITORIES_NAME_",
     );

@@ -250,27 +250,62 @@ fn flags_weigh_most() {
     let flags = RepositoryFlags {
         repository: Some("main".into()),
         key_file: Some(PathBuf::from("flag.key")),
+        identity: None,
     };
     config.apply(&flags, &search(&[])).unwrap();
     let chosen = config.default_repository().unwrap();
     assert_eq!(chosen.keys.key_file.as_deref(), Some(Path::new("/work/flag.key")));
     let orders = config.source("orders").unwrap();
     assert_eq!(config.repositories_of(orders).unwrap().len(), 1);
+    // Whichever way was configured, the flag's is the only one.
+    let flags = RepositoryFlags { key_file: None, identity: Some("id.txt".into()), ..flags };
+    config.apply(&flags, &search(&[])).unwrap();
+    let keys = &config.default_repository().unwrap().keys;
+    assert_eq!(keys.identity.as_deref(), Some(Path::new("/work/id.txt")));
+    assert_eq!((&keys.key_file, &keys.aws_kms, &keys.vault), (&None, &None, &None));
+}
+
+#[test]
+fn services_that_keep_keys_are_tables_and_one_way_among_others() {
+    let with = |keys: &str, variables: &[(&str, &str)]| {
+        read(&format!("[repositories.main]\nurl = \"/b\"\n{keys}"), variables)
+    };
+    let config = with("aws-kms = { key = \"alias/b\", region = \"eu-west-1\" }", &[]).unwrap();
+    let kms = config.repositories[0].keys.aws_kms.clone().unwrap();
+    assert_eq!((kms.key.as_str(), kms.region.as_deref()), ("alias/b", Some("eu-west-1")));
+    let variables = [
+        ("BACKSTAY_REPOSITORIES_MAIN_VAULT_KEY", "b"),
+        ("BACKSTAY_REPOSITORIES_MAIN_VAULT_TOKEN_FILE", "/t"),
+    ];
+    let config = with("", &variables).unwrap();
+    let vault = config.repositories[0].keys.vault.clone().unwrap();
+    assert_eq!((vault.key.as_str(), vault.mount.as_str()), ("b", "transit"));
+    assert_eq!(vault.token_file.as_deref(), Some(Path::new("/t")));
+    let error = with("vault = { mount = \"t\" }", &[]).unwrap_err();
+    assert!(error.to_string().contains("`repositories.main.vault.key` is missing"), "{error}");
+    let error = with("key-file = \"k\"\nvault = { key = \"b\" }", &[]).unwrap_err();
+    assert!(error.to_string().contains("says `key-file` and `vault`"), "{error}");
+    let error = with("aws-kms = { key = \"b\", secret = \"x\" }", &[]).unwrap_err();
+    assert!(error.to_string().contains("unknown key `secret`"), "{error}");
 }
 
 #[test]
 fn a_repository_that_only_flags_speak_of() {
     let mut config = read("", &[]).unwrap();
     assert!(config.default_repository().is_err());
-    let flags =
-        RepositoryFlags { repository: Some("./b".into()), key_file: Some(PathBuf::from("/k")) };
+    let flags = RepositoryFlags {
+        repository: Some("./b".into()),
+        key_file: Some(PathBuf::from("/k")),
+        identity: None,
+    };
     config.apply(&flags, &search(&[])).unwrap();
     let chosen = config.default_repository().unwrap();
     assert_eq!(chosen.keys.url.0, "file:///work/b");
     assert_eq!(chosen.keys.key_file.as_deref(), Some(Path::new("/k")));
 
     let mut config = read(WHOLE, &[]).unwrap();
-    let flags = RepositoryFlags { repository: Some("ofsite".into()), key_file: None };
+    let flags =
+        RepositoryFlags { repository: Some("ofsite".into()), key_file: None, identity: None };
     let error = config.apply(&flags, &search(&[])).unwrap_err();
     assert_eq!(error.hint(), Some("did you mean `offsite`?"));
 }
@@ -361,7 +396,8 @@ fn a_replication_names_what_there_is() {
 fn every_example_of_the_reference_can_be_used() {
     use super::declare::Key;
     fn lines(keys: &[Key]) -> String {
-        let skip = ["passphrase-file", "passphrase-command"];
+        // One way to open a repository excludes the others.
+        let skip = ["passphrase-file", "passphrase-command", "identity", "aws-kms", "vault"];
         keys.iter()
             .filter(|key| !skip.contains(&key.name().as_str()) && key.field != "kind")
             .map(|key| format!("{} = {}\n", key.name(), key.example))
@@ -379,6 +415,16 @@ fn every_example_of_the_reference_can_be_used() {
         text += &lines(read::keys_of(kind));
     }
     assert_eq!(mistakes(&text, &[]), Vec::<String>::new());
+    let tables = [("aws-kms", AwsKmsKeys::KEYS), ("vault", VaultKeys::KEYS)];
+    for key in RepositoryKeys::KEYS.iter().filter(|key| key.name() != "url") {
+        let one = format!("{} = {}\n", key.name(), key.example);
+        let text = format!("[repositories.main]\nurl = \"/b\"\n{one}");
+        assert_eq!(mistakes(&text, &[]), Vec::<String>::new());
+    }
+    for (name, keys) in tables {
+        let text = format!("[repositories.main]\nurl = \"/b\"\n[repositories.main.{name}]\n");
+        assert_eq!(mistakes(&(text + &lines(keys)), &[]), Vec::<String>::new());
+    }
 }
 
 proptest! {

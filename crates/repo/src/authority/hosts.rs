@@ -136,7 +136,7 @@ pub(crate) fn add(repository: &Repository, label: &str) -> Result<(HostKey, Zero
     let (store, env, keys) = (repository.store(), repository.environment(), repository.keys());
     let Keys { data_id, metadata_id, pages, chunker, index, format, .. } = *keys;
     let bundle = Bundle {
-        repository: repository.id_bytes(),
+        repository: repository.raw_id(),
         writer: env.random(),
         seed: env.random(),
         data_id,
