@@ -36,7 +36,9 @@ class Cluster:
     line stands in the file `archiver`.
     """
 
-    def __init__(self, work, user, size):
+    def __init__(self, work, user, size, numbers=None):
+        """`numbers`: the scale of pgbench and the rows of the second table, where `size` is none of SIZES."""
+        self.numbers = numbers or SIZES[size][:2]
         self.user = user
         self.root = os.path.join(work, f"cluster-{size}")
         self.data = os.path.join(self.root, "data")
@@ -93,7 +95,7 @@ class Cluster:
         self.start()
 
     def make(self):
-        scale, rows, _ = SIZES[self.size]
+        scale, rows = self.numbers
         say(f"making the cluster: pgbench scale {scale} and a table of {rows:,} rows")
         for folder in (self.root, self.data, self.socket, self.segments):
             os.makedirs(folder)
@@ -194,9 +196,10 @@ class Cluster:
         command += ["-U", "postgres", "-d", "postgres", "-v", "ON_ERROR_STOP=1", "-c", query]
         return run(command, user=self.user, cwd=self.root).output.strip()
 
-    def check(self, restored):
-        """A sentence on what is wrong with a restored cluster; None when all is right."""
-        wrong = differing(self.data, restored, volatile=VOLATILE, times=False)
+    def check(self, restored, then=None):
+        """A sentence on what is wrong with a restored cluster; None when all is right. `then`: what
+        the tables held, where that was not just now."""
+        wrong = None if then else differing(self.data, restored, volatile=VOLATILE, times=False)
         if wrong:
             return wrong
         own(restored, self.user)
@@ -224,7 +227,7 @@ class Cluster:
                     if time.monotonic() > end:
                         return f"the restored server answers nothing: {failure}"
                     time.sleep(0.2)
-            here = self.facts()
+            here = then or self.facts()
             return None if facts == here else f"the restored server says {facts}, not {here}"
         finally:
             self.program("pg_ctl", "stop", "-D", restored, "-m", "immediate", "-w", "-s")

@@ -30,6 +30,25 @@ US = "backstay"
 NO_PEER = {"tar+zstd", "changed pages, zstd -3"}
 
 
+def write_section(path, lines):
+    """Writes a section of a page, its title being the first line ("# …"), in the place of the one
+    that has this title; the others stay."""
+    title, sections = lines[0], []
+    try:
+        with open(path, encoding="utf-8") as file:
+            for line in file.read().split("\n"):
+                if line.startswith("# ") or not sections:
+                    sections.append([])
+                sections[-1].append(line)
+    except FileNotFoundError:
+        pass
+    at = next((number for number, old in enumerate(sections) if old[0] == title), len(sections))
+    sections[at : at + 1] = [lines]
+    text = "\n\n".join("\n".join(section).strip("\n") for section in sections) + "\n"
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
 class Results:
     def __init__(self):
         self.values = {}  # (row, tool) -> measurements

@@ -11,6 +11,7 @@ mod demo;
 mod interrupt;
 mod output;
 mod table;
+mod tar;
 mod work;
 
 use std::process::ExitCode;

@@ -8,7 +8,7 @@ use backstay_repo::{
     Environment, InitOptions, OpenOptions, RepoErrorKind, Repository, Secret, SlotKind, Snapshot,
     Store,
 };
-use backstay_store::{RetryPolicy, StoreOptions};
+use backstay_store::{LockPolicy, RetryPolicy, StoreOptions};
 
 use crate::Result;
 use crate::config::{Config, RepositoryConfig, Search, Warning, listed};
@@ -79,6 +79,11 @@ impl Context {
             upload_limit: keys.upload_limit.map(|size| size.0),
             download_limit: keys.download_limit.map(|size| size.0),
             retries: retries.unwrap_or_default(),
+            lock: keys.lock.as_ref().map(|lock| LockPolicy {
+                mode: lock.mode,
+                period: lock.period,
+                extend: lock.extend,
+            }),
             ..StoreOptions::default()
         };
         Store::open(&keys.url.0, &options).map_err(|error| {

@@ -13,6 +13,7 @@ pub mod jobs;
 pub mod key_log;
 pub mod moment;
 pub mod nearest;
+pub mod privilege;
 pub mod recover;
 pub mod replicate;
 pub mod retention;

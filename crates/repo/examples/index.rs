@@ -3,11 +3,14 @@
 //! ```text
 //! cargo run --release -p backstay-repo --example index -- fill FOLDER 100000000
 //! cargo run --release -p backstay-repo --example index -- measure FOLDER 100000000
+//! cargo run --release -p backstay-repo --example index -- write FOLDER 100000000
 //! cargo run --release -p backstay-repo --example index -- merge FOLDER 100000000
 //! ```
 //!
-//! The first writes an index of so many chunks below the folder, the others open it: twice, as the
-//! folder of local copies is empty first. Packs are not stored: a store that lists them stands in.
+//! The first writes an index of so many chunks below the folder. The second opens it as who reads
+//! does, and looks chunks up; the first time the folder of local copies is empty. The third opens it
+//! as a backup does, which also looks which packs are there. Packs are not stored: a store that makes
+//! up a list of them stands in. The fourth merges ten backups of 10,000 new chunks.
 
 #![allow(clippy::print_stdout)]
 
@@ -121,6 +124,12 @@ fn measure(
     let opened = synthetic.open(Some(cache), to_write)?;
     let took = started.elapsed().as_secs_f64();
     let (after, most) = memory();
+    if to_write {
+        let started = Instant::now();
+        let packs = Synthetic::packs(chunks).collect::<Vec<_>>().len();
+        let took = started.elapsed().as_secs_f64();
+        println!("{packs} packs, of which a list was made up in {took:.2} s");
+    }
     let tebibytes = chunks as f64 / (1 << 20) as f64;
     println!(
         "{start}: {} chunks opened in {took:.2} s; {:.0} MiB resident, {:.0} MiB at most: {:.1} MiB \
@@ -136,7 +145,7 @@ fn measure(
     let there: Vec<_> = some.map(|n| Synthetic::chunk(n, chunks)).collect();
     let absent: Vec<_> = (0..2_000_000).map(|n| Synthetic::chunk(chunks + n, chunks)).collect();
     let finds = |id: &ObjectId| opened.finds(id).unwrap_or(false);
-    for _ in 0..2 {
+    for _ in 0..5 {
         rate("there", &there, true, finds);
         rate("absent", &absent, false, finds);
     }

@@ -112,8 +112,8 @@ pub(crate) fn part_key(number: u64, id: &[u8; 16], part: u32) -> String {
 pub(crate) fn parse_part_key(key: &str) -> Option<&str> {
     let (run, part) = key.rsplit_once('/')?;
     let (number, id) = run.strip_prefix(INDEX)?.strip_prefix("1/")?.split_once('/')?;
-    (number.parse::<u64>().ok()?, part.parse::<u32>().ok()?, unhex::<16>(id)?);
-    Some(run)
+    let is_one = number.parse::<u64>().is_ok() && part.parse::<u32>().is_ok();
+    (is_one && unhex::<16>(id).is_some()).then_some(run)
 }
 
 /// The inverse of [`Work::pack_key`].

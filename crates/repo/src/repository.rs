@@ -393,6 +393,11 @@ impl Repository {
         self.inner.writer
     }
 
+    /// The name of this machine as a writer: a directory below `packs/`, `snapshots/`, ….
+    pub fn writer_name(&self) -> String {
+        hex(&self.inner.writer)
+    }
+
     pub(crate) fn cache(&self) -> Option<&std::path::Path> {
         self.inner.cache.as_deref()
     }
@@ -831,7 +836,11 @@ impl Repository {
                 for copy in index.places(id)?.into_iter().filter(|place| *place != at) {
                     let Some(pack) = index.pack(copy.pack) else { continue };
                     match self.read_chunk_at(kind, id, copy, pack) {
-                        Err(error) if error.is_about_an_object() => {}
+                        Err(error) if error.is_about_an_object() => {
+                            if error.is_of_a_missing_object() {
+                                index.note_missing(copy.pack);
+                            }
+                        }
                         read => return read,
                     }
                 }
@@ -955,6 +964,17 @@ impl Repository {
     /// it needed goes with the next [`maintain`](Self::maintain). Its whole id.
     pub fn forget(&self, prefix: &str) -> Result<String> {
         maintenance::forget(self, prefix)
+    }
+
+    /// Puts all that one snapshot needs on hold, or lifts that; how many objects. Where a chunk is
+    /// in several packs, the one that is read counts.
+    pub fn hold(&self, snapshot: &Snapshot, on: bool, progress: &Arc<Progress>) -> Result<u64> {
+        maintenance::hold(self, snapshot, on, progress)
+    }
+
+    /// Whether a snapshot is on hold, and so must not be forgotten.
+    pub fn is_held(&self, snapshot: &Snapshot) -> Result<bool> {
+        maintenance::is_held(self, snapshot)
     }
 
     /// Removes what no snapshot needs, rewrites packs that are mostly that, and merges the index.

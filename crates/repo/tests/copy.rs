@@ -26,7 +26,7 @@ fn small(seed: u64) -> Files {
 #[test]
 fn a_copy_is_the_original_and_says_so() {
     let (from, to) = (repository(&Store::memory()), repository(&Store::memory()));
-    let files = mixture(1);
+    let files = small(1);
     let tagged = SessionOptions { tags: [("a".into(), "b".into())].into(), ..options("test") };
     let original = backup_as(&from, &files, tagged).unwrap();
     let copy_options = CopyOptions::default();

@@ -73,7 +73,7 @@ fn assert_whole(repository: &Repository, snapshot: &Snapshot, files: &Files) {
 
 #[test]
 fn what_is_read_once_is_the_same_as_what_is_backed_up_to_each() {
-    let repositories: Vec<Repository> = (0..3).map(|_| repository(&Store::memory())).collect();
+    let repositories: Vec<Repository> = (0..2).map(|_| repository(&Store::memory())).collect();
     let files = mixture(7);
     let counts = <(Arc<AtomicU64>, Arc<AtomicU64>)>::default();
     let session = Session::begin(targets(&repositories)).unwrap();

@@ -3,7 +3,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 
-use crate::Result;
+use crate::{ErrorKind, Lock, LockPolicy, Result, StoreError};
 
 /// What a store knows of an object without reading it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,4 +47,32 @@ pub trait Backend: Send + Sync {
 
     /// Removes an object; one that is not there is not an error.
     fn delete(&self, key: &str) -> Result<()>;
+
+    /// How new objects are locked; none: they are not.
+    fn lock_policy(&self) -> Option<LockPolicy> {
+        None
+    }
+
+    /// What keeps an object from being removed; `None` where the store has no locks.
+    fn lock(&self, key: &str) -> Result<Option<Lock>> {
+        let _ = key;
+        Ok(None)
+    }
+
+    /// Locks an object until `until`, in the mode of the policy. A lock is never made shorter.
+    fn extend_lock(&self, key: &str, until: SystemTime) -> Result<()> {
+        let _ = until;
+        Err(no_locks("lock", key))
+    }
+
+    /// Puts an object on hold, or lifts that.
+    fn hold(&self, key: &str, on: bool) -> Result<()> {
+        let _ = on;
+        Err(no_locks("hold", key))
+    }
+}
+
+fn no_locks(doing: &'static str, key: &str) -> StoreError {
+    StoreError::new(ErrorKind::Configuration, doing, key)
+        .with_detail("this kind of store has no locks")
 }

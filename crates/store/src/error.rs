@@ -10,6 +10,8 @@ pub enum ErrorKind {
     AlreadyExists,
     /// The store refused: credentials or permissions.
     Denied,
+    /// The store keeps the object until a moment that has not come, or until a hold is lifted.
+    Locked,
     /// No space, or a quota is used up.
     NoSpace,
     /// The store did not answer, or asked to be tried again.
@@ -104,6 +106,7 @@ impl StoreError {
             ErrorKind::Denied => Some(
                 "check the credentials, and that they or the file's owner allow this operation",
             ),
+            ErrorKind::Locked => Some("it can be removed when its lock has run out"),
             ErrorKind::NoSpace => {
                 Some("free space in the store; nothing that was there before is affected")
             }
@@ -124,6 +127,7 @@ impl fmt::Display for StoreError {
             ErrorKind::NotFound => "no such object",
             ErrorKind::AlreadyExists => "it exists already",
             ErrorKind::Denied => "access denied",
+            ErrorKind::Locked => "the store keeps it",
             ErrorKind::NoSpace => "no space left in the store",
             ErrorKind::Transient => "the store did not answer",
             ErrorKind::Damaged => "the object is damaged",

@@ -8,12 +8,13 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
 use crate::{
-    Backend, Environment, ErrorKind, ObjectMeta, Random, Result, SeededRandom, StoreError,
+    Backend, Environment, ErrorKind, Lock, LockPolicy, ObjectMeta, Random, Result, SeededRandom,
+    StoreError,
 };
 
 /// A kind of operation.
@@ -339,5 +340,23 @@ impl Backend for Faulty {
         }
         let result = self.shared.backend.delete(key);
         struck.done(result)
+    }
+
+    fn lock_policy(&self) -> Option<LockPolicy> {
+        self.shared.backend.lock_policy()
+    }
+
+    fn lock(&self, key: &str) -> Result<Option<Lock>> {
+        let struck = self.strike(Operation::Head, "look at", key)?;
+        let result = self.shared.backend.lock(key);
+        struck.done(result)
+    }
+
+    fn extend_lock(&self, key: &str, until: SystemTime) -> Result<()> {
+        self.shared.backend.extend_lock(key, until)
+    }
+
+    fn hold(&self, key: &str, on: bool) -> Result<()> {
+        self.shared.backend.hold(key, on)
     }
 }

@@ -17,6 +17,7 @@ mod key;
 mod key_service;
 mod limit;
 mod local;
+mod lock;
 mod memory;
 mod open;
 mod options;
@@ -36,6 +37,7 @@ pub use key_service::{
     Wrapped,
 };
 pub use local::Local;
+pub use lock::{Lock, LockMode, LockPolicy};
 pub use memory::Memory;
 pub use options::{RetryPolicy, StoreOptions};
 pub use store::Store;

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::LockPolicy;
+
 /// How a store is reached. [`Default`] suits a local directory and the public clouds.
 #[derive(Clone, Default)]
 pub struct StoreOptions {
@@ -17,6 +19,8 @@ pub struct StoreOptions {
     pub upload_limit: Option<u64>,
     /// Bytes a second that may be received; none: no limit.
     pub download_limit: Option<u64>,
+    /// How new objects are locked; none: they are not.
+    pub lock: Option<LockPolicy>,
     /// How long transient failures are tried again.
     pub retries: RetryPolicy,
     /// Where credentials are looked up (`AWS_ACCESS_KEY_ID`, `GOOGLE_SERVICE_ACCOUNT`,
@@ -68,6 +72,7 @@ impl fmt::Debug for StoreOptions {
             .field("allow_http", &self.allow_http)
             .field("upload_limit", &self.upload_limit)
             .field("download_limit", &self.download_limit)
+            .field("lock", &self.lock)
             .field("retries", &self.retries)
             // Their values are secrets.
             .field("variables", &self.variables.as_ref().map(|v| v.iter().map(|(k, _)| k)))

@@ -16,7 +16,8 @@ impl Store {
     /// several at once (where a network lies between) one wins; what is created is listed and can
     /// be read in part, and what is not there is said to be absent.
     ///
-    /// A credential that may not delete leaves the objects behind; that is not an error.
+    /// A credential that may not delete leaves the objects behind, and so does a bucket that locks
+    /// all of them; that is not an error.
     ///
     /// # Errors
     ///
@@ -34,7 +35,7 @@ impl Store {
             .and_then(|()| if self.is_remote() { self.probe_race(&raced) } else { Ok(()) });
         for key in [&twice, &raced] {
             match self.delete(key) {
-                Err(error) if error.kind() == ErrorKind::Denied => {}
+                Err(error) if matches!(error.kind(), ErrorKind::Denied | ErrorKind::Locked) => {}
                 // What was found before matters more.
                 Err(error) if result.is_ok() => return Err(error),
                 _ => {}

@@ -11,10 +11,14 @@ use std::error::Error as _;
 use std::future::Future;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock, mpsc};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures_util::StreamExt;
+use http::{HeaderMap, HeaderValue};
+use md5::{Digest as _, Md5};
 use object_store::client::{HttpError, HttpErrorKind};
 use object_store::path::Path;
 use object_store::{
@@ -22,9 +26,21 @@ use object_store::{
 };
 
 use crate::key::is_valid_key;
-use crate::{Backend, ErrorKind, ObjectMeta, Result, StoreError};
+use crate::{Backend, ErrorKind, Lock, LockPolicy, ObjectMeta, Result, StoreError};
 
+#[cfg(feature = "azure")]
+mod azure;
+#[cfg(feature = "s3")]
+mod credentials;
+mod extras;
+mod line;
+mod pace;
+#[cfg(feature = "s3")]
+mod s3;
 mod service;
+
+use extras::SharedExtras;
+use line::{Expected, Extra, Line};
 pub(crate) use service::open;
 
 /// How long a service may take to connect, or to send nothing.
@@ -39,6 +55,23 @@ pub(crate) struct Remote {
     service: Arc<dyn ObjectStore>,
     /// Without slashes at its ends; empty for the whole bucket.
     prefix: String,
+    line: Line,
+    sum: Sum,
+    extras: Option<SharedExtras>,
+    lock: Option<LockPolicy>,
+    /// Whether objects of the bucket can be locked, once it was asked.
+    has_locks: OnceLock<bool>,
+}
+
+/// The sum of its own that a service makes of what it receives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sum {
+    /// S3's SHA-256, which `object_store` sends.
+    Sha256,
+    /// Azure's MD5.
+    Md5,
+    /// Google's CRC-32C.
+    Crc32c,
 }
 
 fn client_options() -> ClientOptions {
@@ -205,6 +238,9 @@ fn unanswered(error: &object_store::Error, words: &str) -> ErrorKind {
     if words.contains("SlowDown") || words.contains("InternalError") {
         return ErrorKind::Transient;
     }
+    if words.contains(line::OTHER_BYTES) {
+        return ErrorKind::Damaged;
+    }
     // The client's own word for a range past the end.
     if words.contains("Wanted range") {
         return ErrorKind::Damaged;
@@ -229,8 +265,78 @@ fn unanswered(error: &object_store::Error, words: &str) -> ErrorKind {
 }
 
 impl Remote {
-    pub(crate) fn new(url: String, service: Arc<dyn ObjectStore>, prefix: &str) -> Self {
-        Self { url, service, prefix: prefix.trim_matches('/').to_owned() }
+    fn new(url: String, opened: service::Opened, prefix: &str, lock: Option<LockPolicy>) -> Self {
+        let service::Opened { service, line, sum, extras } = opened;
+        let prefix = prefix.trim_matches('/').to_owned();
+        Self { url, service, prefix, line, sum, extras, lock, has_locks: OnceLock::new() }
+    }
+
+    /// What a creation says besides: the sum of its bytes, and how long it is locked.
+    fn dress(&self, key: &str, body: &Bytes) -> object_store::Extensions {
+        let mut extensions = object_store::Extensions::new();
+        let (mut extra, mut expected) = (HeaderMap::new(), HeaderMap::new());
+        let sum = match self.sum {
+            Sum::Sha256 => None,
+            Sum::Md5 => Some(("content-md5", STANDARD.encode(Md5::digest(body)))),
+            Sum::Crc32c => {
+                let sum = crc32c::crc32c(body).to_be_bytes();
+                Some(("x-goog-hash", format!("crc32c={}", STANDARD.encode(sum))))
+            }
+        };
+        if let Some((name, sum)) = sum
+            && let Ok(sum) = HeaderValue::from_str(&sum)
+        {
+            extra.insert(name, sum.clone());
+            expected.insert(name, sum);
+        }
+        if let (Some(policy), Some(extras)) = (&self.lock, &self.extras)
+            && LockPolicy::covers(key)
+        {
+            extra.extend(extras.lock_headers(policy, SystemTime::now() + policy.period));
+        }
+        if !extra.is_empty() {
+            extensions.insert(Extra(extra));
+            extensions.insert(Expected(expected));
+        }
+        extensions
+    }
+
+    /// The extras, where objects of the bucket can be locked.
+    fn locks(&self, doing: &'static str, key: &str) -> Result<Option<SharedExtras>> {
+        let Some(extras) = &self.extras else { return Ok(None) };
+        let known = match self.has_locks.get() {
+            Some(known) => *known,
+            None if self.lock.is_some() => true,
+            None => {
+                let asking = Arc::clone(extras);
+                wait(doing, key, async move { asking.has_locks().await })?
+            }
+        };
+        let known = *self.has_locks.get_or_init(|| known);
+        Ok(known.then(|| Arc::clone(extras)))
+    }
+
+    /// Removes the current version of an object that is not locked; whether that was all there is
+    /// to do.
+    async fn delete_locked(extras: &SharedExtras, path: &Path, key: &str) -> Result<bool> {
+        let (lock, version) = match extras.lock(path.as_ref(), key).await {
+            Ok(known) => known,
+            // The bucket may be what is missing: the usual way finds out.
+            Err(error) if error.is_not_found() => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        // The store's own clock decides in the end; this one only spares it the question.
+        if lock.keeps(SystemTime::now()) {
+            return Err(locked(key, &lock));
+        }
+        let Some(version) = version else { return Ok(false) };
+        match extras.delete_version(path.as_ref(), key, &version).await {
+            // The lock ran out by our clock and not by the store's, or was made longer just now.
+            Err(error) if error.kind() == ErrorKind::Denied && lock.until.is_some() => {
+                Err(locked(key, &lock))
+            }
+            other => other.map(|()| true),
+        }
     }
 
     fn path(&self, doing: &'static str, key: &str) -> Result<Path> {
@@ -281,6 +387,15 @@ impl Remote {
     }
 }
 
+fn locked(key: &str, lock: &Lock) -> StoreError {
+    let why = match lock.until {
+        _ if lock.held => "it is on hold".to_owned(),
+        Some(until) => format!("locked until {}", extras::iso(until)),
+        None => "locked".to_owned(),
+    };
+    StoreError::new(ErrorKind::Locked, "delete", key).with_detail(why)
+}
+
 fn says_no_bucket(words: &str) -> bool {
     ["NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist"]
         .iter()
@@ -305,9 +420,11 @@ impl Backend for Remote {
     fn create(&self, key: &str, body: Bytes) -> Result<()> {
         let path = self.path("create", key)?;
         let (service, name) = (Arc::clone(&self.service), key.to_owned());
+        let (pace, extensions) = (Arc::clone(&self.line.pace), self.dress(key, &body));
         wait("create", key, async move {
+            let _turn = pace.turn().await;
             let length = body.len() as u64;
-            let options = PutOptions::from(PutMode::Create);
+            let options = PutOptions { mode: PutMode::Create, extensions, ..Default::default() };
             let put = service.put_opts(&path, body.into(), options);
             match within("create", &name, length, put).await {
                 Ok(_) => Ok(()),
@@ -348,7 +465,9 @@ impl Backend for Remote {
     fn head(&self, key: &str) -> Result<ObjectMeta> {
         let path = self.path("look at", key)?;
         let (service, name) = (Arc::clone(&self.service), key.to_owned());
+        let pace = Arc::clone(&self.line.pace);
         wait("look at", key, async move {
+            let _turn = pace.turn().await;
             match tokio::time::timeout(PATIENCE, service.head(&path)).await {
                 Ok(Ok(meta)) => Ok(ObjectMeta {
                     key: name,
@@ -373,7 +492,9 @@ impl Backend for Remote {
         let (service, wanted) = (Arc::clone(&self.service), prefix.to_owned());
         let below =
             if self.prefix.is_empty() { String::new() } else { format!("{}/", self.prefix) };
+        let pace = Arc::clone(&self.line.pace);
         wait("list", prefix, async move {
+            let _turn = pace.turn().await;
             let mut found = Vec::new();
             let mut listing = service.list((!path.as_ref().is_empty()).then_some(&path));
             loop {
@@ -404,7 +525,15 @@ impl Backend for Remote {
     fn delete(&self, key: &str) -> Result<()> {
         let path = self.path("delete", key)?;
         let (service, name) = (Arc::clone(&self.service), key.to_owned());
+        let pace = Arc::clone(&self.line.pace);
+        let extras = self.locks("delete", key)?;
         wait("delete", key, async move {
+            if let Some(extras) = extras
+                && Self::delete_locked(&extras, &path, &name).await?
+            {
+                return Ok(());
+            }
+            let _turn = pace.turn().await;
             match tokio::time::timeout(PATIENCE, service.delete(&path)).await {
                 Ok(Ok(())) => Ok(()),
                 Ok(Err(error)) => {
@@ -418,13 +547,60 @@ impl Backend for Remote {
             }
         })
     }
+
+    fn lock_policy(&self) -> Option<LockPolicy> {
+        self.lock
+    }
+
+    fn lock(&self, key: &str) -> Result<Option<Lock>> {
+        self.with_locks("look at", key, |extras, path, key| async move {
+            Ok(extras.lock(path.as_ref(), &key).await?.0)
+        })
+    }
+
+    fn extend_lock(&self, key: &str, until: SystemTime) -> Result<()> {
+        let Some(policy) = self.lock else { return Err(no_locks("lock", key)) };
+        let done = self.with_locks("lock", key, move |extras, path, key| async move {
+            let (lock, _) = extras.lock(path.as_ref(), &key).await?;
+            if lock.until.is_some_and(|known| known >= until) {
+                return Ok(());
+            }
+            extras.extend(path.as_ref(), &key, &policy, until).await
+        })?;
+        done.ok_or_else(|| no_locks("lock", key))
+    }
+
+    fn hold(&self, key: &str, on: bool) -> Result<()> {
+        let done = self.with_locks("hold", key, move |extras, path, key| async move {
+            extras.hold(path.as_ref(), &key, on).await
+        })?;
+        done.ok_or_else(|| no_locks("hold", key))
+    }
+}
+
+fn no_locks(doing: &'static str, key: &str) -> StoreError {
+    StoreError::new(ErrorKind::Configuration, doing, key)
+        .with_detail("the objects of this bucket cannot be locked")
 }
 
 impl Remote {
+    fn with_locks<T: Send + 'static, F: Future<Output = Result<T>> + Send + 'static>(
+        &self,
+        doing: &'static str,
+        key: &str,
+        ask: impl FnOnce(SharedExtras, Path, String) -> F,
+    ) -> Result<Option<T>> {
+        let path = self.path(doing, key)?;
+        let Some(extras) = self.locks(doing, key)? else { return Ok(None) };
+        wait(doing, key, ask(extras, path, key.to_owned())).map(Some)
+    }
+
     fn get(&self, key: &str, range: Option<Range<u64>>) -> Result<Bytes> {
         let path = self.path("read", key)?;
         let (service, name) = (Arc::clone(&self.service), key.to_owned());
+        let pace = Arc::clone(&self.line.pace);
         wait("read", key, async move {
+            let _turn = pace.turn().await;
             let options = GetOptions::new().with_range(range);
             let answer =
                 match tokio::time::timeout(PATIENCE, service.get_opts(&path, options)).await {

@@ -9,7 +9,10 @@ use bytes::Bytes;
 
 use crate::key::{check_key, check_prefix};
 use crate::limit::Limit;
-use crate::{Backend, Environment, ErrorKind, Memory, ObjectMeta, Result, RetryPolicy, StoreError};
+use crate::{
+    Backend, Environment, ErrorKind, Lock, LockPolicy, Memory, ObjectMeta, Result, RetryPolicy,
+    StoreError,
+};
 
 /// A handle to a store. Cheap to clone; safe to use from any thread.
 #[derive(Clone)]
@@ -163,6 +166,29 @@ impl Store {
     pub fn delete(&self, key: &str) -> Result<()> {
         check_key("delete", key)?;
         self.inner.retried(|| self.inner.backend.delete(key))
+    }
+
+    /// How new objects are locked; none: they are not.
+    pub fn lock_policy(&self) -> Option<LockPolicy> {
+        self.inner.backend.lock_policy()
+    }
+
+    /// What keeps an object from being removed; `None` where the store has no locks.
+    pub fn lock(&self, key: &str) -> Result<Option<Lock>> {
+        check_key("look at", key)?;
+        self.inner.retried(|| self.inner.backend.lock(key))
+    }
+
+    /// Locks an object until `until`, in the mode of the policy. A lock is never made shorter.
+    pub fn extend_lock(&self, key: &str, until: SystemTime) -> Result<()> {
+        check_key("lock", key)?;
+        self.inner.retried(|| self.inner.backend.extend_lock(key, until))
+    }
+
+    /// Puts an object on hold, or lifts that.
+    pub fn hold(&self, key: &str, on: bool) -> Result<()> {
+        check_key("hold", key)?;
+        self.inner.retried(|| self.inner.backend.hold(key, on))
     }
 }
 

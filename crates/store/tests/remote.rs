@@ -68,6 +68,14 @@ fn azure() {
     everything_fails("server gone", &gone, &[ErrorKind::Transient]);
 }
 
+#[test]
+fn another_s3() {
+    let Some(server) = support::servers::other_s3() else { return };
+    conforms("s3://backstay", &server.options);
+    let nowhere = Store::open("s3://no-such-bucket/p", &once(&server.options)).unwrap();
+    everything_fails("no bucket", &nowhere, &[ErrorKind::Configuration]);
+}
+
 fn gcs_options(server: &Server) -> StoreOptions {
     StoreOptions {
         endpoint: Some(server.url()),
@@ -204,6 +212,108 @@ fn every_refusal_is_denied_and_names_the_reason() {
         let message = store.read("k").unwrap_err().to_string();
         assert!(message.contains(code), "{message}");
     }
+}
+
+/// The handler of a service that is asked too often: it refuses so many times, then gives in.
+fn overwhelmed(
+    refusals: u64,
+    refusal: Response,
+) -> (Arc<AtomicU64>, impl Fn(&Request) -> Response + Send + Sync + 'static) {
+    let calls = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&calls);
+    let handler = move |request: &Request| match counted.fetch_add(1, Ordering::SeqCst) {
+        n if n < refusals => refusal.clone(),
+        _ if request.query.contains_key("list-type") => {
+            Response::status(200).body("<ListBucketResult></ListBucketResult>")
+        }
+        _ if request.method == "DELETE" => Response::status(204),
+        _ => object(b"x"),
+    };
+    (calls, handler)
+}
+
+#[test]
+fn retry_after_is_honoured_on_every_verb() {
+    type Verb = (&'static str, fn(&Store) -> backstay_store::Result<()>);
+    let verbs: [Verb; 5] = [
+        ("create", |store| store.create("k", Bytes::from_static(b"x"))),
+        ("read", |store| store.read("k").map(drop)),
+        ("head", |store| store.head("k").map(drop)),
+        ("list", |store| store.list("k").map(drop)),
+        // Its first question is whether the bucket has locks.
+        ("delete", |store| store.delete("k")),
+    ];
+    std::thread::scope(|scope| {
+        for (verb, call) in verbs {
+            for (status, code) in [(429, "TooManyRequests"), (503, "SlowDown")] {
+                scope.spawn(move || {
+                    let refusal = Response::error(status, code).header("retry-after", "1");
+                    let (calls, handler) = overwhelmed(1, refusal);
+                    let (_server, store, _) = scripted(handler);
+                    let started = std::time::Instant::now();
+                    call(&store).unwrap();
+                    // The clock of the handle does not move by itself: only the line waits.
+                    assert!(started.elapsed().as_millis() >= 990, "{verb} did not wait");
+                    assert!(calls.load(Ordering::SeqCst) >= 2, "{verb}");
+                });
+            }
+        }
+    });
+}
+
+#[test]
+fn a_service_that_is_overwhelmed_is_asked_by_fewer_at_once() {
+    // It takes four at once and refuses the rest, as a bucket with a limit does.
+    let (at_once, most, refused) =
+        (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let (now, peak, no) = (Arc::clone(&at_once), Arc::clone(&most), Arc::clone(&refused));
+    let (_server, store, _) = scripted(move |_| {
+        let mine = now.fetch_add(1, Ordering::SeqCst) + 1;
+        peak.fetch_max(mine, Ordering::SeqCst);
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        now.fetch_sub(1, Ordering::SeqCst);
+        if mine > 4 {
+            no.fetch_add(1, Ordering::SeqCst);
+            return Response::error(503, "SlowDown");
+        }
+        object(b"x")
+    });
+    let read_by_16 = |each: usize| {
+        std::thread::scope(|scope| {
+            for _ in 0..16 {
+                scope.spawn(|| (0..each).for_each(|_| drop(store.read("k").unwrap())));
+            }
+        });
+    };
+    read_by_16(30);
+    assert!(most.load(Ordering::SeqCst) > 4, "nothing was ever refused");
+    // 480 reads by sixteen at once, of which a service that is not spared refuses most.
+    let refused = refused.load(Ordering::SeqCst);
+    assert!(refused < 160, "{refused} of 480 were refused");
+}
+
+#[test]
+fn a_service_that_received_other_bytes_is_not_believed() {
+    let other = "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=";
+    let (_server, store, _) = scripted(move |request| {
+        let sum = &request.headers["x-amz-checksum-sha256"];
+        assert_eq!(sum, "LXEWQrcmsEQBYnyp+6wy9chTD7GQPMTbAiWHF5IaSIE=");
+        Response::status(200).header("etag", "\"e\"").header("x-amz-checksum-sha256", other)
+    });
+    let error = store.create("k", Bytes::from_static(b"x")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
+    assert!(error.to_string().contains("other bytes than were sent"), "{error}");
+
+    let server = Server::start(|request| {
+        assert_eq!(request.headers["x-goog-hash"], "crc32c=qTxfkw==");
+        Response::status(200)
+            .header("etag", "\"e\"")
+            .header("x-goog-generation", "1")
+            .header("x-goog-hash", "crc32c=AAAAAA==,md5=XXXX")
+    });
+    let store = Store::open("gs://bucket/p", &gcs_options(&server)).unwrap();
+    let error = store.create("k", Bytes::from_static(b"x")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
 }
 
 #[test]

@@ -1,24 +1,36 @@
 //! `backstay diff`: what is different between two snapshots.
 
 use std::cmp::Ordering;
+use std::ffi::OsString;
 
-use backstay_ops::units::{count, format_size};
+use backstay_ops::units::{count, format_size, group};
 use backstay_repo::{Entry, EntryKind, compare_paths};
 use clap::Args;
 use serde_json::json;
 
-use super::present::printable;
+use super::present::{entry_document, printable, tree_path};
 use crate::app::{App, Outcome, Result};
 use crate::output::Style;
 
 /// Show what is different between two snapshots
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Lines begin with `+` (added), `-` (removed), `~` (other content) or `.` (the \
+    same content, other metadata)."
+)]
 pub struct DiffArgs {
-    /// The earlier snapshot
+    /// The earlier snapshot: its id or the beginning of it, or a source's name for its newest
     a: String,
 
     /// The later one
     b: String,
+
+    /// Only these files and folders
+    path: Vec<OsString>,
+
+    /// Only what was added, removed, or has other content
+    #[arg(long)]
+    content: bool,
 }
 
 pub fn run(args: &DiffArgs, app: &App) -> Result<Outcome> {
@@ -31,8 +43,17 @@ pub fn run(args: &DiffArgs, app: &App) -> Result<Outcome> {
     let same_repository = left.repository.id() == right.repository.id();
     let (mut x, mut y) = (left_tree.iter(), right_tree.iter());
     let (mut a, mut b) = (x.next().transpose()?, y.next().transpose()?);
+    let paths: Vec<Vec<u8>> = args.path.iter().map(|path| tree_path(path)).collect();
+    let is_wanted = |entry: &Entry| {
+        paths.is_empty()
+            || paths.iter().any(|path| {
+                let rest = entry.path.strip_prefix(path.as_slice());
+                path.is_empty()
+                    || rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'/')))
+            })
+    };
     let mut changes = Vec::new();
-    let (mut added, mut removed, mut changed) = (0_u64, 0_u64, 0_u64);
+    let (mut added, mut removed, mut changed, mut metadata) = (0_u64, 0_u64, 0_u64, 0_u64);
     let (mut bytes_added, mut bytes_removed) = (0_u64, 0_u64);
     loop {
         let order = match (&a, &b) {
@@ -43,27 +64,29 @@ pub fn run(args: &DiffArgs, app: &App) -> Result<Outcome> {
         };
         match order {
             Ordering::Less => {
-                if let Some(entry) = a.take() {
+                if let Some(entry) = a.take().filter(is_wanted) {
                     removed += 1;
                     bytes_removed += entry.size();
-                    show(app, &mut changes, "removed", &entry, &[])?;
+                    show(app, &mut changes, "removed", Some(&entry), None, &[])?;
                 }
                 a = x.next().transpose()?;
             }
             Ordering::Greater => {
-                if let Some(entry) = b.take() {
+                if let Some(entry) = b.take().filter(is_wanted) {
                     added += 1;
                     bytes_added += entry.size();
-                    show(app, &mut changes, "added", &entry, &[])?;
+                    show(app, &mut changes, "added", None, Some(&entry), &[])?;
                 }
                 b = y.next().transpose()?;
             }
             Ordering::Equal => {
-                if let (Some(before), Some(after)) = (a.take(), b.take()) {
+                if let (Some(before), Some(after)) = (a.take().filter(is_wanted), b.take()) {
                     let what = differences(&before, &after, same_repository);
-                    if !what.is_empty() {
+                    let content = what.iter().any(|what| matches!(*what, "content" | "type"));
+                    if content || (!what.is_empty() && !args.content) {
                         changed += 1;
-                        show(app, &mut changes, "changed", &after, &what)?;
+                        metadata += u64::from(!content);
+                        show(app, &mut changes, "changed", Some(&before), Some(&after), &what)?;
                     }
                 }
                 a = x.next().transpose()?;
@@ -78,17 +101,24 @@ pub fn run(args: &DiffArgs, app: &App) -> Result<Outcome> {
         "added": added,
         "removed": removed,
         "changed": changed,
+        "changed_in_metadata_only": metadata,
+        "bytes_added": bytes_added,
+        "bytes_removed": bytes_removed,
     }))?;
     if added + removed + changed == 0 {
         app.output.answer("No difference.")?;
     } else {
         app.output.say(format!(
-            "\n{} added ({}), {} removed ({}), {} changed",
+            "\n{} added ({}), {} removed ({}), {} changed{}",
             count(added, "entry", "entries"),
             format_size(bytes_added),
             count(removed, "entry", "entries"),
             format_size(bytes_removed),
             count(changed, "entry", "entries"),
+            match metadata {
+                0 => String::new(),
+                some => format!(", of which {} in nothing but metadata", group(some)),
+            },
         ))?;
     }
     Ok(Outcome::Done)
@@ -98,22 +128,38 @@ fn show(
     app: &App,
     changes: &mut Vec<serde_json::Value>,
     change: &str,
-    entry: &Entry,
+    before: Option<&Entry>,
+    after: Option<&Entry>,
     what: &[&'static str],
 ) -> Result<()> {
+    let Some(entry) = after.or(before) else { return Ok(()) };
     if app.output.json {
-        changes.push(json!({ "path": entry.display_path(), "change": change, "what": what }));
+        changes.push(json!({
+            "path": entry.display_path(),
+            "change": change,
+            "what": what,
+            "before": before.map(entry_document),
+            "after": after.map(entry_document),
+        }));
         return Ok(());
     }
+    let in_content = what.iter().any(|what| matches!(*what, "content" | "type"));
     let (mark, style) = match change {
         "added" => ("+", Style::Green),
         "removed" => ("-", Style::Red),
-        _ => ("~", Style::Yellow),
+        _ if in_content => ("~", Style::Yellow),
+        _ => (".", Style::Dim),
     };
     let suffix = if entry.is_directory() { "/" } else { "" };
-    let what = if what.is_empty() { String::new() } else { format!("  ({})", what.join(", ")) };
+    let mut notes: Vec<String> = what.iter().map(|what| (*what).to_owned()).collect();
+    if let (Some(before), Some(after)) = (before, after)
+        && before.size() != after.size()
+    {
+        notes.push(format!("{} → {}", format_size(before.size()), format_size(after.size())));
+    }
+    let notes = if notes.is_empty() { String::new() } else { format!("  ({})", notes.join(", ")) };
     let mark = app.output.paint.paint(style, mark);
-    app.output.answer(format!("{mark} {}{suffix}{what}", printable(&entry.display_path())))
+    app.output.answer(format!("{mark} {}{suffix}{notes}", printable(&entry.display_path())))
 }
 
 fn differences(a: &Entry, b: &Entry, same_repository: bool) -> Vec<&'static str> {

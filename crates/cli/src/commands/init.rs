@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use backstay_ops::config::{Config, RepositoryConfig, RepositoryFlags, Search, StoreUrl, absolute};
 use backstay_ops::discover::{self, Cluster};
+use backstay_ops::privilege::{Cloud, Host};
 use backstay_ops::{Context, Error, ErrorKind, secret};
 use backstay_repo::Environment;
 use clap::Args;
@@ -25,12 +26,80 @@ bytes opens the repository.
 Examples:
   backstay init
   backstay init -r s3://bucket/backstay -k /etc/backstay/main.key
+  backstay init -r s3://bucket/backstay --policy s3 > policy.json
   backstay init --config ./backstay.toml -r ./repository -k ./main.key"
 )]
 pub struct InitArgs {
     /// Do not look for clusters and folders to protect
     #[arg(long)]
     bare: bool,
+
+    /// Also print what a host that only backs up must be allowed to do in the bucket
+    #[arg(long)]
+    append_only: bool,
+
+    /// Print that policy for a cloud and do nothing else
+    #[arg(long, value_name = "CLOUD", conflicts_with = "append_only")]
+    policy: Option<PolicyOf>,
+
+    /// The host, as the cloud calls it: an ARN, serviceAccount:NAME
+    #[arg(long, value_name = "NAME")]
+    principal: Option<String>,
+
+    /// The only writer that the host may be; `init --append-only` says which this machine is
+    #[arg(long, value_name = "ID", value_parser = writer_id)]
+    writer: Option<String>,
+}
+
+/// A cloud that has policies.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum PolicyOf {
+    S3,
+    Gcs,
+    Azure,
+}
+
+fn writer_id(text: &str) -> std::result::Result<String, String> {
+    let digits =
+        text.len() == 16 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    digits.then(|| text.to_owned()).ok_or_else(|| "a writer has 16 digits from 0 to f".to_owned())
+}
+
+/// Prints what a host must be allowed to do, for a repository that need not exist.
+fn print_policy(args: &InitArgs, of: PolicyOf, app: &App) -> Result<Outcome> {
+    let cloud = match of {
+        PolicyOf::S3 => Cloud::S3,
+        PolicyOf::Gcs => Cloud::Gcs,
+        PolicyOf::Azure => Cloud::Azure,
+    };
+    let context = app.context()?;
+    let repository = context.config.default_repository()?;
+    let host = host_of(args, repository)?;
+    if Cloud::of(&repository.keys.url.0) != Some(cloud) {
+        return Err(Error::usage(
+            format!("the repository is at {}", repository.keys.url),
+            "ask for the policy of its own cloud, or name another one with --repository",
+        ));
+    }
+    app.output.document(&json!({ "policy": document_of(&host, cloud) }))?;
+    app.output.say(host.policy(cloud).trim_end().to_owned())?;
+    Ok(Outcome::Done)
+}
+
+fn host_of(args: &InitArgs, repository: &RepositoryConfig) -> Result<Host> {
+    let mut host = Host::of(&repository.keys.url.0)?;
+    host.principal = args.principal.clone();
+    host.writer = args.writer.clone();
+    host.lock = repository.keys.lock.as_ref().map(|lock| lock.period);
+    Ok(host)
+}
+
+/// A policy is a document of its own in S3, and commands elsewhere.
+fn document_of(host: &Host, cloud: Cloud) -> serde_json::Value {
+    match cloud {
+        Cloud::S3 => host.s3(),
+        _ => json!(host.policy(cloud)),
+    }
 }
 
 /// What `init` did, for both kinds of readers.
@@ -55,9 +124,16 @@ struct Repository {
     id: String,
     key_file: Option<PathBuf>,
     key_created: bool,
+    /// The name of this machine as a writer.
+    writer: String,
+    /// What a host that only backs up is to be allowed, where somebody asked.
+    policy: Option<(Host, Cloud)>,
 }
 
 pub fn run(args: &InitArgs, app: &App) -> Result<Outcome> {
+    if let Some(of) = args.policy {
+        return print_policy(args, of, app);
+    }
     let mut search = app.search();
     let mut done = Done::default();
     let env = Environment::system();
@@ -87,7 +163,17 @@ pub fn run(args: &InitArgs, app: &App) -> Result<Outcome> {
     let mut context = Context::new(config, search, env);
     context.command.clone_from(&app.command);
     for config in context.config.repositories()? {
-        done.repositories.push(create(&context, config, owner)?);
+        let mut repository = create(&context, config, owner)?;
+        if args.append_only {
+            match Cloud::of(&config.keys.url.0) {
+                Some(cloud) => repository.policy = Some((host_of(args, config)?, cloud)),
+                None => app.output.warn(
+                    &format!("{} is a folder, which has no policy", config.keys.url),
+                    Some("make another user its owner, and let hosts reach it through that one"),
+                ),
+            }
+        }
+        done.repositories.push(repository);
     }
     for warning in context.take_warnings() {
         app.output.warn(&warning.message, Some(&warning.hint));
@@ -349,6 +435,8 @@ fn create(
         id: repository.id().to_string(),
         key_file: config.keys.key_file.clone(),
         key_created,
+        writer: repository.writer_name(),
+        policy: None,
     })
 }
 
@@ -385,6 +473,8 @@ fn document(done: &Done, app: &App) -> Result<()> {
             "created": repository.created,
             "key_file": repository.key_file,
             "key_created": repository.key_created,
+            "writer": repository.writer,
+            "policy": repository.policy.as_ref().map(|(host, cloud)| document_of(host, *cloud)),
         })).collect::<Vec<_>>(),
     }))
 }
@@ -421,6 +511,21 @@ fn present(done: &Done, app: &App) -> Result<()> {
             "Copy the key file to a safe place now, away from this machine.",
         ))?;
         say("Whoever has it can read every backup. Without it nobody can, you included.".into())?;
+    }
+    for repository in &done.repositories {
+        let Some((host, cloud)) = &repository.policy else { continue };
+        say(format!(
+            "\nA host that backs up into {} and can neither remove nor overwrite is allowed this:",
+            bold(&repository.name)
+        ))?;
+        say(host.policy(*cloud).trim_end().to_owned())?;
+        say(paint.paint(
+            Style::Dim,
+            format!(
+                "This machine writes as {}; --writer limits a host to its own name. See docs/clouds.md.",
+                repository.writer
+            ),
+        ))?;
     }
     say("\nNext:".into())?;
     let postgres = done.sources.iter().find(|source| source.kind == "postgres");

@@ -78,7 +78,9 @@ fn present(
     let packs = count(report.packs_removed, "pack", "packs");
     let bytes = format_size(report.bytes_removed);
     let removed = match (dry_run, report.packs_removed) {
-        (_, 0) if report.packs_waiting > 0 => "nothing could be removed yet".to_owned(),
+        (_, 0) if report.packs_waiting + report.packs_locked > 0 => {
+            "nothing could be removed yet".to_owned()
+        }
         (_, 0) => "nothing to remove".to_owned(),
         (false, _) => format!("removed {bytes} in {packs}"),
         (true, _) => format!("would remove {bytes} in {packs}"),
@@ -114,6 +116,29 @@ fn present(
             count(report.segments_after, "segment", "segments"),
             report.segments_before
         ))?;
+    }
+    let locked = [
+        (report.packs_locked, count(report.packs_locked, "pack", "packs")),
+        (report.objects_locked, count(report.objects_locked, "other object", "other objects")),
+    ];
+    let locked: Vec<String> = locked.into_iter().filter(|(n, _)| *n > 0).map(|(_, t)| t).collect();
+    if !locked.is_empty() {
+        let until = report.locked_until.map_or_else(
+            || "until a hold is lifted".to_owned(),
+            |time| format!("until {time:.0} at the latest"),
+        );
+        let size = match report.bytes_locked {
+            0 => String::new(),
+            bytes => format!("{} in ", format_size(bytes)),
+        };
+        app.output.say(format!(
+            "      {size}{} cannot go yet: locked by the store {until}",
+            locked.join(" and ")
+        ))?;
+    }
+    if report.locks_extended > 0 {
+        let number = count(report.locks_extended, "object", "objects");
+        app.output.say(format!("      {number} locked for another period"))?;
     }
     for one in &report.given_up {
         app.output.say(format!("      gave up {}", about(one)))?;

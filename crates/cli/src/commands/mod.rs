@@ -8,11 +8,14 @@ pub mod diff;
 pub mod dump;
 pub mod find;
 pub mod forget;
+pub mod hold;
 pub mod init;
 pub mod key;
 pub mod list;
 pub mod maintenance;
 pub mod man;
+#[cfg(all(feature = "mount", target_os = "linux"))]
+pub mod mount;
 pub mod postgres;
 pub mod replicate;
 pub mod restore;
@@ -41,10 +44,13 @@ pub enum Command {
     Diff(diff::DiffArgs),
     Find(find::FindArgs),
     Forget(forget::ForgetArgs),
+    Hold(hold::HoldArgs),
     Restore(restore::RestoreArgs),
     Dump(dump::DumpArgs),
     Copy(copy::CopyArgs),
     Replicate(replicate::ReplicateArgs),
+    #[cfg(all(feature = "mount", target_os = "linux"))]
+    Mount(mount::MountArgs),
     Verify(verify::VerifyArgs),
     Maintenance(maintenance::MaintenanceArgs),
     Retention(retention::RetentionArgs),
@@ -75,10 +81,13 @@ pub fn run(command: Command, app: &App) -> Result<Outcome> {
         Command::Diff(args) => diff::run(&args, app),
         Command::Find(args) => find::run(&args, app),
         Command::Forget(args) => forget::run(&args, app),
+        Command::Hold(args) => hold::run(&args, app),
         Command::Restore(args) => restore::run(&args, app),
         Command::Dump(args) => dump::run(&args, app),
         Command::Copy(args) => copy::run(&args, app),
         Command::Replicate(args) => replicate::run(&args, app),
+        #[cfg(all(feature = "mount", target_os = "linux"))]
+        Command::Mount(args) => mount::run(&args, app),
         Command::Verify(args) => verify::run(&args, app),
         Command::Maintenance(args) => maintenance::run(&args, app),
         Command::Retention(args) => retention::run(&args, app),

@@ -45,7 +45,12 @@ pub fn run(args: &RetentionArgs, app: &App) -> Result<Outcome> {
             let policy = context.config.policy_of(source);
             let Some(keep) = policy.and_then(|policy| policy.retention.as_ref()) else { continue };
             let own = all.iter().filter(|one| one.source == source.name).cloned().collect();
-            let decisions = decide(own, keep, &app.zone());
+            let mut decisions = decide(own, keep, &app.zone());
+            for one in decisions.iter_mut().filter(|one| one.kept_for.is_empty()) {
+                if repository.is_held(&one.snapshot)? {
+                    one.kept_for.push("a hold");
+                }
+            }
             if args.apply {
                 check_share(&source.name, &decisions, args.max_share.0)?;
             }

@@ -28,7 +28,7 @@ fn exit_codes_say_what_is_wrong() {
         it.run(&["backup"]),
         it.run(&["show", "ffffffffffff"]),
         it.run(&["dump", "data", "nothing"]),
-        it.run(&["dump", "data", "/"]),
+        it.run(&["dump", "data", "/nothing/there"]),
         it.run(&["restore", "data", "--to", "data"]),
         it.run(&["restore", "data", "nothing", "--to", "x"]),
         it.run(&["restore", "data", "--to", "x", "--xid", "5"]),

@@ -17,7 +17,7 @@ fn every_document_has_its_shape() {
     assert_eq!(keys(&init), ["config", "config_written", "repositories", "sources"]);
     assert_eq!(
         keys(&init["repositories"][0]),
-        ["created", "id", "key_created", "key_file", "name", "url"]
+        ["created", "id", "key_created", "key_file", "name", "policy", "url", "writer"]
     );
     let backup = it.json(&["backup", "--all"]);
     assert_eq!(keys(&backup), ["backups", "failed"]);
@@ -76,11 +76,27 @@ fn every_document_has_its_shape() {
     it.write("data/notes.txt", "changed");
     it.good(&["backup", "data"]);
     let diff = it.json(&["diff", id, "latest"]);
-    assert_eq!(keys(&diff), ["a", "added", "b", "changed", "changes", "removed"]);
+    assert_eq!(
+        keys(&diff),
+        [
+            "a",
+            "added",
+            "b",
+            "bytes_added",
+            "bytes_removed",
+            "changed",
+            "changed_in_metadata_only",
+            "changes",
+            "removed"
+        ]
+    );
     assert_eq!(diff["changed"], 1);
-    assert_eq!(keys(&diff["changes"][0]), ["change", "path", "what"]);
+    assert_eq!(keys(&diff["changes"][0]), ["after", "before", "change", "path", "what"]);
     let find = it.json(&["find", "notes.txt"]);
-    assert_eq!(keys(&find["found"][0]), ["entry", "repository", "snapshot", "source"]);
+    assert_eq!(
+        keys(&find["found"][0]),
+        ["entry", "first", "last", "repository", "snapshot", "snapshots", "source"]
+    );
     let verify = it.json(&["verify"]);
     assert_eq!(keys(&verify), ["good", "verifications"]);
     assert_eq!(

@@ -18,6 +18,9 @@ mod json;
 #[path = "../../../store/tests/support/key_services.rs"]
 mod key_services;
 mod keys;
+mod look;
+#[cfg(all(feature = "mount", target_os = "linux"))]
+mod mount;
 mod sandbox;
 mod secrets;
 mod several;

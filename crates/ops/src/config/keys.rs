@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use backstay_repo::{Compression, SourceKind};
+use backstay_store::LockMode;
 
 use crate::config::declare::{nested, parsed, section};
 use crate::units::parse_size;
@@ -58,6 +59,8 @@ section! {
         region: Option<String> { example: "\"eu-central-1\"" },
         /// Permit an endpoint without TLS.
         allow_http: bool { default: "false", example: "true" },
+        /// Have the store itself keep each object for a time, whoever asks it to remove one.
+        lock: Option<LockKeys> { example: "{ mode = \"governance\", period = \"30d\" }" },
         /// The most that is sent in a second.
         upload_limit: Option<Size> { example: "\"50 MiB\"" },
         /// The most that is received in a second.
@@ -96,6 +99,19 @@ section! {
         ca_file: Option<PathBuf> { example: "\"/etc/ssl/vault-ca.pem\"" },
         /// Permit an address without TLS.
         allow_http: bool { default: "false", example: "true" },
+    }
+}
+
+section! {
+    /// Locks of a repository: S3 object lock, Azure immutability policies. The bucket must have
+    /// been made for it (docs/clouds.md).
+    pub struct LockKeys {
+        /// `governance`: only a permission of its own lifts a lock. `compliance`: nobody can.
+        mode: LockMode { default: "governance", example: "\"compliance\"" },
+        /// How long each object is locked, from when it is stored.
+        period: Duration { example: "\"30d\"" },
+        /// Have `maintenance` lock what is still needed for another period, in time.
+        extend: bool { default: "true", example: "false" },
     }
 }
 
@@ -301,7 +317,7 @@ section! {
     }
 }
 
-nested!(AwsKmsKeys, VaultKeys, VerifyKeys, DrillKeys, RetentionKeys);
+nested!(LockKeys, AwsKmsKeys, VaultKeys, VerifyKeys, DrillKeys, RetentionKeys);
 
 /// The address of a store or of a lake.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -433,6 +449,7 @@ parsed!(SourceKind, "a kind of source", |text| {
         }
     })
 });
+parsed!(LockMode, "`governance` or `compliance`", str::parse);
 parsed!(VerifyLevel, "`basic`, `standard`, `thorough` or `forensic`", str::parse);
 parsed!(Size, "a size such as \"50 MiB\"", |text| match parse_size(text)? {
     0 => Err("it is nothing at all".to_owned()),

@@ -199,6 +199,7 @@ impl Config {
             endpoint: None,
             region: None,
             allow_http: false,
+            lock: None,
             upload_limit: None,
             download_limit: None,
         };

@@ -201,11 +201,14 @@ impl Index {
         Ok(self.place(id)?.map(|(_, location)| location))
     }
 
-    /// Everywhere that a chunk lies, the best place first.
+    /// Everywhere a chunk lies, in the order in which it is read.
+    ///
+    /// # Errors
+    /// As [`place`](Self::place).
     pub fn places(&self, id: &ObjectId) -> Result<Vec<Location>> {
         let mut all = Vec::new();
         let looked = self.each(&prefix(id), |_, at, state| all.push((state.rank(), at)));
-        if all.len() < 2 {
+        if all.is_empty() {
             looked?;
         }
         all.sort_unstable();

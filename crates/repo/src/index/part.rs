@@ -260,7 +260,7 @@ impl Opened {
             let same = file.metadata().is_ok_and(|found| found.len() == size);
             same.then_some(Source::File(file))
         };
-        let cached = origin.cached.as_ref().map(|path| path.as_path());
+        let cached = origin.cached.as_deref();
         if let Some(source) = cached.and_then(|path| local(File::open(path).ok()?, size))
             && let Ok(mut opened) = Self::read(keys, object, size, source)
         {
@@ -632,7 +632,7 @@ mod tests {
             }
             h ^= h >> 33;
             let (span, mask) = (u128::from(segments) * u128::from(length), u64::from(length - 1));
-            let p0 = (u128::from(h) * span >> 64) as u64;
+            let p0 = ((u128::from(h) * span) >> 64) as u64;
             let p1 = (p0 + u64::from(length)) ^ ((h >> 18) & mask);
             let p2 = (p0 + 2 * u64::from(length)) ^ (h & mask);
             let byte = [p0, p1, p2].map(|p| filter[p as usize]);

@@ -263,13 +263,13 @@ impl World {
             assert!(said.contains(&best));
             assert_eq!(Some(&rank(&best.0)), ranks.iter().min());
             assert_eq!(index.is_missing(at.pack), rank(&best.0) == 2);
-            let others = index.places(&id(chunk)).unwrap().into_iter().skip(1);
-            let mut others: BTreeSet<_> = others.map(say).collect();
+            let places = index.places(&id(chunk)).unwrap();
+            assert_eq!(places.first(), Some(&at));
             // A pack may be in two runs, and then what it holds too.
-            others.remove(&best);
+            let places: BTreeSet<_> = places.into_iter().map(say).collect();
+            assert_eq!(places, said);
             let mut rest = said;
             rest.remove(&best);
-            assert_eq!(others, rest);
             if let Some((same, mut others)) = copied.remove(&there(chunk)) {
                 others.remove(&best);
                 assert_eq!((same, others), (ordinal, rest));
@@ -278,6 +278,26 @@ impl World {
             }
         }
         assert!(copied.is_empty());
+    }
+
+    /// Who reads without a list of packs finds out which are missing, and reads elsewhere.
+    fn is_read_elsewhere(&self) {
+        let index = self.open();
+        for chunk in 0..IDS {
+            let left = index.places(&id(chunk)).unwrap();
+            let packs: HashSet<u32> = left.iter().map(|at| at.pack).collect();
+            let mut tried = HashSet::new();
+            while let Some(at) = index.find(&id(chunk)).unwrap()
+                && !index.is_missing(at.pack)
+            {
+                assert!(tried.insert(at.pack));
+                assert!(!index.holds(&id(chunk)), "nothing is known to be there");
+                index.note_missing(at.pack);
+                assert_eq!(index.places(&id(chunk)).unwrap().len(), left.len());
+            }
+            assert!(tried.is_subset(&packs));
+            assert!(packs.iter().all(|pack| index.is_missing(*pack)));
+        }
     }
 }
 
@@ -301,6 +321,7 @@ proptest! {
         }
         world.compare(Some(world.cache.path()));
         world.compare(None);
+        world.is_read_elsewhere();
         // What was damaged is right again.
         let index = world.open();
         for run in &index.runs {

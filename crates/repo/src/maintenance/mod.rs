@@ -23,6 +23,7 @@
 //! `view` is one look at the repository, `mark` finds what is reachable, `repack` moves chunks out of
 //! packs that are mostly garbage, `run` takes the steps, `signed` is how its objects are sealed.
 
+mod locked;
 mod mark;
 mod repack;
 mod run;
@@ -94,6 +95,14 @@ pub struct MaintenanceReport {
     pub bytes_live: u64,
     /// In packs, before anything was removed.
     pub bytes_before: u64,
+    /// Not needed, and kept by the store itself: packs, and other objects.
+    pub packs_locked: u64,
+    pub bytes_locked: u64,
+    pub objects_locked: u64,
+    /// When the last of these locks runs out; a hold has no end.
+    pub locked_until: Option<Timestamp>,
+    /// Needed, and locked for another period.
+    pub locks_extended: u64,
 }
 
 /// A session without an outcome.
@@ -239,6 +248,14 @@ pub(crate) fn forget(repository: &Repository, prefix: &str) -> Result<String> {
         )
         .with_hint("give more digits of the id"));
     }
+    if repository.store().lock(&work.snapshot_key()).is_ok_and(|lock| lock.is_some_and(|l| l.held))
+    {
+        return Err(RepoError::new(
+            RepoErrorKind::Usage,
+            format!("snapshot {:.8} is on hold and stays", work.id()),
+        )
+        .with_hint(format!("`backstay hold --release {:.8}` lifts the hold", work.id())));
+    }
     // A session that was given up has no snapshot. What does not open may be anything: it can be
     // forgotten, and keeps its name.
     let key = work.snapshot_key();
@@ -267,6 +284,7 @@ pub(crate) fn forget(repository: &Repository, prefix: &str) -> Result<String> {
 pub(crate) fn must_rest(repository: &Repository) -> Result<()> {
     run::must_rest(repository)
 }
+pub(crate) use locked::{hold, is_held};
 
 pub(crate) fn maintain(
     repository: &Repository,

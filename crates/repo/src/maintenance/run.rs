@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::locked;
 use super::mark::Marks;
 use super::repack::{choose, needed_after_all, of_old_keys, repack};
 use super::view::{View, at_work, ended};
@@ -123,6 +124,8 @@ pub(super) struct Maintenance<'r> {
     options: &'r MaintenanceOptions,
     progress: &'r Arc<Progress>,
     report: MaintenanceReport,
+    /// Packs that nobody needs, or little of: they are not locked for another period.
+    unneeded: HashSet<String>,
 }
 
 impl<'r> Maintenance<'r> {
@@ -131,7 +134,8 @@ impl<'r> Maintenance<'r> {
         options: &'r MaintenanceOptions,
         progress: &'r Arc<Progress>,
     ) -> Self {
-        Self { repository, options, progress, report: MaintenanceReport::default() }
+        let (report, unneeded) = (MaintenanceReport::default(), HashSet::new());
+        Self { repository, options, progress, report, unneeded }
     }
 
     pub fn run(mut self) -> Result<MaintenanceReport> {
@@ -152,8 +156,10 @@ impl<'r> Maintenance<'r> {
             }
         } else if let Some(number) = newest
             && !self.options.dry_run
+            && !self.sweep_up(number)?
         {
-            self.sweep_up(number)?;
+            // The store keeps some of it for now, and until then nothing else may begin.
+            return Ok(self.report);
         }
         let Some((condemned, merges)) = self.look()? else { return Ok(self.report) };
         if !condemned.is_empty() || merges {
@@ -167,6 +173,8 @@ impl<'r> Maintenance<'r> {
             }
         }
         self.clear()?;
+        self.report.locks_extended =
+            locked::extend(self.repository, &self.unneeded, self.progress)?;
         Ok(self.report)
     }
 
@@ -184,7 +192,16 @@ impl<'r> Maintenance<'r> {
         self.report.bytes_live = live.values().sum();
         self.report.bytes_of_old_keys = of_old_keys(&view, &live, self.repository.epoch());
         let reseal = self.options.reseal.then(|| self.repository.epoch());
-        let victims = choose(&view, &live, self.options.max_repack, reseal);
+        let mut victims = choose(&view, &live, self.options.max_repack, reseal);
+        // What is locked cannot be removed, so it is not emptied yet; and it is not locked again.
+        let mut packs = view.packs.clone();
+        packs.retain(|pack| victims.contains(&pack.id));
+        let keys: Vec<String> = packs.iter().map(|pack| pack.work.pack_key(&pack.id)).collect();
+        self.unneeded.extend(keys.iter().cloned());
+        let kept = locked::among(self.repository, keys, self.progress)?;
+        for pack in packs.iter().filter(|p| kept.contains_key(&p.work.pack_key(&p.id))) {
+            victims.remove(&pack.id);
+        }
         if !victims.is_empty() {
             let of_victims = |id: &[u8; 16]| live.get(id).copied().unwrap_or(0);
             self.report.packs_repacked = victims.len() as u64;
@@ -192,6 +209,7 @@ impl<'r> Maintenance<'r> {
         }
         if self.options.dry_run {
             let garbage = self.garbage(&view, &|id| live.contains_key(id) && !victims.contains(id));
+            let garbage = self.without_locked(garbage)?;
             self.report.packs_removed = garbage.len() as u64;
             self.report.bytes_removed = garbage.iter().map(|pack| pack.size).sum();
             self.report.snapshots_removed = view.forgotten.len() as u64;
@@ -208,7 +226,38 @@ impl<'r> Maintenance<'r> {
             live = marks.live()?;
             self.report.bytes_of_old_keys = of_old_keys(&view, &live, self.repository.epoch());
         }
-        Ok(Some((self.garbage(&view, &|id| live.contains_key(id)), loose > SEGMENTS)))
+        let garbage = self.garbage(&view, &|id| live.contains_key(id));
+        Ok(Some((self.without_locked(garbage)?, loose > SEGMENTS)))
+    }
+
+    /// What of `garbage` can be removed, by what the store says now.
+    fn without_locked(&mut self, mut garbage: Vec<Condemned>) -> Result<Vec<Condemned>> {
+        let keys: Vec<String> = garbage.iter().map(Condemned::key).collect();
+        self.unneeded.extend(keys.iter().cloned());
+        let kept = locked::among(self.repository, keys, self.progress)?;
+        garbage.retain(|pack| {
+            let Some(lock) = kept.get(&pack.key()) else { return true };
+            self.report.packs_locked += 1;
+            self.report.bytes_locked += pack.size;
+            self.report.locked_until = locked::later(self.report.locked_until, lock.until);
+            false
+        });
+        Ok(garbage)
+    }
+
+    /// Removes an object that nobody needs; whether it is gone. The store may keep it for now.
+    fn remove(&mut self, key: &str) -> Result<bool> {
+        match self.repository.store().delete(key) {
+            Ok(()) => Ok(true),
+            Err(error) if locked::is_locked(&error) => {
+                tracing::debug!(%error, "left for a later run");
+                let lock = self.repository.store().lock(key).ok().flatten();
+                let until = lock.and_then(|lock| lock.until);
+                self.report.locked_until = locked::later(self.report.locked_until, until);
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn mark(&self, view: &View) -> Result<Marks> {
@@ -298,28 +347,37 @@ impl<'r> Maintenance<'r> {
         Ok(true)
     }
 
-    fn sweep(&mut self, sweep: &[Condemned]) -> Result<()> {
+    /// Whether all of it is gone.
+    fn sweep(&mut self, sweep: &[Condemned]) -> Result<bool> {
         self.progress.set_phase("removing");
+        let mut all = true;
         for pack in sweep {
             self.progress.check()?;
-            self.repository.store().delete(&pack.key())?;
-            failpoint::hit("maintenance-pack-removed");
-            self.report.packs_removed += 1;
-            self.report.bytes_removed += pack.size;
+            if self.remove(&pack.key())? {
+                failpoint::hit("maintenance-pack-removed");
+                self.report.packs_removed += 1;
+                self.report.bytes_removed += pack.size;
+            } else {
+                // Locked since it was condemned, by somebody else.
+                self.report.packs_locked += 1;
+                self.report.bytes_locked += pack.size;
+                all = false;
+            }
         }
-        Ok(())
+        Ok(all)
     }
 
     /// Removes what a run with a head has left: all of its packs must be gone before the next one
     /// begins. A session that was given up may still write a segment that names one of them, and a
     /// later run would take it for the copy to keep, while somebody who slept still removes it.
-    fn sweep_up(&mut self, number: u64) -> Result<()> {
+    /// Whether they are.
+    fn sweep_up(&mut self, number: u64) -> Result<bool> {
         let key = gc_key(number, "sweep");
         let sweep: Vec<Condemned> = read(self.repository, &key)?.ok_or_else(|| {
             RepoError::damaged(&key, "it is missing, and the run went on after it")
         })?;
         if sweep.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         let there: HashSet<String> =
             self.repository.store().list(PACKS)?.into_iter().map(|object| object.key).collect();
@@ -363,8 +421,11 @@ impl<'r> Maintenance<'r> {
         let key = format!("probe/{}", hex(&env.random::<16>()));
         store.create(&key, bytes::Bytes::from_static(b"what time is it?"))?;
         let modified = store.head(&key)?.modified;
-        store.delete(&key)?;
-        Ok(modified.unwrap_or_else(|| env.now()))
+        match store.delete(&key) {
+            Err(error) if !locked::is_locked(&error) => Err(error.into()),
+            // A bucket that locks all of its objects keeps this one for a while.
+            _ => Ok(modified.unwrap_or_else(|| env.now())),
+        }
     }
 
     /// Whether nothing came of a session for too long. A wrong answer costs its work, nothing else.
@@ -455,7 +516,9 @@ impl<'r> Maintenance<'r> {
             repository.must_count(&head_key(number))?;
         }
         for key in current.obsolete {
-            store.delete(&key)?;
+            if !self.remove(&key)? {
+                self.report.objects_locked += 1;
+            }
         }
         // A tombstone stays: its name, and that of the snapshot, must not be free again.
         let listed = store.list(SNAPSHOTS)?;
@@ -471,14 +534,19 @@ impl<'r> Maintenance<'r> {
             // Whoever forgot it while the root key was replaced was told that it did not happen.
             repository.must_count(&work.tombstone_key())?;
             let key = work.snapshot_key();
-            store.delete(&key)?;
-            failpoint::hit("maintenance-snapshot-removed");
-            self.report.snapshots_removed += 1;
+            if self.remove(&key)? {
+                failpoint::hit("maintenance-snapshot-removed");
+                self.report.snapshots_removed += 1;
+            } else {
+                self.report.objects_locked += 1;
+            }
         }
         let ended = ended(repository)?;
         for object in store.list(SESSIONS)? {
-            if Work::from_session_key(&object.key).is_some_and(|work| ended.contains(&work)) {
-                store.delete(&object.key)?;
+            if Work::from_session_key(&object.key).is_some_and(|work| ended.contains(&work))
+                && !self.remove(&object.key)?
+            {
+                self.report.objects_locked += 1;
             }
         }
         Ok(())

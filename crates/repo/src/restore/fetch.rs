@@ -626,8 +626,8 @@ impl Fetcher<'_> {
             let repository = &origin.repository;
             let mut index = repository.index()?;
             let other = |index: &Index| -> Result<bool> {
-                let places = index.places(chunk)?.into_iter();
-                let mut packs = places.filter_map(|at| index.pack(at.pack));
+                let places = index.places(chunk)?;
+                let mut packs = places.iter().filter_map(|at| index.pack(at.pack));
                 Ok(packs.any(|now| now.id != pack.id))
             };
             if !other(&index).unwrap_or(false) && sought.insert(pack.id) {

@@ -7,11 +7,23 @@ use std::sync::Arc;
 
 use object_store::ObjectStore;
 
-use super::{Remote, client_options, no_retries};
+#[cfg(feature = "s3")]
+use super::credentials::{self, Files, FromFiles};
+use super::extras::SharedExtras;
+use super::line::{Line, Signer};
+use super::{Remote, Sum, client_options, no_retries};
 use crate::StoreOptions;
 
-/// The service of a bucket, or why there is none.
-type Opened = Result<Arc<dyn ObjectStore>, String>;
+/// The service of a bucket, and what is needed besides.
+pub(super) struct Opened {
+    pub service: Arc<dyn ObjectStore>,
+    pub line: Line,
+    pub sum: Sum,
+    pub extras: Option<SharedExtras>,
+}
+
+/// A service, or why there is none.
+type Opening = Result<Opened, String>;
 
 /// Opens `scheme://bucket/prefix`; none when the scheme is not one of ours. The error is why not.
 pub(crate) fn open(
@@ -20,7 +32,7 @@ pub(crate) fn open(
     rest: &str,
     options: &StoreOptions,
 ) -> Option<Result<Remote, String>> {
-    let build: fn(&str, &StoreOptions) -> Opened = match scheme {
+    let build: fn(&str, &StoreOptions) -> Opening = match scheme {
         #[cfg(feature = "s3")]
         "s3" => s3,
         #[cfg(feature = "gcs")]
@@ -36,7 +48,7 @@ fn open_with(
     url: &str,
     rest: &str,
     options: &StoreOptions,
-    build: fn(&str, &StoreOptions) -> Opened,
+    build: fn(&str, &StoreOptions) -> Opening,
 ) -> Result<Remote, String> {
     let place = rest.strip_prefix("//").unwrap_or(rest);
     let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
@@ -61,8 +73,13 @@ fn open_with(
             return Err("the endpoint has no TLS; allow plain HTTP if that is meant".to_owned());
         }
     }
-    let service = build(bucket, options)?;
-    Ok(Remote::new(url.trim_end_matches('/').to_owned(), service, prefix))
+    let opened = build(bucket, options)?;
+    if options.lock.is_some() && opened.extras.is_none() {
+        return Err("objects can be locked in S3 and Azure only; give this bucket a retention \
+                    policy of its own instead"
+            .to_owned());
+    }
+    Ok(Remote::new(url.trim_end_matches('/').to_owned(), opened, prefix, options.lock))
 }
 
 /// The variables that begin with `start`, as given or from the process.
@@ -74,6 +91,13 @@ fn variables(options: &StoreOptions, start: &str) -> Vec<(String, String)> {
             .collect(),
     };
     all.into_iter().filter(|(name, value)| name.starts_with(start) && !value.is_empty()).collect()
+}
+
+/// One variable, as given or from the process.
+#[cfg(feature = "s3")]
+fn variable(options: &StoreOptions, name: &str) -> Option<String> {
+    let mut known = variables(options, name).into_iter();
+    known.find(|(known, _)| known == name).map(|(_, value)| value)
 }
 
 /// Hands every variable that the builder knows to it.
@@ -88,9 +112,40 @@ macro_rules! configure {
 }
 
 #[cfg(feature = "s3")]
-fn s3(bucket: &str, options: &StoreOptions) -> Opened {
-    use object_store::aws::{AmazonS3Builder, Checksum, S3ConditionalPut};
+fn s3(bucket: &str, options: &StoreOptions) -> Opening {
+    use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum, S3ConditionalPut};
+    let value = |builder: &AmazonS3Builder, key| builder.get_config_value(key);
     let mut builder = AmazonS3Builder::new().with_client_options(client_options());
+    // Where the machine's own credentials are asked for, in the variable of Amazon's tools.
+    if let Some(endpoint) = variable(options, "AWS_EC2_METADATA_SERVICE_ENDPOINT") {
+        builder = builder.with_metadata_endpoint(endpoint.trim_end_matches('/'));
+    }
+    let files = Files::of(|name| variable(options, name));
+    let profile = files.read()?;
+    // Other variables say who it is: then only the rest of the profile counts.
+    let said = ["AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE"];
+    let said = said.iter().any(|name| variable(options, name).is_some());
+    match credentials::keys_of(&profile) {
+        Some(credential) if !said => {
+            builder = builder.with_credentials(Arc::new(FromFiles::new(files, credential)));
+        }
+        None if !said => match (profile.get("role_arn"), profile.get("web_identity_token_file")) {
+            (Some(role), Some(token)) => {
+                builder = builder
+                    .with_config(AmazonS3ConfigKey::RoleArn, role)
+                    .with_config(AmazonS3ConfigKey::WebIdentityTokenFile, token);
+            }
+            _ => {
+                if let Some(why) = credentials::unusable(&profile) {
+                    return Err(why);
+                }
+            }
+        },
+        _ => {}
+    }
+    if let Some(region) = profile.get("region") {
+        builder = builder.with_region(region);
+    }
     configure!(builder, options, "AWS_");
     builder = builder
         .with_bucket_name(bucket)
@@ -108,11 +163,28 @@ fn s3(bucket: &str, options: &StoreOptions) -> Opened {
     if options.allow_http {
         builder = builder.with_allow_http(true);
     }
-    Ok(Arc::new(builder.build().map_err(|e| e.to_string())?))
+    let region = value(&builder, &AmazonS3ConfigKey::Region).unwrap_or("us-east-1".to_owned());
+    let virtual_hosted = value(&builder, &AmazonS3ConfigKey::VirtualHostedStyleRequest)
+        .is_some_and(|value| value.eq_ignore_ascii_case("true"));
+    let endpoint = value(&builder, &AmazonS3ConfigKey::S3Endpoint)
+        .or_else(|| value(&builder, &AmazonS3ConfigKey::Endpoint));
+    let address = match (endpoint, virtual_hosted) {
+        (Some(endpoint), true) => endpoint,
+        (Some(endpoint), false) => format!("{}/{bucket}", endpoint.trim_end_matches('/')),
+        (None, true) => format!("https://{bucket}.s3.{region}.amazonaws.com"),
+        (None, false) => format!("https://s3.{region}.amazonaws.com/{bucket}"),
+    };
+    let line = Line::default();
+    let service = builder.with_http_connector(line.clone()).build().map_err(|e| e.to_string())?;
+    let credentials = Arc::clone(service.credentials());
+    let _ = line.signer.set(Signer::Aws { credentials, region });
+    let desk = desk(&line, address, options)?;
+    let extras: Option<SharedExtras> = Some(Arc::new(super::s3::S3(desk)));
+    Ok(Opened { service: Arc::new(service), line, sum: Sum::Sha256, extras })
 }
 
 #[cfg(feature = "gcs")]
-fn gcs(bucket: &str, options: &StoreOptions) -> Opened {
+fn gcs(bucket: &str, options: &StoreOptions) -> Opening {
     use object_store::gcp::GoogleCloudStorageBuilder;
     let client = client_options().with_allow_http(options.allow_http);
     let mut builder = GoogleCloudStorageBuilder::new().with_client_options(client);
@@ -121,12 +193,14 @@ fn gcs(bucket: &str, options: &StoreOptions) -> Opened {
     if let Some(endpoint) = &options.endpoint {
         builder = builder.with_base_url(endpoint.trim_end_matches('/'));
     }
-    Ok(Arc::new(builder.build().map_err(|e| e.to_string())?))
+    let line = Line::default();
+    let service = builder.with_http_connector(line.clone()).build().map_err(|e| e.to_string())?;
+    Ok(Opened { service: Arc::new(service), line, sum: Sum::Crc32c, extras: None })
 }
 
 #[cfg(feature = "azure")]
-fn azure(container: &str, options: &StoreOptions) -> Opened {
-    use object_store::azure::MicrosoftAzureBuilder;
+fn azure(container: &str, options: &StoreOptions) -> Opening {
+    use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
     let mut builder = MicrosoftAzureBuilder::new().with_client_options(client_options());
     configure!(builder, options, "AZURE_");
     builder = builder.with_container_name(container).with_retry(no_retries());
@@ -136,5 +210,29 @@ fn azure(container: &str, options: &StoreOptions) -> Opened {
     if options.allow_http {
         builder = builder.with_allow_http(true);
     }
-    Ok(Arc::new(builder.build().map_err(|e| e.to_string())?))
+    let account = builder.get_config_value(&AzureConfigKey::AccountName).unwrap_or_default();
+    let address = match builder.get_config_value(&AzureConfigKey::Endpoint) {
+        Some(endpoint) => format!("{}/{container}", endpoint.trim_end_matches('/')),
+        None => format!("https://{account}.blob.core.windows.net/{container}"),
+    };
+    let line = Line::default();
+    let service = builder.with_http_connector(line.clone()).build().map_err(|e| e.to_string())?;
+    let credentials = Arc::clone(service.credentials());
+    let _ = line.signer.set(Signer::Azure { credentials, account });
+    let extras: Option<SharedExtras> =
+        Some(Arc::new(super::azure::Azure(desk(&line, address, options)?)));
+    Ok(Opened { service: Arc::new(service), line, sum: Sum::Md5, extras })
+}
+
+/// Where requests of our own go, by the same line.
+#[cfg(any(feature = "s3", feature = "azure"))]
+fn desk(
+    line: &Line,
+    bucket: String,
+    options: &StoreOptions,
+) -> Result<super::extras::Desk, String> {
+    use object_store::client::HttpConnector as _;
+    let client = client_options().with_allow_http(options.allow_http);
+    let client = line.connect(&client).map_err(|e| e.to_string())?;
+    Ok(super::extras::Desk { line: line.clone(), client, bucket })
 }

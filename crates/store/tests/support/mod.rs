@@ -1,6 +1,7 @@
 //! Servers for the tests: real ones, and small ones that misbehave as told.
 #![allow(dead_code, reason = "each test file takes what it needs")]
 
+pub mod admin;
 pub mod gcs;
 pub mod http;
 pub mod servers;

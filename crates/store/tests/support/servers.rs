@@ -10,26 +10,31 @@ use std::time::{Duration, Instant};
 use backstay_store::StoreOptions;
 use tempfile::TempDir;
 
+use super::admin::{Admin, Who};
+
 /// A server that runs.
 pub struct Running {
-    child: Child,
+    command: Command,
+    child: Option<Child>,
     directory: TempDir,
+    /// Answers when the server is ready.
+    port: u16,
     pub options: StoreOptions,
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.kill();
     }
 }
 
 fn installed(path: &str) -> Option<PathBuf> {
-    let root = match std::env::var_os("BACKSTAY_TEST_SERVERS") {
-        Some(root) => PathBuf::from(root),
-        None => PathBuf::from(std::env::var_os("HOME")?).join(".cache/backstay-test-servers"),
-    };
-    let path = root.join("object-stores").join(path);
+    let asked = std::env::var_os("BACKSTAY_TEST_SERVERS").map(PathBuf::from);
+    let usual = std::env::var_os("HOME")
+        .map(|home| PathBuf::from(home).join(".cache/backstay-test-servers"));
+    let mut paths =
+        asked.into_iter().chain(usual).map(|root| root.join("object-stores").join(path));
+    let path = paths.clone().find(|path| path.exists()).or_else(|| paths.next())?;
     if path.exists() {
         return Some(path);
     }
@@ -64,7 +69,8 @@ fn until(running: &mut Running, what: &str, mut ready: impl FnMut() -> bool) {
     let started = Instant::now();
     while !ready() {
         let log = || std::fs::read_to_string(running.directory.path().join("log")).unwrap();
-        if let Some(status) = running.child.try_wait().unwrap() {
+        let child = running.child.as_mut().unwrap();
+        if let Some(status) = child.try_wait().unwrap() {
             panic!("{what} ended with {status}: {}", log());
         }
         assert!(started.elapsed() < Duration::from_secs(60), "{what} does not start: {}", log());
@@ -72,30 +78,40 @@ fn until(running: &mut Running, what: &str, mut ready: impl FnMut() -> bool) {
     }
 }
 
-fn start(mut command: Command, directory: TempDir, options: StoreOptions) -> Running {
+fn start(mut command: Command, directory: TempDir, port: u16, options: StoreOptions) -> Running {
     let log = std::fs::File::create(directory.path().join("log")).unwrap();
-    let child = command
+    command
         .current_dir(directory.path())
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
-        .stderr(log)
-        .spawn()
-        .unwrap();
-    Running { child, directory, options }
+        .stderr(log);
+    let child = Some(command.spawn().unwrap());
+    Running { command, child, directory, port, options }
 }
 
 /// SeaweedFS with one bucket, `backstay`.
 pub fn s3() -> Option<Running> {
     let weed = installed("seaweedfs/bin/weed")?;
     let directory = tempfile::tempdir().unwrap();
+    // The second one may do what the policy of a bucket allows it, and nothing else.
     let identities = r#"{"identities": [{"name": "backstay", "actions": ["Admin"],
-        "credentials": [{"accessKey": "backstay", "secretKey": "backstay-secret"}]}]}"#;
+        "credentials": [{"accessKey": "backstay", "secretKey": "backstay-secret"}]},
+        {"name": "host", "actions": [],
+        "credentials": [{"accessKey": "host", "secretKey": "host-secret"}]}]}"#;
     std::fs::write(directory.path().join("s3.json"), identities).unwrap();
     let names = ["master", "volume", "filer", "s3"];
     let ports = free_ports::<8>();
     let mut command = Command::new(weed);
     command.args(["server", "-dir", ".", "-ip", "127.0.0.1", "-ip.bind", "127.0.0.1"]);
-    command.args(["-filer", "-s3", "-s3.config", "s3.json", "-s3.autoCreateBucket=false"]);
+    command.args([
+        "-filer",
+        "-s3",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        "-s3.config",
+        "s3.json",
+        "-s3.autoCreateBucket=false",
+    ]);
     command.args(["-master.volumeSizeLimitMB", "128", "-volume.max", "30"]);
     for (index, name) in names.iter().enumerate() {
         command.arg(format!("-{name}.port={}", ports[2 * index]));
@@ -112,7 +128,7 @@ pub fn s3() -> Option<Running> {
         ]),
         ..StoreOptions::default()
     };
-    let mut running = start(command, directory, options);
+    let mut running = start(command, directory, s3, options);
     // A bucket is a directory of the filer.
     until(&mut running, "weed", || {
         request(filer, "POST", "/buckets/backstay/", "").is_some_and(|(status, _)| status == 201)
@@ -140,30 +156,77 @@ pub fn azure() -> Option<Running> {
         ]),
         ..StoreOptions::default()
     };
-    let mut running = start(command, directory, options);
+    let mut running = start(command, directory, port, options);
     until(&mut running, "azurite", || request(port, "GET", "/", "").is_some());
-    // There is no call for this in a store, and the request must be signed.
-    let script = r#"
-import base64, hashlib, hmac, sys, urllib.request
-from email.utils import formatdate
-port, account, key = sys.argv[1:]
-date, version = formatdate(usegmt=True), "2021-08-06"
-text = "PUT" + "\n" * 12 + f"x-ms-date:{date}\nx-ms-version:{version}\n"
-text += f"/{account}/{account}/backstay\nrestype:container"
-sign = hmac.new(base64.b64decode(key), text.encode(), hashlib.sha256).digest()
-headers = {"x-ms-date": date, "x-ms-version": version,
-           "Authorization": f"SharedKey {account}:{base64.b64encode(sign).decode()}"}
-url = f"http://127.0.0.1:{port}/{account}/backstay?restype=container"
-urllib.request.urlopen(urllib.request.Request(url, method="PUT", headers=headers))
-"#;
-    let output =
-        Command::new("python3").args(["-c", script, &port.to_string(), account, key]).output();
-    let output = output.unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let made = running.admin().ask("PUT", "/backstay?restype=container", &[], "");
+    assert_eq!(made.status, 201, "{}", made.body);
+    Some(running)
+}
+
+/// Moto, another program that speaks S3, with one bucket, `backstay`. It keeps nothing when it ends.
+pub fn other_s3() -> Option<Running> {
+    let moto = installed("moto/bin/moto_server")?;
+    let directory = tempfile::tempdir().unwrap();
+    let [port] = free_ports();
+    let mut command = Command::new(moto);
+    command.args(["-H", "127.0.0.1", "-p", &port.to_string()]);
+    let options = StoreOptions {
+        endpoint: Some(format!("http://127.0.0.1:{port}")),
+        region: Some("us-east-1".to_owned()),
+        allow_http: true,
+        variables: Some(vec![
+            ("AWS_ACCESS_KEY_ID".to_owned(), "backstay".to_owned()),
+            ("AWS_SECRET_ACCESS_KEY".to_owned(), "backstay-secret".to_owned()),
+        ]),
+        ..StoreOptions::default()
+    };
+    let mut running = start(command, directory, port, options);
+    until(&mut running, "moto", || request(port, "GET", "/", "").is_some());
+    let made = running.admin().ask("PUT", "/backstay", &[], "");
+    assert_eq!(made.status, 200, "{}", made.body);
     Some(running)
 }
 
 impl Running {
+    /// Ends it as a power cut would.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Starts it again, on the same ports, with what it had stored.
+    pub fn restart(&mut self) {
+        self.kill();
+        self.child = Some(self.command.spawn().unwrap());
+        let port = self.port;
+        until(self, "the server", || {
+            // Ready is who answers anything else than "not yet".
+            request(port, "GET", "/", "").is_some_and(|(status, _)| status < 500)
+        });
+    }
+
+    /// The value of a variable of its credentials.
+    pub fn variable(&self, name: &str) -> Option<String> {
+        let mut variables = self.options.variables.iter().flatten();
+        variables.find(|(known, _)| known == name).map(|(_, value)| value.clone())
+    }
+
+    /// Whoever may do everything there.
+    pub fn admin(&self) -> Admin {
+        let endpoint = self.options.endpoint.clone().unwrap();
+        let variable = |name| self.variable(name);
+        let who = match variable("AWS_ACCESS_KEY_ID") {
+            Some(key) => Who::S3 { key, secret: variable("AWS_SECRET_ACCESS_KEY").unwrap() },
+            None => Who::Azure {
+                account: variable("AZURE_STORAGE_ACCOUNT_NAME").unwrap(),
+                key: variable("AZURE_STORAGE_ACCOUNT_KEY").unwrap(),
+            },
+        };
+        Admin { endpoint, who }
+    }
+
     /// The same server, asked with other values of these variables.
     pub fn with(&self, variables: &[(&str, &str)]) -> StoreOptions {
         let mut options = self.options.clone();

@@ -1,0 +1,162 @@
+//! What a service can do that the `object_store` crate has no words for: locks, holds, versions.
+//!
+//! Requests are made here, and signed with the same credentials as all others.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{HeaderMap, Method};
+use object_store::client::{HttpClient, HttpRequest, HttpRequestBody};
+
+use super::line::Line;
+use super::{PATIENCE, translate};
+use crate::{ErrorKind, Lock, LockPolicy, Result, StoreError};
+
+/// What one kind of service can do besides. Keys are whole names in the bucket.
+#[async_trait]
+pub(super) trait Extras: Send + Sync {
+    /// The headers of a creation that lock the object until `until`.
+    fn lock_headers(&self, policy: &LockPolicy, until: SystemTime) -> HeaderMap;
+
+    /// What keeps an object, and the version that is the current one, where there are versions.
+    async fn lock(&self, name: &str, key: &str) -> Result<(Lock, Option<String>)>;
+
+    async fn extend(
+        &self,
+        name: &str,
+        key: &str,
+        policy: &LockPolicy,
+        until: SystemTime,
+    ) -> Result<()>;
+
+    async fn hold(&self, name: &str, key: &str, on: bool) -> Result<()>;
+
+    /// Whether objects of this bucket can be locked.
+    async fn has_locks(&self) -> Result<bool>;
+
+    /// Removes one version for good.
+    async fn delete_version(&self, name: &str, key: &str, version: &str) -> Result<()>;
+}
+
+/// Where requests of our own go.
+pub(super) struct Desk {
+    pub line: Line,
+    pub client: HttpClient,
+    /// The address of the bucket, without a slash at its end.
+    pub bucket: String,
+}
+
+pub(super) struct Answer {
+    pub headers: HeaderMap,
+    pub body: String,
+}
+
+impl Answer {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+}
+
+impl Desk {
+    /// Asks `method` of an object (or of the bucket, when `name` is empty).
+    #[expect(clippy::too_many_arguments, reason = "the parts of one request")]
+    pub(super) async fn ask(
+        &self,
+        doing: &'static str,
+        key: &str,
+        method: Method,
+        name: &str,
+        query: &str,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<Answer> {
+        let mut address = self.bucket.clone();
+        if !name.is_empty() {
+            address.push('/');
+            address.push_str(&escape(name));
+        }
+        if !query.is_empty() {
+            address.push('?');
+            address.push_str(query);
+        }
+        let failed = |error: &(dyn std::error::Error + Send + Sync)| {
+            StoreError::new(ErrorKind::Configuration, doing, key).with_detail(error.to_string())
+        };
+        let length = body.len();
+        let mut request: HttpRequest = http::Request::builder()
+            .method(method)
+            .uri(&address)
+            .body(HttpRequestBody::from(body))
+            .map_err(|error| failed(&error))?;
+        *request.headers_mut() = headers;
+        if length > 0 {
+            request.headers_mut().insert(http::header::CONTENT_LENGTH, length.into());
+        }
+        let generic = |source: Box<dyn std::error::Error + Send + Sync>| {
+            translate(doing, key, &object_store::Error::Generic { store: "", source })
+        };
+        let work = async {
+            self.line.sign(&mut request).await.map_err(|error| generic(Box::new(error)))?;
+            let answer =
+                self.client.execute(request).await.map_err(|error| generic(Box::new(error)))?;
+            let (parts, body) = answer.into_parts();
+            let body = body.bytes().await.map_err(|error| generic(Box::new(error)))?;
+            Ok::<_, StoreError>((parts, String::from_utf8_lossy(&body).into_owned()))
+        };
+        let turn = self.line.pace.turn().await;
+        let (parts, body) = match tokio::time::timeout(PATIENCE, work).await {
+            Ok(result) => result?,
+            Err(_) => {
+                return Err(
+                    StoreError::new(ErrorKind::Transient, doing, key).with_detail("no answer")
+                );
+            }
+        };
+        drop(turn);
+        if parts.status.is_success() {
+            return Ok(Answer { headers: parts.headers, body });
+        }
+        let words = format!("Server returned non-2xx status code: {}: {body}", parts.status);
+        let source: Box<dyn std::error::Error + Send + Sync> = words.into();
+        let path = name.to_owned();
+        let error = match parts.status.as_u16() {
+            404 => object_store::Error::NotFound { path, source },
+            _ => object_store::Error::Generic { store: "", source },
+        };
+        Err(translate(doing, key, &error))
+    }
+}
+
+/// What is not one of a few plain characters, as two digits behind a percent sign.
+pub(super) fn escape(name: &str) -> String {
+    let mut escaped = String::with_capacity(name.len());
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_.~/".contains(&byte) {
+            escaped.push(char::from(byte));
+        } else {
+            escaped.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    escaped
+}
+
+/// `2026-11-25T02:48:44Z`, as S3 and Azure write moments in XML and in S3's headers.
+pub(super) fn iso(time: SystemTime) -> String {
+    match jiff::Timestamp::try_from(time) {
+        Ok(time) => time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        // Beyond the year 9999.
+        Err(_) => "9999-12-31T23:59:59Z".to_owned(),
+    }
+}
+
+/// A moment in either form that services use.
+pub(super) fn moment(text: &str) -> Option<SystemTime> {
+    let parsed = text
+        .parse::<jiff::Timestamp>()
+        .or_else(|_| jiff::fmt::rfc2822::parse(text).map(|date| date.timestamp()));
+    parsed.ok().map(SystemTime::from)
+}
+
+pub(super) type SharedExtras = Arc<dyn Extras>;

@@ -1,0 +1,191 @@
+//! Where credentials come from: files, and stand-ins of the services that machines and containers
+//! ask. Expiring ones are renewed while the store is open.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use backstay_store::{ErrorKind, RetryPolicy, Store, StoreOptions};
+use support::http::{Request, Response, Server};
+
+/// A bucket that notes by whose key, and with which token, each request was signed.
+fn bucket() -> (Server, Arc<Mutex<Vec<(String, String)>>>) {
+    let seen: Arc<Mutex<Vec<(String, String)>>> = Arc::default();
+    let noted = Arc::clone(&seen);
+    let server = Server::start(move |request: &Request| {
+        let signature = &request.headers["authorization"];
+        let key = signature.split("Credential=").nth(1).unwrap().split('/').next().unwrap();
+        let token = request.headers.get("x-amz-security-token").cloned().unwrap_or_default();
+        noted.lock().unwrap().push((key.to_owned(), token));
+        Response::status(200)
+            .header("last-modified", "Sat, 21 Nov 2026 08:00:00 GMT")
+            .header("etag", "\"e\"")
+            .body("x")
+    });
+    (server, seen)
+}
+
+fn options(bucket: &Server, variables: &[(&str, &str)]) -> StoreOptions {
+    let variables = variables.iter().map(|(name, value)| ((*name).into(), (*value).into()));
+    StoreOptions {
+        endpoint: Some(bucket.url()),
+        allow_http: true,
+        variables: Some(variables.collect()),
+        retries: RetryPolicy::NONE,
+        ..StoreOptions::default()
+    }
+}
+
+fn open(bucket: &Server, variables: &[(&str, &str)]) -> Store {
+    Store::open("s3://bucket/p", &options(bucket, variables)).unwrap()
+}
+
+#[test]
+fn files_of_amazons_tools_are_read_and_read_again() {
+    let home = tempfile::tempdir().unwrap();
+    let folder = home.path().join(".aws");
+    std::fs::create_dir(&folder).unwrap();
+    let write = |id: &str| {
+        let text = format!(
+            "[default]\naws_access_key_id = {id}\naws_secret_access_key = secret\n\
+             [work]\naws_access_key_id = work-{id}\naws_secret_access_key = secret\n\
+             aws_session_token = token-{id}\n"
+        );
+        std::fs::write(folder.join("credentials"), text).unwrap();
+    };
+    write("first");
+    std::fs::write(folder.join("config"), "[profile sso]\nsso_session = x\n").unwrap();
+    let home = home.path().to_str().unwrap();
+    let (server, seen) = bucket();
+    let last = || seen.lock().unwrap().last().cloned().unwrap();
+
+    let default = open(&server, &[("HOME", home)]);
+    default.read("k").unwrap();
+    assert_eq!(last(), ("first".to_owned(), String::new()));
+    let work = open(&server, &[("HOME", home), ("AWS_PROFILE", "work")]);
+    work.read("k").unwrap();
+    assert_eq!(last(), ("work-first".to_owned(), "token-first".to_owned()));
+    // Variables go first.
+    let keys = [("AWS_ACCESS_KEY_ID", "given"), ("AWS_SECRET_ACCESS_KEY", "secret")];
+    open(&server, &[&[("HOME", home)][..], &keys].concat()).read("k").unwrap();
+    assert_eq!(last().0, "given");
+
+    // Somebody renews them while the store is open.
+    write("renewed");
+    let ahead = std::time::SystemTime::now() + std::time::Duration::from_secs(5);
+    let file = std::fs::File::options().write(true).open(folder.join("credentials")).unwrap();
+    file.set_modified(ahead).unwrap();
+    work.read("k").unwrap();
+    assert_eq!(last(), ("work-renewed".to_owned(), "token-renewed".to_owned()));
+
+    for (profile, words) in [("sso", "sso_session"), ("nobody", "no profile \"nobody\"")] {
+        let options = options(&server, &[("HOME", home), ("AWS_PROFILE", profile)]);
+        let error = Store::open("s3://bucket/p", &options).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Configuration);
+        assert!(error.to_string().contains(words), "{error}");
+    }
+}
+
+/// The answer of Amazon's metadata services: keys that expire at once, others each time.
+fn keys(count: &AtomicU64) -> Response {
+    let n = count.fetch_add(1, Ordering::SeqCst);
+    let soon = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(1);
+    Response::status(200).header("content-type", "application/json").body(format!(
+        "{{\"AccessKeyId\":\"role-{n}\",\"SecretAccessKey\":\"secret\",\"Token\":\"token-{n}\",\
+         \"Expiration\":\"{soon:.0}\",\"Code\":\"Success\",\"Type\":\"AWS-HMAC\",\
+         \"LastUpdated\":\"{soon:.0}\"}}"
+    ))
+}
+
+/// Reads until the keys are others than at first.
+fn is_renewed(store: &Store, seen: &Mutex<Vec<(String, String)>>) {
+    let started = std::time::Instant::now();
+    loop {
+        store.read("k").unwrap();
+        let seen = seen.lock().unwrap();
+        let (first, last) = (seen.first().unwrap(), seen.last().unwrap());
+        assert!(last.0.starts_with("role-") && last.1.starts_with("token-"), "{last:?}");
+        if first != last {
+            return;
+        }
+        drop(seen);
+        assert!(started.elapsed().as_secs() < 20, "they are never renewed");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn a_machines_own_role_is_asked_for_and_renewed() {
+    let count = AtomicU64::new(0);
+    let metadata = Server::start(move |request| match (request.method.as_str(), &*request.path) {
+        ("PUT", "/latest/api/token") => {
+            assert!(request.headers.contains_key("x-aws-ec2-metadata-token-ttl-seconds"));
+            Response::status(200).body("session")
+        }
+        ("GET", path) => {
+            assert_eq!(request.headers["x-aws-ec2-metadata-token"], "session");
+            match path {
+                "/latest/meta-data/iam/security-credentials/" => Response::status(200).body("role"),
+                "/latest/meta-data/iam/security-credentials/role" => keys(&count),
+                _ => Response::status(404),
+            }
+        }
+        _ => Response::status(404),
+    });
+    let (server, seen) = bucket();
+    let store = open(&server, &[("AWS_EC2_METADATA_SERVICE_ENDPOINT", &metadata.url())]);
+    is_renewed(&store, &seen);
+}
+
+#[test]
+fn a_containers_role_is_asked_for_and_renewed() {
+    let folder = tempfile::tempdir().unwrap();
+    let token = folder.path().join("token");
+    std::fs::write(&token, "of the pod").unwrap();
+    let count = AtomicU64::new(0);
+    let agent = Server::start(move |request| {
+        assert_eq!(request.headers["authorization"], "of the pod");
+        keys(&count)
+    });
+    let (server, seen) = bucket();
+    let store = open(
+        &server,
+        &[
+            ("AWS_CONTAINER_CREDENTIALS_FULL_URI", &format!("{}/v1/credentials", agent.url())),
+            ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", token.to_str().unwrap()),
+        ],
+    );
+    is_renewed(&store, &seen);
+}
+
+#[test]
+fn azures_managed_identity_is_asked_for() {
+    let metadata = Server::start(|request| {
+        assert_eq!(request.headers["metadata"], "true");
+        assert_eq!(request.query["resource"], "https://storage.azure.com");
+        Response::status(200).header("content-type", "application/json").body(
+            "{\"access_token\":\"managed\",\"expires_on\":\"4000000000\",\
+             \"resource\":\"https://storage.azure.com\",\"token_type\":\"Bearer\"}",
+        )
+    });
+    let server = Server::start(|request| {
+        assert_eq!(request.headers["authorization"], "Bearer managed");
+        Response::status(200)
+            .header("last-modified", "Sat, 21 Nov 2026 08:00:00 GMT")
+            .header("etag", "\"e\"")
+            .body("x")
+    });
+    let options = options(
+        &server,
+        &[
+            ("AZURE_STORAGE_ACCOUNT_NAME", "account"),
+            ("AZURE_MSI_ENDPOINT", &format!("{}/metadata/identity/oauth2/token", metadata.url())),
+        ],
+    );
+    let store = Store::open("az://container/p", &options).unwrap();
+    assert_eq!(store.read("k").unwrap(), "x");
+    // A creation is dressed and signed again: the token stays the only one.
+    store.create("k", vec![1].into()).unwrap();
+}
