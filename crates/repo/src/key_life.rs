@@ -85,8 +85,8 @@ impl Repository {
             Err(error) => (Err(error), true),
             Ok(()) => match keys::delete(self.store(), id) {
                 Err(error) => {
-                    let denied = error.kind() == ErrorKind::Denied;
-                    (Err(error.into()), denied)
+                    let stays = matches!(error.kind(), ErrorKind::Denied | ErrorKind::Locked);
+                    (Err(error.into()), stays)
                 }
                 Ok(()) => (Ok(()), false),
             },

@@ -564,3 +564,52 @@ fn a_replacement_that_dies_at_any_step_leaves_a_key_that_opens() {
         assert!(met.contains(&step), "{step} was never met");
     }
 }
+
+#[test]
+fn a_new_root_key_leaves_the_record_and_a_host_writes_none() {
+    let (store, cache) = (Store::memory(), tempfile::tempdir().unwrap());
+    let repo = repository(&store);
+    let passphrase = Secret::passphrase("correct horse").unwrap();
+    let left = repo.add_key(&passphrase, "left").unwrap();
+    let recipient = Secret::Recipient(Recipient::parse(RECIPIENT).unwrap());
+    let secrets = [(passphrase.clone(), "kept".to_owned()), (recipient, "safe".to_owned())];
+    let rotation = repo.rotate(&secrets).unwrap();
+    // The passphrase opens a slot of each epoch: the newest counts.
+    let now = open_with(&store, &passphrase).unwrap();
+    assert_eq!((now.epoch(), now.slot()), (1, rotation.keys[0].id.as_str()));
+    assert_eq!(open_with(&store, &identity()).unwrap().epoch(), 1);
+    let error = open_with(&store, &key()).unwrap_err();
+    assert!(error.to_string().contains("left behind"), "{error}");
+
+    let recorded = || now.key_records().unwrap().into_iter().map(|it| (it.action, it.slot));
+    for slot in rotation.keys.iter().chain([&left]) {
+        assert!(recorded().any(|it| it == (KeyAction::Add, slot.id.clone())), "{slot:?}");
+    }
+    now.remove_key(&left.id).unwrap();
+    assert_eq!(recorded().count(), 4);
+    assert_eq!(verify(&now, Level::Thorough).damages, []);
+    // What is left behind is no other key.
+    now.remove_key(&rotation.keys[1].id).unwrap();
+    assert!(now.key_slots().unwrap().len() > 1);
+    let error = now.remove_key(&rotation.keys[0].id).unwrap_err();
+    assert!(error.to_string().contains("last key slot"), "{error}");
+
+    let (_, file) = now.add_host("web").unwrap();
+    let options = OpenOptions { cache: Some(cache.path().to_owned()) };
+    let secret = Secret::key_file(&file[..]).unwrap();
+    let host = Repository::open(store.clone(), Environment::system(), &secret, options).unwrap();
+    let records = store.list("audit/").unwrap().len();
+    backup(&host, &mixture(3)).unwrap();
+    for refused in [
+        host.add_key(&other_key(), "").map(drop),
+        host.escrow(3, 2, "").map(drop),
+        host.remove_key(&rotation.keys[0].id),
+        host.record_use(&rotation.keys[0]),
+        host.record_sheet(&rotation.keys[0]),
+        host.key_records().map(drop),
+    ] {
+        assert_eq!(refused.unwrap_err().kind(), RepoErrorKind::WrongKey);
+    }
+    assert_eq!(now.add_key(&secret, "").unwrap_err().kind(), RepoErrorKind::Usage);
+    assert_eq!(store.list("audit/").unwrap().len(), records);
+}
