@@ -10,8 +10,11 @@ use std::sync::{Arc, Mutex};
 use backstay_store::{ErrorKind, RetryPolicy, Store, StoreOptions};
 use support::http::{Request, Response, Server};
 
+/// By whose key, and with which token, requests were signed.
+type Seen = Arc<Mutex<Vec<(String, String)>>>;
+
 /// A bucket that notes by whose key, and with which token, each request was signed.
-fn bucket() -> (Server, Arc<Mutex<Vec<(String, String)>>>) {
+fn bucket() -> (Server, Seen) {
     let seen: Arc<Mutex<Vec<(String, String)>>> = Arc::default();
     let noted = Arc::clone(&seen);
     let server = Server::start(move |request: &Request| {
