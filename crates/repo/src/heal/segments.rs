@@ -124,6 +124,7 @@ pub(super) fn mend(healer: &mut Healer<'_>) -> Result<Vec<Unlisted>> {
         session.end_without_snapshot()?;
         failpoint::hit("repair-listed");
     }
+    repository.must_be_current()?;
     for (key, why) in lost {
         replace(healer, &key, &why, &ended, made)?;
     }
