@@ -495,6 +495,21 @@ impl Keys {
         Ok(SessionKey { key, wrapped, epoch: epoch_of(header) })
     }
 
+    /// The key of a pack of which only the sealed session key has to be left of the header. What it
+    /// opens is to be compared with its id: nothing commits to the key.
+    pub fn past_header(
+        &self,
+        class: Class,
+        id: [u8; 16],
+        epoch: u32,
+        header: &[u8],
+    ) -> Option<PackKey> {
+        let mut header: [u8; HEADER] = header.get(..HEADER)?.try_into().ok()?;
+        header[12..16].copy_from_slice(&epoch.to_le_bytes());
+        let secret = self.unwrap_session("a pack", &header).ok()?;
+        Some(PackKey::new(&secret, id, class))
+    }
+
     /// A key for an object that whoever holds the index key may open.
     pub fn index_object(&self, id: [u8; 16], class: Class) -> (PackKey, [u8; HEADER]) {
         let key = PackKey::new(&self.index, id, class);

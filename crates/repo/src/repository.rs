@@ -552,6 +552,17 @@ impl Repository {
         self.keys().epoch
     }
 
+    /// Fails when the root key was replaced since this was opened: what the new one wrote looks like
+    /// damage to the old one.
+    pub(crate) fn must_be_current(&self) -> Result<()> {
+        let it = &self.inner;
+        if Epochs::read(&it.store, &it.id)?.newest() <= it.keys.epoch {
+            return Ok(());
+        }
+        Err(RepoError::new(RepoErrorKind::Busy, "the root key is being replaced, or was meanwhile")
+            .with_hint("run it again, with a key that opens the new root key"))
+    }
+
     /// Fails where what was just created under `object` does not count, since the root key was
     /// replaced meanwhile.
     pub(crate) fn must_count(&self, object: &str) -> Result<()> {

@@ -194,8 +194,9 @@ fn open_any(store: &Store) -> Result<Repository> {
     let open = |secret: &Secret| {
         Repository::open(store.clone(), Environment::system(), secret, OpenOptions::default())
     };
-    match open(&key()) {
-        Err(error) if error.kind() == RepoErrorKind::WrongKey => open(&second_key()),
+    // Opening with the new one takes up a replacement that was begun.
+    match open(&second_key()) {
+        Err(error) if error.kind() == RepoErrorKind::WrongKey => open(&key()),
         opened => opened,
     }
 }
@@ -224,14 +225,11 @@ fn do_it(work: &str, store: &Store, other: &Path, target: &Path) -> Result<()> {
         }
         "add a host" => repo.add_host("a host").map(drop),
         "rotate" => {
-            let is_old = Repository::open(
-                store.clone(),
-                Environment::system(),
-                &key(),
-                OpenOptions::default(),
-            )
-            .is_ok();
-            let new = if is_old { second_key() } else { key() };
+            let options = OpenOptions::default();
+            let new = second_key();
+            let is_old =
+                Repository::open(store.clone(), Environment::system(), &new, options).is_err();
+            let new = if is_old { new } else { key() };
             repo.rotate(&[(new, "new".to_owned())]).map(drop)
         }
         "add a key" => repo.add_key(&second_key(), "second").map(drop),

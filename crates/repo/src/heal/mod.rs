@@ -206,6 +206,7 @@ impl Healer<'_> {
         if maintenance::examine(self.repository)?.is_empty() {
             return Ok(());
         }
+        self.repository.must_be_current()?;
         match maintenance::mend_runs(self.repository, self.progress) {
             Ok(done) => {
                 for (object, what) in done {

@@ -22,6 +22,8 @@ pub(super) struct Opened<'r> {
     body: Bytes,
     /// Without it nothing opens.
     key: Option<PackKey>,
+    /// Whether anybody else can open it.
+    pub header_opens: bool,
     /// As the footer lists them; empty when that does not open.
     pub records: Vec<Record>,
 }
@@ -33,16 +35,23 @@ impl<'r> Opened<'r> {
         info: &PackInfo,
         body: Bytes,
     ) -> Result<Self> {
+        let mut header_opens = true;
         let key = match repository.open_pack(info, &body) {
             Ok(key) => Some(key),
-            Err(error) if error.is_about_an_object() => key_from_another(repository, index, info)?,
+            Err(error) if error.is_about_an_object() => {
+                header_opens = false;
+                match repository.keys().past_header(info.class, info.id, info.epoch, &body) {
+                    Some(key) => Some(key),
+                    None => key_from_another(repository, index, info)?,
+                }
+            }
             Err(error) => return Err(error),
         };
         let records = match &key {
             Some(key) => read_footer(&info.key(), &body, key).unwrap_or_default(),
             None => Vec::new(),
         };
-        Ok(Self { repository, body, key, records })
+        Ok(Self { repository, body, key, header_opens, records })
     }
 
     /// The records of the footer that are what their ids say.

@@ -100,7 +100,7 @@ pub(super) fn mend(healer: &mut Healer<'_>) -> Result<Vec<Unlisted>> {
         let info = PackInfo { work, id, size: body.len() as u64, sha256, class, epoch };
         let opened = Opened::new(repository, &index, &info, body)?;
         let right = opened.right_records();
-        let all = opened.records.len() == right.len() && !right.is_empty();
+        let all = opened.header_opens && opened.records.len() == right.len() && !right.is_empty();
         let same = known.is_none_or(|known| known.sha256 == sha256);
         if end == End::GivenUp || swept.unknown || !all || !same {
             unlisted.push(Unlisted { info });
@@ -124,6 +124,7 @@ pub(super) fn mend(healer: &mut Healer<'_>) -> Result<Vec<Unlisted>> {
         session.end_without_snapshot()?;
         failpoint::hit("repair-listed");
     }
+    repository.must_be_current()?;
     for (key, why) in lost {
         replace(healer, &key, &why, &ended, made)?;
     }

@@ -512,6 +512,27 @@ pub(super) fn forge(keys: &Keys, object: &str, plain: &[u8]) -> Bytes {
     Bytes::from(body)
 }
 
+/// What [`forge`] makes a part of that is right.
+pub(super) fn sections(packs: &[PackInfo], entries: &[RawEntry]) -> Vec<u8> {
+    let filter = Filter::of(entries.iter().map(|entry| filter::key_of(&entry.id)).collect());
+    let root = Root {
+        first_pack: 0,
+        packs: packs.len() as u32,
+        entries: entries.len() as u32,
+        length: filter.length,
+        segments: filter.segments,
+        seed: filter.seed,
+    };
+    let mut plain = root.write().to_vec();
+    packs.iter().for_each(|pack| pack.write(&mut plain));
+    plain.extend_from_slice(&filter.bytes);
+    for block in entries.chunks(BLOCK_ENTRIES) {
+        plain.extend_from_slice(&block[0].id[..8]);
+    }
+    entries.iter().for_each(|entry| entry.write(&mut plain));
+    plain
+}
+
 /// Reads many blocks at once.
 pub(crate) struct PartIter<'p> {
     part: &'p Part,

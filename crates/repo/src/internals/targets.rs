@@ -3,7 +3,7 @@
 
 use crate::codec::Codec;
 use crate::entry::{Body, EntryKind};
-use crate::index::SegmentBuilder;
+use crate::index::{PackInfo, SegmentBuilder};
 use crate::tree::{ChunkSink, ExtentLeaf, PageHashes, TreeBuilder, encode_leaf};
 use crate::{
     Compression, Entry, Environment, Extent, FileContent, InitOptions, Kind, LeafRef, Metadata,
@@ -22,6 +22,7 @@ pub const ALL: &[Target] = &[
     Target { name: "archived", run: archived, samples: archived_samples },
     Target { name: "header", run: header, samples: object_samples },
     Target { name: "index", run: index, samples: index_samples },
+    Target { name: "index_part", run: index_part, samples: part_samples },
     Target { name: "key_slot", run: key_slot, samples: json_samples },
     Target { name: "maintenance", run: maintenance, samples: crate::maintenance::samples },
     Target { name: "names", run: names, samples: name_samples },
@@ -58,6 +59,14 @@ pub fn header(bytes: &[u8]) {
 pub fn index(plain: &[u8]) {
     if let Some(chunks) = super::segment(plain) {
         assert!(chunks <= plain.len() / 28);
+    }
+}
+
+/// Parts of runs of the index: a root, and what it says that is inside the seals behind it.
+pub fn index_part(plain: &[u8]) {
+    super::index_root(plain);
+    if let Some(entries) = super::index_part(plain) {
+        assert!(entries <= plain.len() / 28);
     }
 }
 
@@ -174,20 +183,29 @@ fn index_samples() -> Vec<Vec<u8>> {
     let Some(repository) = repository() else { return Vec::new() };
     let mut segment = SegmentBuilder::default();
     for number in 0..3_u8 {
-        let info = crate::index::PackInfo {
-            work: crate::layout::Work { writer: [1; 8], session: [number; 16] },
-            id: [number; 16],
-            size: 1 << 20,
-            sha256: [4; 32],
-            class: crate::crypto::Class::DataPack,
-            epoch: 0,
-        };
         let records = (0..9_u8).map(|n| (ObjectId([n ^ number; 32]), 160 + u32::from(n), 90));
-        segment.add(info, records);
+        segment.add(pack_info(number), records);
     }
     let object = segment.seal(repository.keys(), [5; 16], "a segment");
     let class = crate::crypto::Class::Index;
     crate::index::open_object(repository.keys(), class, "a segment", &object).into_iter().collect()
+}
+
+fn pack_info(number: u8) -> PackInfo {
+    PackInfo {
+        work: crate::layout::Work { writer: [1; 8], session: [number; 16] },
+        id: [number; 16],
+        size: 1 << 20,
+        sha256: [4; 32],
+        class: crate::crypto::Class::DataPack,
+        epoch: 0,
+    }
+}
+
+fn part_samples() -> Vec<Vec<u8>> {
+    let sample = crate::index::sample_of_part(&[0, 1].map(pack_info));
+    debug_assert_eq!(super::index_part(&sample), Some(59));
+    vec![sample]
 }
 
 fn json_samples() -> Vec<Vec<u8>> {

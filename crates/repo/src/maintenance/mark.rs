@@ -52,7 +52,7 @@ impl Marks {
                         format!("nothing is removed while {name} cannot be read whole: {error}"),
                     )
                     .with_hint(format!(
-                        "repair it, or give it up with `backstay forget {}`; then run maintenance \
+                        "repair it with `backstay verify --repair`, or give it up with `backstay forget {}`; then run maintenance \
                          again",
                         snapshot.short_id()
                     ))

@@ -46,7 +46,7 @@ impl View {
                 Ok(found) => snapshots.extend(found),
                 Err(error) if error.is_about_an_object() && is_forgotten(repository, &work)? => {}
                 Err(error) => {
-                    let hint = "repair it, or give it up with `backstay forget";
+                    let hint = "repair it with `backstay verify --repair`, or give it up with `backstay forget";
                     let hint = format!("{hint} {:.8}`; then run maintenance again", work.id());
                     return Err(unseen(error, &hint));
                 }
