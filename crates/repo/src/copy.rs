@@ -209,7 +209,7 @@ impl Base {
         // Both must be passed by, whatever comes of it.
         let there = self.there.at(&entry.path);
         let here = self.here.at(&entry.path)?;
-        let there = there.filter(|there| there.size() == entry.size())?;
+        let there = there.filter(|there| there.may_stand_for(here.size(), &here.meta))?;
         let same = here.kind == entry.kind && matches!(there.kind, EntryKind::File(_));
         same.then(|| Entry { path: entry.path.clone(), meta: entry.meta.clone(), kind: there.kind })
     }

@@ -133,6 +133,15 @@ impl Entry {
         }
     }
 
+    /// Whether this file, in another repository, is the same state of a file with this size and
+    /// metadata. One pass may read a file for one repository a moment after another one took over
+    /// what it knew: then their times differ, and so may their content.
+    pub(crate) fn may_stand_for(&self, size: u64, meta: &Metadata) -> bool {
+        let this = &self.meta;
+        self.size() == size
+            && (this.mtime, this.ctime, this.inode) == (meta.mtime, meta.ctime, meta.inode)
+    }
+
     pub fn is_directory(&self) -> bool {
         matches!(self.kind, EntryKind::Directory)
     }

@@ -196,6 +196,27 @@ pub fn forged_chunk(
     [(pack_name, pack), (segment_name.clone(), segment.seal(keys, env.random(), &segment_name))]
 }
 
+/// A pack of junk and a segment that lists it under the id of somebody else's.
+pub fn forged_pack_id(
+    repository: &Repository,
+    writer: [u8; 8],
+    pack: &str,
+    chunk: ObjectId,
+    size: u64,
+) -> [(String, bytes::Bytes); 2] {
+    use crate::index::{PackInfo, SegmentBuilder};
+    let (keys, env) = (repository.keys(), repository.environment());
+    let work = crate::layout::Work { writer, session: env.random() };
+    let id = crate::id::unhex(pack).unwrap_or_default();
+    let info =
+        PackInfo { work, id, size, sha256: [0; 32], class: Class::DataPack, epoch: keys.epoch };
+    let (pack_name, segment_name) = (info.key(), work.index_key(0));
+    let mut segment = SegmentBuilder::default();
+    segment.add(info, std::iter::once((chunk, 160, 1000)));
+    let junk = bytes::Bytes::from(vec![7; usize::try_from(size).unwrap_or(0)]);
+    [(pack_name, junk), (segment_name.clone(), segment.seal(keys, env.random(), &segment_name))]
+}
+
 /// A snapshot that says what `like` says, in the name of `writer`, signed with the keys of
 /// `repository`.
 pub fn forged_snapshot(

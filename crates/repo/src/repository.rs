@@ -155,7 +155,8 @@ struct Inner {
     cache: Option<PathBuf>,
     authority: RwLock<Option<Arc<Authority>>>,
     index: RwLock<Option<Arc<Index>>>,
-    pack_keys: Mutex<HashMap<[u8; 16], Arc<PackKey>>>,
+    /// By session and id: a host may take an id that somebody else has.
+    pack_keys: Mutex<HashMap<(Work, [u8; 16]), Arc<PackKey>>>,
     ahead: Mutex<VecDeque<(u32, u64, Bytes)>>,
 }
 
@@ -264,8 +265,8 @@ impl Repository {
             .ok_or_else(|| RepoError::damaged(FORMAT, "its id is no id of a repository"))?;
         let mut epochs = Epochs::read(&store, &id)?;
         let mut opened = match secret {
-            Secret::WriteOnly(bundle) => open_host(bundle, &id, &epochs)?,
-            secret => open_owner(&store, &id, &format, &epochs, secret)?,
+            Secret::WriteOnly(bundle) => open_host(bundle, &id, &mut epochs)?,
+            secret => open_owner(&store, &id, &format, &mut epochs, secret)?,
         };
         if format.epoch != 0 || format.seal != format.sealed_with(&opened.keys) {
             return Err(RepoError::damaged(FORMAT, "it was altered"));
@@ -277,6 +278,9 @@ impl Repository {
             }
             authority::epochs::bring_into_force(&store, &env, &opened.keys)?;
             epochs = Epochs::read(&store, &id)?;
+        }
+        if let Some(era) = opened.keys.era(opened.keys.epoch) {
+            epochs.believe(opened.keys.epoch, &era.owner);
         }
         epochs.close(&mut opened.keys)?;
         let it = Self::assemble(store, env, opened, id, format.features, options.cache);
@@ -385,7 +389,7 @@ impl Repository {
 
     /// Whether what a pack holds is to be compared with its ids: a host seals what it likes under any.
     pub(crate) fn doubts(&self, pack: &PackInfo) -> Result<bool> {
-        Ok(self.authority()?.is_host(&pack.work.writer))
+        Ok(self.authority()?.is_doubtful(&pack.work.writer))
     }
 
     /// Keeps the key of a session of this host, so that it can read its own metadata.
@@ -518,9 +522,8 @@ impl Repository {
             RepoError::new(RepoErrorKind::Busy, "somebody else replaces the root key")
                 .with_hint("see `backstay key list`, with the new key")
         };
-        if Epochs::read(&it.store, &it.id)?.newest() > it.keys.epoch {
-            return Err(busy());
-        }
+        self.must_be_current()?;
+        authority::epochs::must_be_free(&it.store, it.keys.epoch + 1)?;
         maintenance::must_rest(self)?;
         let (epoch, root) = (it.keys.epoch + 1, RootKey::generate(&it.env));
         let add = |(secret, label): &(Secret, String)| {
@@ -556,7 +559,11 @@ impl Repository {
     /// damage to the old one.
     pub(crate) fn must_be_current(&self) -> Result<()> {
         let it = &self.inner;
-        if Epochs::read(&it.store, &it.id)?.newest() <= it.keys.epoch {
+        let mut epochs = Epochs::read(&it.store, &it.id)?;
+        if let Some(era) = it.keys.era(it.keys.epoch) {
+            epochs.believe(it.keys.epoch, &era.owner);
+        }
+        if epochs.newest() <= it.keys.epoch {
             return Ok(());
         }
         Err(RepoError::new(RepoErrorKind::Busy, "the root key is being replaced, or was meanwhile")
@@ -805,14 +812,14 @@ impl Repository {
 
     pub(crate) fn pack_key(&self, pack: &PackInfo) -> Result<Arc<PackKey>> {
         let mut known = self.inner.pack_keys.lock().unwrap_or_else(|e| e.into_inner());
-        if let Some(key) = known.get(&pack.id) {
+        if let Some(key) = known.get(&(pack.work, pack.id)) {
             return Ok(key.clone());
         }
         drop(known);
         let header = self.inner.store.read_range(&pack.key(), 0..HEADER as u64)?;
         let key = Arc::new(self.open_pack(pack, &header)?);
         known = self.inner.pack_keys.lock().unwrap_or_else(|e| e.into_inner());
-        known.insert(pack.id, key.clone());
+        known.insert((pack.work, pack.id), key.clone());
         Ok(key)
     }
 
@@ -897,7 +904,11 @@ impl Repository {
         location: Location,
         pack: &PackInfo,
     ) -> Result<Vec<u8>> {
-        let key = self.pack_key(pack)?;
+        // What a host cannot open is for it as good as damaged: another copy may be its own.
+        let key = self.pack_key(pack).map_err(|error| match error.kind() {
+            RepoErrorKind::WrongKey => RepoError::damaged(&pack.key(), error),
+            _ => error,
+        })?;
         let mut record = self.read_record(pack, location, kind)?.to_vec();
         let mut content = Vec::new();
         open_record(
@@ -1050,7 +1061,7 @@ fn open_owner(
     store: &Store,
     id: &[u8; 16],
     format: &Format,
-    epochs: &Epochs,
+    epochs: &mut Epochs,
     secret: &Secret,
 ) -> Result<Opened> {
     // A slot whose root key never came into force is what a replacement that died has left.
@@ -1069,6 +1080,7 @@ fn open_owner(
         }
         return Err(RepoError::damaged(FORMAT, "it belongs to another key"));
     };
+    epochs.believe(epoch, &Era::of(&root).owner);
     if epoch < epochs.current() {
         return Err(RepoError::new(
             RepoErrorKind::WrongKey,
@@ -1082,7 +1094,7 @@ fn open_owner(
     Ok(Opened { roots, keys, kept: None, slot })
 }
 
-fn open_host(bundle: &Bundle, id: &[u8; 16], epochs: &Epochs) -> Result<Opened> {
+fn open_host(bundle: &Bundle, id: &[u8; 16], epochs: &mut Epochs) -> Result<Opened> {
     if bundle.repository != *id {
         return Err(RepoError::new(
             RepoErrorKind::WrongKey,
@@ -1091,6 +1103,9 @@ fn open_host(bundle: &Bundle, id: &[u8; 16], epochs: &Epochs) -> Result<Opened> 
         .with_hint("name the key file that was made for this one"));
     }
     let mut eras = bundle.eras();
+    if let Some(last) = eras.last() {
+        epochs.believe(eras.len() as u32 - 1, &last.owner);
+    }
     epochs.follow(&mut eras)?;
     let host = Some((bundle.writer, bundle.signing_key()));
     let keys = Keys::new(bundle.names(), eras, host);

@@ -184,6 +184,54 @@ fn what_a_host_stores_under_a_false_name_harms_nobody_else() {
     assert_whole(&victims_only.0, &victims_only.1, &wanted);
 }
 
+/// A pack is of a session: an id alone, which anybody sees in the store, is no name.
+#[test]
+fn a_host_takes_the_ids_of_other_packs_and_harms_nobody() {
+    let (store, cache) = (Store::memory(), tempfile::tempdir().unwrap());
+    let owner = repository(&store);
+    let evil = host(&owner, &store, "evil", cache.path());
+    let evil_id = bytes_of(&owner.hosts().unwrap()[0].id);
+    let content = noise(2 << 20, 78);
+    let kept = files(&[("kept", G, content.clone())]);
+    let first = backup(&owner, &kept).unwrap();
+    for pack in store.list("packs/").unwrap() {
+        let id = pack.key.rsplit('/').next().unwrap().to_owned();
+        let next = noise(1 << 20, 79);
+        let wanted = internals::id_of(&evil, &next);
+        put(&store, internals::forged_pack_id(&evil, evil_id, &id, wanted, pack.size));
+    }
+    let next = files(&[("next", G, noise(1 << 20, 79))]);
+    let second = backup(&owner, &next).unwrap();
+    assert!(second.stats.new_bytes >= 1 << 20, "it counts on nothing that is not there");
+    for _ in 0..3 {
+        owner.maintain(&MaintenanceOptions::default(), &Arc::default()).unwrap();
+        let fresh = open(&store);
+        assert_whole(&fresh, &fresh.find_snapshot(&first.id).unwrap(), &kept);
+        assert_whole(&fresh, &fresh.find_snapshot(&second.id).unwrap(), &next);
+    }
+}
+
+/// Made by anybody who may create an object.
+#[test]
+fn what_is_no_beginning_of_an_epoch_keeps_nobody_out() {
+    let store = Store::memory();
+    let owner = repository(&store);
+    let first = backup(&owner, &some(1)).unwrap();
+    for (object, body) in [
+        ("keys/epochs/00000001/begun", &b"junk"[..]),
+        ("keys/epochs/00000001/roll", b"junk"),
+        ("keys/writers/0123456789abcdef/added", b"junk"),
+    ] {
+        store.create(object, backstay_store::Bytes::from_static(body)).unwrap();
+    }
+    let fresh = open(&store);
+    assert_whole(&fresh, &first, &some(1));
+    backup(&fresh, &some(2)).unwrap();
+    let error = fresh.rotate(&[(Secret::key_file([5; 32]).unwrap(), String::new())]).unwrap_err();
+    assert!(error.to_string().contains("keys/epochs/00000001/"), "{error}");
+    assert_eq!(open(&store).snapshots().unwrap().len(), 2);
+}
+
 #[test]
 fn a_snapshot_counts_for_whoever_signed_it() {
     let (store, cache) = (Store::memory(), tempfile::tempdir().unwrap());

@@ -88,8 +88,14 @@ impl Epochs {
             if !listed.contains(&key) {
                 break;
             }
-            let begun: Begun = serde_json::from_slice(&store.read(&key)?)
-                .map_err(|error| RepoError::damaged(&key, error))?;
+            let begun: Begun = match serde_json::from_slice(&store.read(&key)?) {
+                Ok(begun) => begun,
+                // Who needs it finds that it is missing; it takes no more than the right to create.
+                Err(error) => {
+                    tracing::warn!(object = key, %error, "it is no beginning of an epoch");
+                    break;
+                }
+            };
             if begun.version != 1 {
                 let (had, what) = (begun.version, "this program knows 1");
                 let message = format!("{key} has version {had}, {what}");
@@ -107,6 +113,30 @@ impl Epochs {
             }
         }
         Ok(it)
+    }
+
+    /// Forgets what follows `epoch` and is not signed by the owner of the epoch before it: anybody
+    /// can have made it.
+    pub fn believe(&mut self, epoch: u32, owner: &[u8; 32]) {
+        let mut owner = *owner;
+        for next in epoch + 1..=self.newest() {
+            let key = begun_key(next);
+            let signed = self.begun(next).and_then(|begun| {
+                let signature = unhex::<SIGNATURE>(&begun.signature)?;
+                let right = signing::verifies(&owner, &key, &begun.signed(), &signature);
+                right.then(|| unhex::<32>(&begun.owner)).flatten()
+            });
+            let Some(signed) = signed else {
+                tracing::warn!(
+                    object = key,
+                    "nobody with the root key has signed it: it is ignored"
+                );
+                self.begun.truncate(next as usize - 1);
+                self.rolls.truncate(next as usize - 1);
+                return;
+            };
+            owner = signed;
+        }
     }
 
     /// The newest epoch that has begun, whether in force or not.
@@ -187,6 +217,24 @@ impl Epochs {
     }
 }
 
+/// Refuses to begin an epoch whose names are taken, by whatever it is.
+pub(crate) fn must_be_free(store: &Store, epoch: u32) -> Result<()> {
+    for key in [begun_key(epoch), roll_key(epoch)] {
+        match store.head(&key) {
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error.into()),
+            Ok(_) => {
+                return Err(RepoError::damaged(
+                    &key,
+                    "it is there, and nobody has begun this epoch",
+                )
+                .with_hint(format!("look who made {key}, remove it, and run this again")));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Begins a new epoch with `root`; whether this was the first to do so.
 pub(crate) fn begin(
     store: &Store,
@@ -245,7 +293,10 @@ pub(crate) fn still_counts(
     repository: &[u8; 16],
     object: &str,
 ) -> Result<bool> {
-    let epochs = Epochs::read(store, repository)?;
+    let mut epochs = Epochs::read(store, repository)?;
+    if let Some(era) = keys.era(keys.epoch) {
+        epochs.believe(keys.epoch, &era.owner);
+    }
     if epochs.newest() <= keys.epoch {
         return Ok(true);
     }

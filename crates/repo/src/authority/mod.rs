@@ -55,6 +55,8 @@ pub(crate) struct Authority {
     /// What was there when the first host was added: by then programs of the first version may have
     /// written, which signed nothing. None: there never was a host, and nobody to guard against.
     unsigned: Option<HashSet<String>>,
+    /// Writers of which what was added does not open.
+    unknown: HashSet<[u8; 8]>,
 }
 
 struct Host {
@@ -79,7 +81,13 @@ impl Authority {
             let Some(writer) = unhex::<8>(writer) else { continue };
             match what {
                 "added" => {
-                    let Some(added) = read::<Added>(store, keys, cache, &object)? else { continue };
+                    let Some(added) = read::<Added>(store, keys, cache, &object)? else {
+                        // Whose host it is cannot be told: nobody counts on it, and nothing
+                        // unsigned is let in for its sake.
+                        it.unknown.insert(writer);
+                        it.unsigned.get_or_insert_default();
+                        continue;
+                    };
                     let unsigned = it.unsigned.get_or_insert_default();
                     unsigned.extend(added.unsigned.iter().cloned());
                     it.hosts.insert(writer, Host { public: added.public, added, removed: None });
@@ -105,9 +113,14 @@ impl Authority {
         self.hosts.contains_key(writer)
     }
 
+    /// Whether what a writer sealed may be something else than its id says.
+    pub fn is_doubtful(&self, writer: &[u8; 8]) -> bool {
+        self.is_host(writer) || self.unknown.contains(writer)
+    }
+
     /// Whether a writer with these keys must not count on what `writer` stored.
     pub fn is_foreign(&self, keys: &Keys, writer: &[u8; 8]) -> bool {
-        self.is_host(writer) && keys.host() != Some(*writer)
+        (self.is_host(writer) || self.unknown.contains(writer)) && keys.host() != Some(*writer)
     }
 
     /// Whether a host is there, and was not removed.
@@ -144,6 +157,10 @@ impl Authority {
                 Ok(keys.counts(epoch, object))
             }
             (None, None) => {
+                // Later programs sign, and the header alone proves no epoch.
+                if epoch > 0 {
+                    return Err(RepoError::damaged(object, "nobody has signed it"));
+                }
                 if self.unsigned.as_ref().is_some_and(|known| !known.contains(object)) {
                     return Err(RepoError::damaged(object, "nobody has signed it"));
                 }

@@ -30,7 +30,7 @@ struct Loading {
     runs: Vec<Run>,
     unreadable: Vec<String>,
     /// Of packs that segments list.
-    numbers: HashMap<[u8; 16], u32>,
+    numbers: HashMap<(Work, [u8; 16]), u32>,
 }
 
 impl Loading {
@@ -39,7 +39,7 @@ impl Loading {
         let entries = segment.entries();
         let mut local = Vec::with_capacity(segment.packs.len());
         for pack in segment.packs {
-            let number = *self.numbers.entry(pack.id).or_insert_with(|| {
+            let number = *self.numbers.entry((pack.work, pack.id)).or_insert_with(|| {
                 self.packs.push(pack);
                 self.packs.len() as u32 - 1
             });
@@ -292,9 +292,11 @@ impl Index {
                     );
                 }
                 self.set(number, State::Missing);
+            } else if self.state(number) == State::Foreign {
+                // It stays that.
             } else if is_avoided {
                 self.set(number, State::Avoided);
-            } else if self.state(number) != State::Foreign {
+            } else {
                 self.set(number, State::There);
             }
         }
@@ -326,9 +328,7 @@ fn vouch(
         };
     };
     let counts = authority.vouch(keys, object, &work.writer, epoch, body, signature)?;
-    if authority.is_host(&work.writer)
-        && segment.packs.iter().any(|pack| pack.work.writer != work.writer)
-    {
+    if authority.is_host(&work.writer) && segment.packs.iter().any(|pack| pack.work != work) {
         return Err(RepoError::damaged(object, "it lists a pack of somebody else"));
     }
     Ok(counts)

@@ -205,7 +205,7 @@ impl Index {
         let mut known = HashMap::new();
         for number in (0..of_segments).chain(runs.iter().flat_map(Run::packs)) {
             let Some(pack) = self.pack(number).filter(|_| !is_gone(&number)) else { continue };
-            let new = *known.entry(pack.id).or_insert_with(|| {
+            let new = *known.entry((pack.work, pack.id)).or_insert_with(|| {
                 packs.push(pack.clone());
                 packs.len() as u32 - 1
             });

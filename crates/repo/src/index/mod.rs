@@ -63,10 +63,10 @@ enum State {
     Unknown,
     /// It is in the store, and has the size that it was written with.
     There,
-    /// Of a host that may only write, and not of this one. For a writer what it holds is absent.
-    Foreign,
     /// Maintenance condemned it. For a writer what it holds is absent.
     Avoided,
+    /// Of a host that may only write, and not of this one. For a writer what it holds is absent.
+    Foreign,
     /// It is not in the store as it was written.
     Missing,
     /// Maintenance removed it. What is said of it does not count, whatever is in the store.
@@ -75,7 +75,7 @@ enum State {
 
 impl State {
     fn of(byte: u8) -> Self {
-        [Self::Unknown, Self::There, Self::Foreign, Self::Avoided, Self::Missing]
+        [Self::Unknown, Self::There, Self::Avoided, Self::Foreign, Self::Missing]
             .into_iter()
             .find(|state| *state as u8 == byte)
             .unwrap_or(Self::Gone)

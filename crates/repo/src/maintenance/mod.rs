@@ -252,8 +252,13 @@ pub(crate) fn forget(repository: &Repository, prefix: &str) -> Result<String> {
         )
         .with_hint("give more digits of the id"));
     }
-    if repository.store().lock(&work.snapshot_key()).is_ok_and(|lock| lock.is_some_and(|l| l.held))
-    {
+    // Whether it is held must be known: a refused question is no answer.
+    let held = match repository.store().lock(&work.snapshot_key()) {
+        Ok(lock) => lock.is_some_and(|lock| lock.held),
+        Err(error) if error.is_not_found() => false,
+        Err(error) => return Err(error.into()),
+    };
+    if held {
         return Err(RepoError::new(
             RepoErrorKind::Usage,
             format!("snapshot {:.8} is on hold and stays", work.id()),

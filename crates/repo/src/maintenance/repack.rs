@@ -40,7 +40,8 @@ pub(super) fn choose(
         .map(|(_, pack)| pack.id)
         .collect();
     let mut packs = Vec::new();
-    for pack in &view.packs {
+    let twice = view.taken_twice();
+    for pack in view.packs.iter().filter(|pack| !twice.contains(&pack.id)) {
         let needed = live.get(&pack.id).copied().unwrap_or(0);
         if needed > 0
             && view.ended.contains(&pack.work)

@@ -162,7 +162,17 @@ impl<'r> Maintenance<'r> {
         Self { repository, options, progress, report, unneeded }
     }
 
+    /// Whatever comes of a run, the locks of what is needed must not run out.
     pub fn run(mut self) -> Result<MaintenanceReport> {
+        self.steps()?;
+        if !self.options.dry_run {
+            self.report.locks_extended =
+                locked::extend(self.repository, &self.unneeded, self.progress)?;
+        }
+        Ok(self.report)
+    }
+
+    fn steps(&mut self) -> Result<()> {
         if !self.options.dry_run {
             // What the dead have left counts as garbage from the beginning.
             self.wait(at_work(self.repository)?.into_keys().collect())?;
@@ -173,19 +183,19 @@ impl<'r> Maintenance<'r> {
         {
             // Somebody began it: nothing else may begin before it is through.
             if self.options.dry_run {
-                return self.look().map(|_| self.report);
+                return self.look().map(drop);
             }
             if !self.finish(number)? {
-                return Ok(self.report);
+                return Ok(());
             }
         } else if let Some(number) = newest
             && !self.options.dry_run
             && !self.sweep_up(number)?
         {
             // The store keeps some of it for now, and until then nothing else may begin.
-            return Ok(self.report);
+            return Ok(());
         }
-        let Some((condemned, merges)) = self.look()? else { return Ok(self.report) };
+        let Some((condemned, merges)) = self.look()? else { return Ok(()) };
         if !condemned.is_empty() || merges {
             let number = newest.map_or(1, |number| number + 1);
             let key = gc_key(number, "condemned");
@@ -193,13 +203,10 @@ impl<'r> Maintenance<'r> {
             self.elect(&key, || Ok(condemned))?;
             failpoint::hit("maintenance-condemned");
             if !self.finish(number)? {
-                return Ok(self.report);
+                return Ok(());
             }
         }
-        self.clear()?;
-        self.report.locks_extended =
-            locked::extend(self.repository, &self.unneeded, self.progress)?;
-        Ok(self.report)
+        self.clear()
     }
 
     /// Only removes those of `packs` in which nothing is needed that does not lie elsewhere too;
@@ -209,7 +216,9 @@ impl<'r> Maintenance<'r> {
         let newest = newest(self.repository)?.map(|(number, _)| number);
         if let Some(number) = newest {
             if has_head(self.repository, number)? {
-                self.sweep_up(number)?;
+                if !self.sweep_up(number)? {
+                    return Ok(false);
+                }
             } else if !self.finish(number)? {
                 return Ok(false);
             }
@@ -218,6 +227,7 @@ impl<'r> Maintenance<'r> {
         let live = self.mark(&view)?.live()?;
         let mut condemned = self.garbage(&view, &|id| live.contains_key(id));
         condemned.retain(|pack| packs.contains(&pack.id));
+        let condemned = self.without_locked(condemned)?;
         if condemned.is_empty() && !anew {
             return Ok(true);
         }
@@ -246,7 +256,6 @@ impl<'r> Maintenance<'r> {
         let mut packs = view.packs.clone();
         packs.retain(|pack| victims.contains(&pack.id));
         let keys: Vec<String> = packs.iter().map(|pack| pack.work.pack_key(&pack.id)).collect();
-        self.unneeded.extend(keys.iter().cloned());
         let kept = locked::among(self.repository, keys, self.progress)?;
         for pack in packs.iter().filter(|p| kept.contains_key(&p.work.pack_key(&p.id))) {
             victims.remove(&pack.id);
@@ -319,8 +328,10 @@ impl<'r> Maintenance<'r> {
         view: &View,
         needed: &dyn Fn(&[u8; 16]) -> bool,
     ) -> Vec<Condemned> {
+        let twice = view.taken_twice();
         let of_ended = view.packs.iter().filter(|pack| view.ended.contains(&pack.work));
-        of_ended.filter(|pack| !needed(&pack.id)).map(Condemned::of).collect()
+        let garbage = of_ended.filter(|pack| !needed(&pack.id) && !twice.contains(&pack.id));
+        garbage.map(Condemned::of).collect()
     }
 
     /// What is at `key`; what `make` makes when nothing is there yet.
@@ -388,8 +399,8 @@ impl<'r> Maintenance<'r> {
         let head = self.elect(&head_key(number), || self.merge(number, &sweep))?;
         failpoint::hit("maintenance-head");
         self.report.segments_after = head.runs() as u64;
-        self.sweep(&sweep)?;
-        Ok(true)
+        // What the store keeps for now is still there, and the next run may not begin.
+        self.sweep(&sweep)
     }
 
     /// Whether all of it is gone.

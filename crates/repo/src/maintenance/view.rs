@@ -27,6 +27,13 @@ pub(crate) struct View {
 }
 
 impl View {
+    /// Ids under which there is more than one pack. They are drawn by lot, so somebody has taken one
+    /// on purpose; lists of packs to remove say no more than the id, so none of them is in one.
+    pub fn taken_twice(&self) -> HashSet<[u8; 16]> {
+        let mut seen = HashSet::new();
+        self.packs.iter().filter(|pack| !seen.insert(pack.id)).map(|pack| pack.id).collect()
+    }
+
     /// What has ended is listed first: all that such a session wrote is in what is read after it.
     ///
     /// # Errors

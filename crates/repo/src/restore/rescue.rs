@@ -109,7 +109,8 @@ fn from_sibling(
     let mut helped: u64 = 0;
     for (file, ranges) in by_file {
         let Some(planned) = files.get(file as usize) else { continue };
-        let entry = entries.get(&file).filter(|entry| entry.size() == planned.size);
+        let entry =
+            entries.get(&file).filter(|entry| entry.may_stand_for(planned.size, &planned.meta));
         let pieces = entry.map(|entry| pieces(tree, entry, &ranges));
         let pieces = match pieces {
             Some(Ok(pieces)) => pieces,

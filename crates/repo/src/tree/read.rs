@@ -178,7 +178,7 @@ impl Tree {
             let Some(tree) = fallback.tree_of(source) else { continue };
             let begun = written;
             let read = tree.get_here(&entry.path).and_then(|other| match other {
-                Some(other) if other.size() == entry.size() => {
+                Some(other) if other.may_stand_for(entry.size(), &entry.meta) => {
                     tree.read_from(&other, out, &mut written).map(Some)
                 }
                 _ => Ok(None),
