@@ -114,6 +114,12 @@ impl Context {
         self.open_in(store, repository, &secret)
     }
 
+    /// Opens a repository that answers soon, or not: another one can stand in for it.
+    pub fn open_soon(&self, repository: &RepositoryConfig) -> Result<Repository> {
+        let retries = RetryPolicy { budget: crate::nearest::PATIENCE, ..RetryPolicy::default() };
+        self.open_retrying(repository, Some(retries))
+    }
+
     /// Opens a repository with another secret than the configured one.
     pub fn open_with(&self, repository: &RepositoryConfig, secret: &Secret) -> Result<Repository> {
         self.open_in(self.store(repository)?, repository, secret)

@@ -17,7 +17,7 @@ use crate::{Context, Found, Result};
 
 /// How long a repository that is not the nearest is asked again. One that cannot be reached must not
 /// keep the others from restoring.
-const PATIENCE: Duration = Duration::from_secs(15);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
 
 /// A repository that answered, and what it holds.
 pub struct Place {

@@ -424,11 +424,21 @@ pub fn copy_archive(
     progress.add_total(missing.iter().map(|file| file.stored).sum(), missing.len() as u64);
     let next = AtomicUsize::new(0);
     let (files, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
+    let damaged = Mutex::new(None);
     let work = || -> Result<()> {
         while let Some(file) = missing.get(next.fetch_add(1, Relaxed)) {
             progress.check()?;
             // Removed since it was listed, it is no more missing there than here.
-            let Some(content) = source.fetch(&file.name)? else { continue };
+            let content = match source.fetch(&file.name) {
+                Ok(None) => continue,
+                Ok(Some(content)) => content,
+                // One that cannot be read costs the others nothing.
+                Err(error) if error.is_about_an_object() => {
+                    damaged.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(error);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             if let crate::Pushed::New { stored } = target.push(&file.name, &content)? {
                 files.fetch_add(1, Relaxed);
                 bytes.fetch_add(stored, Relaxed);
@@ -443,6 +453,9 @@ pub fn copy_archive(
         let panicked = || RepoError::new(RepoErrorKind::Io, "a thread that copied panicked");
         threads.into_iter().try_for_each(|t| t.join().unwrap_or_else(|_| Err(panicked())))
     })?;
+    if let Some(error) = damaged.into_inner().unwrap_or_else(|e| e.into_inner()) {
+        return Err(error);
+    }
     Ok(ArchiveCopied {
         files: files.into_inner(),
         bytes: bytes.into_inner(),

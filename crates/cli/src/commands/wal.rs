@@ -130,8 +130,20 @@ fn push(args: &PushArgs, app: &App) -> Result<Outcome> {
         Some(source) => context.config.archives_of(source)?,
         None => vec![context.config.default_repository()?],
     };
-    let repositories: Vec<Repository> =
-        configs.iter().map(|config| context.open(config)).collect::<Result<_>>()?;
+    // One that cannot be opened keeps the others from nothing; but PostgreSQL is told to come again.
+    let mut unopened = None;
+    let mut repositories: Vec<Repository> = Vec::new();
+    for config in &configs {
+        match context.open(config) {
+            Ok(repository) => repositories.push(repository),
+            Err(error) => drop(unopened.get_or_insert(error)),
+        }
+    }
+    if repositories.is_empty()
+        && let Some(error) = unopened
+    {
+        return Err(error);
+    }
     let data = source.and_then(|source| match &source.settings {
         SourceSettings::Postgres(keys) => keys.data_directory.clone(),
         _ => None,
@@ -149,6 +161,9 @@ fn push(args: &PushArgs, app: &App) -> Result<Outcome> {
         compression,
     };
     let report = wal::push(&repositories, &args.path, &options)?;
+    if let Some(error) = unopened {
+        return Err(error);
+    }
     app.output.document(&json!({
         "name": report.name,
         "new": report.repositories.iter().any(|pushed| matches!(pushed, Pushed::New { .. })),
@@ -210,7 +225,11 @@ fn fetch(args: &FetchArgs, app: &App) -> Result<Outcome> {
             // Another one may have it sooner than this one answers.
             options.retry_for = Duration::ZERO;
         }
-        let repositories = match context.open(config) {
+        let opened = match configs.len() {
+            1 => context.open(config),
+            _ => context.open_soon(config),
+        };
+        let repositories = match opened {
             Ok(repository) => [repository],
             Err(error) => {
                 failed.get_or_insert(error);

@@ -12,9 +12,9 @@ use std::time::SystemTime;
 use backstay_store::{ErrorKind, Lock, Store, StoreError};
 
 use crate::index::Current;
-use crate::layout::{FORMAT, KEYS, PACKS, SESSIONS, SNAPSHOTS, Work, parse_pack_key};
+use crate::layout::{FORMAT, INDEX, KEYS, PACKS, SESSIONS, SNAPSHOTS, Work, parse_pack_key};
 use crate::repository::Repository;
-use crate::{Progress, Result, Snapshot};
+use crate::{Progress, RepoError, Result, Snapshot};
 
 use super::mark::Marks;
 
@@ -106,15 +106,20 @@ pub(crate) fn hold(
 ) -> Result<u64> {
     progress.set_phase("looking for what is needed");
     let store = repository.store();
-    let mut keys = needed(repository, std::slice::from_ref(snapshot), progress)?;
+    let mut keys = if on {
+        needed(repository, std::slice::from_ref(snapshot), progress)?
+    } else {
+        // Since it was put on hold chunks may have been moved, and the index merged: whatever is on
+        // hold without a snapshot that is, is so no longer.
+        let mut all = Vec::new();
+        for prefix in [PACKS, INDEX, KEYS, FORMAT] {
+            all.extend(store.list(prefix)?.into_iter().map(|object| object.key));
+        }
+        all
+    };
     if !on {
         // What another one on hold needs too stays on hold.
-        let mut others = Vec::new();
-        for other in repository.snapshots()? {
-            if other.id != snapshot.id && is_held(repository, &other)? {
-                others.push(other);
-            }
-        }
+        let others = others_on_hold(repository, snapshot)?;
         let kept: HashSet<String> = match others.is_empty() {
             true => HashSet::new(),
             false => needed(repository, &others, progress)?.into_iter().collect(),
@@ -135,6 +140,30 @@ pub(crate) fn hold(
     Ok(keys.len() as u64)
 }
 
+/// Every other snapshot on hold.
+///
+/// # Errors
+/// Damage, when there is one of which it cannot be said what it needs.
+fn others_on_hold(repository: &Repository, snapshot: &Snapshot) -> Result<Vec<Snapshot>> {
+    let readable: HashMap<String, Snapshot> =
+        repository.snapshots()?.into_iter().map(|one| (one.id.clone(), one)).collect();
+    let mut others = Vec::new();
+    for object in repository.store().list(SNAPSHOTS)? {
+        let Some(work) = Work::from_snapshot_key(&object.key) else { continue };
+        if work.id() == snapshot.id
+            || !repository.store().lock(&object.key)?.is_some_and(|lock| lock.held)
+        {
+            continue;
+        }
+        let other = readable.get(&work.id()).ok_or_else(|| {
+            RepoError::damaged(&object.key, "it is on hold, and what it needs cannot be read")
+                .with_hint("repair it first: `backstay verify --repair`; nothing was released")
+        })?;
+        others.push(other.clone());
+    }
+    Ok(others)
+}
+
 /// Whether a snapshot is on hold.
 pub(crate) fn is_held(repository: &Repository, snapshot: &Snapshot) -> Result<bool> {
     let Some(work) = Work::of(snapshot) else { return Ok(false) };
@@ -151,7 +180,9 @@ fn needed(
     snapshots: &[Snapshot],
     progress: &Arc<Progress>,
 ) -> Result<Vec<String>> {
-    let index = repository.reload_index_avoiding(&HashSet::new())?;
+    // Of two places of a chunk the one that maintenance has not condemned.
+    let condemned = super::condemned(repository)?.unwrap_or_default();
+    let index = repository.reload_index_avoiding(&condemned)?;
     let packs = Marks::of(repository, index, snapshots, progress)?.live()?;
     // The lists of what lies where, too. Maintenance merges them anew, so all that there are now.
     let current = Current::read(repository.store(), repository.keys())?;
