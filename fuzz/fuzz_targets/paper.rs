@@ -1,10 +1,7 @@
-//! What people type from paper, and files of age.
+//! What people type from paper, files of age, and key files of hosts.
 #![no_main]
 
-use backstay_repo::internals;
+use backstay_repo::internals::targets;
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|text: &str| {
-    internals::printed(text);
-    internals::age_file(text);
-});
+fuzz_target!(|bytes: &[u8]| targets::paper(bytes));

@@ -138,6 +138,8 @@ pub struct Repository {
     inner: Arc<Inner>,
 }
 
+type PackKeys = HashMap<(Work, [u8; 16]), Arc<PackKey>>;
+
 struct Inner {
     store: Store,
     env: Environment,
@@ -156,7 +158,7 @@ struct Inner {
     authority: RwLock<Option<Arc<Authority>>>,
     index: RwLock<Option<Arc<Index>>>,
     /// By session and id: a host may take an id that somebody else has.
-    pack_keys: Mutex<HashMap<(Work, [u8; 16]), Arc<PackKey>>>,
+    pack_keys: Mutex<PackKeys>,
     ahead: Mutex<VecDeque<(u32, u64, Bytes)>>,
 }
 

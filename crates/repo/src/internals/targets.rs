@@ -27,6 +27,7 @@ pub const ALL: &[Target] = &[
     Target { name: "maintenance", run: maintenance, samples: crate::maintenance::samples },
     Target { name: "names", run: names, samples: name_samples },
     Target { name: "pack", run: pack, samples: pack_samples },
+    Target { name: "paper", run: paper, samples: paper_samples },
     Target { name: "record", run: record, samples: record_samples },
     Target { name: "session", run: session, samples: session_samples },
     Target { name: "snapshot", run: snapshot, samples: snapshot_samples },
@@ -74,6 +75,16 @@ pub fn index_part(plain: &[u8]) {
 pub fn key_slot(json: &[u8]) {
     super::key_slot(json);
     super::format(json);
+    super::epoch(json);
+}
+
+/// What people type from paper, files of age, and key files of hosts.
+pub fn paper(bytes: &[u8]) {
+    super::host_key(bytes);
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        super::printed(text);
+        super::age_file(text);
+    }
 }
 
 /// What maintenance signs: lists of packs and sessions, heads of the index, tombstones.
@@ -210,6 +221,16 @@ fn part_samples() -> Vec<Vec<u8>> {
 
 fn json_samples() -> Vec<Vec<u8>> {
     object_samples().into_iter().filter(|object| object.first() == Some(&b'{')).collect()
+}
+
+fn paper_samples() -> Vec<Vec<u8>> {
+    let env = Environment::seeded(5);
+    let mut samples = vec![crate::keys::age::sample_for_fuzzing(&env).into_bytes()];
+    if let Ok((lines, line)) = crate::Printed::key_file(&[7; 32]) {
+        samples.push(lines.as_bytes().to_vec());
+        samples.push(line.as_bytes().to_vec());
+    }
+    samples
 }
 
 fn name_samples() -> Vec<Vec<u8>> {

@@ -297,6 +297,12 @@ pub(crate) fn decrypt(
     open(&key, LAST, sealed).ok_or(Refused::Damaged("its content was altered"))
 }
 
+/// What [`opens_for_fuzzing`] opens.
+pub(crate) fn sample_for_fuzzing(env: &Environment) -> String {
+    let identity = Identity::new(Zeroizing::new([42; 32]));
+    identity.map(|it| encrypt(&it.recipient(), &[1; 32], env)).unwrap_or_default()
+}
+
 /// For [`internals`](crate::internals).
 pub(crate) fn opens_for_fuzzing(text: &str) -> bool {
     Identity::new(Zeroizing::new([42; 32])).is_some_and(|it| decrypt(&[it], text).is_ok())
