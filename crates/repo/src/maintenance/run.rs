@@ -256,6 +256,7 @@ impl<'r> Maintenance<'r> {
         let mut packs = view.packs.clone();
         packs.retain(|pack| victims.contains(&pack.id));
         let keys: Vec<String> = packs.iter().map(|pack| pack.work.pack_key(&pack.id)).collect();
+        self.unneeded.extend(keys.iter().cloned());
         let kept = locked::among(self.repository, keys, self.progress)?;
         for pack in packs.iter().filter(|p| kept.contains_key(&p.work.pack_key(&p.id))) {
             victims.remove(&pack.id);
