@@ -382,7 +382,7 @@ impl Keys {
             agreement::agree(&ephemeral, UnparsedPublicKey::new(&X25519, &own), (), |shared| {
                 Ok(wrap_key(shared, &public, &own))
             })
-            .expect("the repository's public key is a point of the curve");
+            .expect("the public key was looked at when it came");
         let sealed = seal_once(&wrap, &self.epoch.to_le_bytes(), &key);
         let mut wrapped = [0; 80];
         wrapped[..32].copy_from_slice(&public);
@@ -529,6 +529,16 @@ fn public_of(private: &PrivateKey) -> [u8; 32] {
     let computed = private.compute_public_key().expect("a private key has a public one");
     public.copy_from_slice(computed.as_ref());
     public
+}
+
+/// Whether sealing to a public key works: there are points that agree with nobody. One that comes from
+/// a file or a store is looked at before it is used.
+pub(crate) fn can_be_sealed_to(public: &[u8; 32]) -> bool {
+    let own = PrivateKey::from_private_key(&X25519, &[7; 32]);
+    own.is_ok_and(|own| {
+        let peer = UnparsedPublicKey::new(&X25519, public);
+        agreement::agree(&own, peer, (), |_| Ok(())).is_ok()
+    })
 }
 
 fn wrap_key(shared: &[u8], ephemeral: &[u8; 32], repository: &[u8; 32]) -> [u8; 32] {
@@ -683,5 +693,20 @@ impl PackKey {
         record: &'r mut [u8],
     ) -> Option<&'r mut [u8]> {
         self.aead.open_in_place(Self::nonce(offset), self.aad(kind, offset, name), record).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_point_that_agrees_with_nobody_is_nothing_to_seal_to() {
+        assert!(can_be_sealed_to(&Era::of(&RootKey::from_bytes([3; 32])).public));
+        let (mut one, mut high) = ([0; 32], [0; 32]);
+        (one[0], high[31]) = (1, 0x80);
+        for point in [[0; 32], one, high] {
+            assert!(!can_be_sealed_to(&point), "{point:?}");
+        }
     }
 }

@@ -98,7 +98,7 @@ pub fn host_key(file: &[u8]) -> bool {
 }
 
 pub fn format(json: &[u8]) -> bool {
-    crate::repository::parses_format(json)
+    crate::opening::parses_format(json)
 }
 
 /// Whether the header of an object of any class opens.
@@ -152,7 +152,7 @@ pub fn name_is_ambiguous(key: &str) -> bool {
 
 /// The object `format` of a repository with one more flag, as a later program would write it.
 pub fn format_with_flag(repository: &Repository, operation: &str, flag: &str) -> Option<Vec<u8>> {
-    crate::repository::with_flag(repository, operation, flag)
+    crate::opening::with_flag(repository, operation, flag)
 }
 
 /// A pack with one record that says it is the chunk `id` and is not, and a segment that lists it: what
@@ -230,7 +230,7 @@ pub fn forged_snapshot(
     let (key, header) = keys.new_session(env).object(env.random(), Class::Snapshot);
     let mut body = serde_json::to_vec(like).expect("plain JSON");
     if signed {
-        body = crate::repository::with_signature(keys, &name, body);
+        body = crate::snapshot::with_signature(keys, &name, body);
     }
     (name.clone(), crate::index::seal_with(&key, &header, &name, body))
 }

@@ -28,6 +28,7 @@ mod key_life;
 mod keys;
 mod layout;
 mod maintenance;
+mod opening;
 mod pack;
 mod progress;
 mod repository;
@@ -39,6 +40,7 @@ mod tree;
 
 pub use archive::{Archive, ArchivedFile, Pushed, push_to_all};
 pub use audit::{KeyAction, KeyRecord, user};
+pub use authority::change::Rotation;
 pub use authority::hosts::HostKey;
 pub use backstay_store::{Environment, KeyService, Store};
 pub use beneath::Beneath;
@@ -59,7 +61,7 @@ pub use keys::escrow::{Printed, Share};
 pub use keys::{KeySlot, Secret, SlotKind};
 pub use maintenance::{MaintenanceOptions, MaintenanceReport, Waiting};
 pub use progress::{Progress, ProgressSnapshot};
-pub use repository::{InitOptions, OpenOptions, Repository, Rotation, Usage};
+pub use repository::{InitOptions, OpenOptions, Repository, Usage};
 pub use restore::{Placement, RestoreOptions, RestoreReport};
 pub use session::host;
 pub use session::{

@@ -11,6 +11,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::ObjectId;
+use crate::crypto::Keys;
+use crate::id::{hex, unhex};
+use crate::signing::SIGNATURE;
 
 /// What kind of thing a source is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -195,5 +198,33 @@ impl Snapshot {
     /// What people see of the id.
     pub fn short_id(&self) -> &str {
         self.id.get(..8).unwrap_or(&self.id)
+    }
+}
+
+const SIGNED: &[u8] = br#","signature":""#;
+const SIGNED_END: &[u8] = br#""}"#;
+
+/// Puts a signature into a JSON object, as its last field: it is of the object without.
+pub(crate) fn with_signature(keys: &Keys, name: &str, mut json: Vec<u8>) -> Vec<u8> {
+    let signature = keys.sign(name, &json);
+    json.pop();
+    json.extend_from_slice(SIGNED);
+    json.extend_from_slice(hex(&signature).as_bytes());
+    json.extend_from_slice(SIGNED_END);
+    json
+}
+
+/// The inverse of [`with_signature`]; what is not signed is given back as it is.
+pub(crate) fn split_signature(json: &[u8]) -> (Vec<u8>, Option<[u8; SIGNATURE]>) {
+    let split = || {
+        let rest = json.strip_suffix(SIGNED_END)?;
+        let (rest, digits) = rest.split_at_checked(rest.len().checked_sub(2 * SIGNATURE)?)?;
+        let mut body = rest.strip_suffix(SIGNED)?.to_vec();
+        body.push(b'}');
+        Some((body, unhex(std::str::from_utf8(digits).ok()?)?))
+    };
+    match split() {
+        Some((body, signature)) => (body, Some(signature)),
+        None => (json.to_vec(), None),
     }
 }

@@ -18,7 +18,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::roll;
-use crate::crypto::{Class, Era, Keys, RootKey, derive, open_once, seal_once};
+use crate::crypto::{Class, Era, Keys, RootKey, can_be_sealed_to, derive, open_once, seal_once};
 use crate::id::{hex, unhex};
 use crate::keys::timestamp;
 use crate::maintenance::{open, sign};
@@ -115,6 +115,20 @@ impl Epochs {
         Ok(it)
     }
 
+    /// Those that the owner of the newest one in `keys` vouches for.
+    pub fn of(store: &Store, repository: &[u8; 16], keys: &Keys) -> Result<Self> {
+        let mut it = Self::read(store, repository)?;
+        it.believe_from(keys.eras());
+        Ok(it)
+    }
+
+    /// See [`believe`](Self::believe), with the owner of the last of `eras`.
+    pub fn believe_from(&mut self, eras: &[Era]) {
+        if let Some(last) = eras.last() {
+            self.believe(eras.len() as u32 - 1, &last.owner);
+        }
+    }
+
     /// Forgets what follows `epoch` and is not signed by the owner of the epoch before it: anybody
     /// can have made it.
     pub fn believe(&mut self, epoch: u32, owner: &[u8; 32]) {
@@ -200,7 +214,8 @@ impl Epochs {
                 let signature = unhex::<SIGNATURE>(&begun.signature)?;
                 let right = signing::verifies(&last.owner, &key, &begun.signed(), &signature);
                 right.then_some(())?;
-                Some(Era::public(unhex(&begun.read)?, unhex(&begun.owner)?))
+                let read = unhex(&begun.read).filter(can_be_sealed_to)?;
+                Some(Era::public(read, unhex(&begun.owner)?))
             });
             eras.push(era.ok_or_else(|| RepoError::damaged(&key, "it was altered"))?);
         }
@@ -293,10 +308,7 @@ pub(crate) fn still_counts(
     repository: &[u8; 16],
     object: &str,
 ) -> Result<bool> {
-    let mut epochs = Epochs::read(store, repository)?;
-    if let Some(era) = keys.era(keys.epoch) {
-        epochs.believe(keys.epoch, &era.owner);
-    }
+    let epochs = Epochs::of(store, repository, keys)?;
     if epochs.newest() <= keys.epoch {
         return Ok(true);
     }

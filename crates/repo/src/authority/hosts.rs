@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use super::{WRITERS, added_key, removed_key, roll_of};
-use crate::crypto::{Class, Era, Keys, Names, derive};
+use crate::crypto::{Class, Era, Keys, Names, can_be_sealed_to, derive};
 use crate::id::{hex, unhex};
 use crate::keys::timestamp;
 use crate::maintenance::sign;
@@ -84,7 +84,10 @@ impl Bundle {
             let right = blake3::hash(body).as_bytes().starts_with(check);
             right.then(|| postcard::from_bytes::<Self>(body).ok()).flatten()
         };
-        Some(whole().filter(|bundle| !bundle.eras.is_empty()).ok_or_else(|| {
+        let usable = |bundle: &Self| {
+            !bundle.eras.is_empty() && bundle.eras.iter().all(|(read, _)| can_be_sealed_to(read))
+        };
+        Some(whole().filter(usable).ok_or_else(|| {
             RepoError::new(
                 RepoErrorKind::Usage,
                 "the key of this host is not whole: a part is missing or was altered",

@@ -15,9 +15,10 @@
 //! Nothing here looks at a clock. What is changed takes down what was there (a *roll*, a list of
 //! names), and what comes later under the old key does not count.
 //!
-//! `hosts` are the keys of hosts, `epochs` the replacement of the root key, `kept` what a host keeps
+//! `change` is what an owner does to it, `hosts` are the keys of hosts, `epochs` the replacement of the root key, `kept` what a host keeps
 //! so that it finds its own last backup.
 
+pub(crate) mod change;
 pub(crate) mod epochs;
 pub(crate) mod hosts;
 pub(crate) mod kept;

@@ -13,7 +13,7 @@ use super::{KeySlot, Secret, SlotKind, timestamp};
 use crate::crypto::{RootKey, derive, equal, open_once, seal_once};
 use crate::id::{hex, unhex};
 use crate::layout::KEYS;
-use crate::repository::write_only_secret;
+use crate::opening::write_only_secret;
 use crate::{RepoError, RepoErrorKind, Result};
 
 #[derive(Serialize, Deserialize, Clone)]

@@ -288,7 +288,7 @@ impl Lane {
         let key = self.shared.work.snapshot_key();
         let (object_key, header) = self.shared.metadata_key.object(env.random(), Class::Snapshot);
         let body = serde_json::to_vec(&snapshot).expect("plain JSON");
-        let body = crate::repository::with_signature(self.repository.keys(), &key, body);
+        let body = crate::snapshot::with_signature(self.repository.keys(), &key, body);
         self.repository.keep_session(&self.shared.work, &self.shared.metadata_key);
         store.create(&key, seal_with(&object_key, &header, &key, body)).map_err(|error| {
             if error.is_already_exists() { given_up().with_source(error) } else { error.into() }
