@@ -119,9 +119,10 @@ fn second_files() -> Files {
     all
 }
 
-/// Most of which only a forgotten snapshot has.
+/// Most of which only a forgotten snapshot has. So many that the one that stays shares its pack with
+/// others, whichever of the open packs each of them went to by lot.
 fn many_files() -> Files {
-    (0..6).map(|n| (format!("m/{n}"), (C, noise(70_000, 100 + n).into()))).collect()
+    (0..24).map(|n| (format!("m/{n}"), (C, noise(70_000, 100 + n).into()))).collect()
 }
 
 fn few_files() -> Files {
