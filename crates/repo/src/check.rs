@@ -418,8 +418,8 @@ fn walk(
         if let Body::Leaves(leaves) = &content.body {
             for leaf in leaves {
                 need(Kind::Leaf, leaf.id, &path)?;
-                if let crate::tree::PageHashes::Chunk(id) = tree.leaf(&leaf.id)?.pages {
-                    need(Kind::Pages, id, &path)?;
+                for id in tree.leaf(&leaf.id)?.pages.chunks() {
+                    need(Kind::Pages, *id, &path)?;
                 }
             }
         }

@@ -287,3 +287,43 @@ pub fn sealed_record(
     sealed.extend_from_slice(&tag);
     (sealed, key.commitment())
 }
+
+/// How a restore of a region of a file reads.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RegionReading {
+    /// Of the distinct chunks that the region refers to. Bytes.
+    pub read: u64,
+    /// Of the region that lie in chunks. Bytes.
+    pub needed: u64,
+    pub extents: usize,
+    pub chunks: usize,
+    /// Of the leaf, as it is before compression. Bytes.
+    pub leaf: usize,
+}
+
+/// The regions of a file that has leaves.
+pub fn regions(
+    tree: &crate::Tree,
+    content: &crate::FileContent,
+) -> crate::Result<Vec<RegionReading>> {
+    let crate::Body::Leaves(leaves) = &content.body else { return Ok(Vec::new()) };
+    let region = |leaf: &crate::LeafRef| {
+        let leaf = tree.leaf(&leaf.id)?;
+        let mut lengths: std::collections::HashMap<ObjectId, u64> = leaf
+            .extents
+            .iter()
+            .map(|e| (e.chunk, u64::from(e.chunk_offset) + u64::from(e.length)))
+            .collect();
+        if let crate::tree::PageHashes::Mapped(mapped) = &leaf.pages {
+            lengths = mapped.chunks.iter().map(|(id, n)| (*id, u64::from(*n) << 13)).collect();
+        }
+        Ok(RegionReading {
+            read: lengths.values().sum(),
+            needed: leaf.extents.iter().map(|e| u64::from(e.length)).sum(),
+            extents: leaf.extents.len(),
+            chunks: lengths.len(),
+            leaf: crate::tree::encode_leaf(&leaf).len(),
+        })
+    };
+    leaves.iter().map(region).collect()
+}

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use super::{ExtentLeaf, MAX_HEIGHT, ParsedNode, parse, parse_extents};
+use crate::chunks::Chunks;
 use crate::entry::{Body, Entry, EntryKind, Extent, FileContent, compare_paths};
 use crate::repository::Repository;
 use crate::{Fallback, Kind, ObjectId, RepoError, RepoErrorKind, Result};
@@ -230,19 +231,15 @@ impl Tree {
             }
             Ok::<_, RepoError>(at)
         };
-        let mut last: Option<(ObjectId, Vec<u8>)> = None;
+        let chunks = Chunks::new(&self.repository);
         for extent in self.extents(content)? {
             if extent.offset + u64::from(extent.length) <= at {
                 continue;
             }
             at = fill(at, extent.offset, &mut write)?;
-            let chunk = match last.take() {
-                Some((id, chunk)) if id == extent.chunk => chunk,
-                _ => self.repository.read_chunk(Kind::Data, &extent.chunk)?,
-            };
+            let chunk = chunks.get(&extent.chunk)?;
             let bytes = slice(&self.name, &chunk, &extent)?;
             at = write(bytes.get((at - extent.offset) as usize..).unwrap_or_default())?;
-            last = Some((extent.chunk, chunk));
         }
         fill(at, content.size, &mut write)?;
         Ok(content.size)
