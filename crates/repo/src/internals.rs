@@ -327,3 +327,39 @@ pub fn regions(
     };
     leaves.iter().map(region).collect()
 }
+
+/// A snapshot in which two extents of a file's first region have each other's places in their chunks:
+/// all that it refers to is whole, and it is wrong.
+pub fn with_pages_exchanged(
+    repository: &Repository,
+    snapshot: &Snapshot,
+    path: &[u8],
+) -> crate::Result<Snapshot> {
+    let tree = repository.tree(snapshot)?;
+    let (kind, type_) = (snapshot.kind, snapshot.type_);
+    let session = repository.begin(crate::SessionOptions::new(&snapshot.source, kind, type_))?;
+    let mut writer = session.tree(crate::Order::Sorted);
+    for entry in tree.iter() {
+        let mut entry = entry?;
+        if entry.path == path
+            && let crate::EntryKind::File(content) = &mut entry.kind
+            && let crate::Body::Leaves(leaves) = &mut content.body
+            && let Some(first) = leaves.first_mut()
+        {
+            let mut leaf = tree.leaf(&first.id)?;
+            let mut parts: Vec<_> = leaf
+                .extents
+                .iter_mut()
+                .filter(|e| e.chunk_offset > 0 && e.length == 8192)
+                .collect();
+            if let [one, .., other] = parts.as_mut_slice() {
+                std::mem::swap(&mut one.chunk, &mut other.chunk);
+                std::mem::swap(&mut one.chunk_offset, &mut other.chunk_offset);
+            }
+            first.id = session.store(Kind::Leaf, &crate::tree::encode_leaf(&leaf))?;
+        }
+        writer.entry(entry)?;
+    }
+    let root = writer.finish()?;
+    session.commit(root, serde_json::Value::Null)
+}

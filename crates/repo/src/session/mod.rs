@@ -372,7 +372,7 @@ pub(crate) fn content_id_of_data(repository: &Repository, content: &[u8]) -> cra
     content_id(&repository.keys().data_id, Kind::Data, content)
 }
 
-pub(crate) use content::REGION;
+pub(crate) use content::{CELL, REGION};
 pub(crate) use sink::{Mover, content_id};
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use super::{ExtentLeaf, MAX_HEIGHT, ParsedNode, parse, parse_extents};
 use crate::chunks::Chunks;
 use crate::entry::{Body, Entry, EntryKind, Extent, FileContent, compare_paths};
 use crate::repository::Repository;
+use crate::session::CELL;
 use crate::{Fallback, Kind, ObjectId, RepoError, RepoErrorKind, Result};
 
 /// The tree of a snapshot, for reading.
@@ -160,6 +161,18 @@ impl Tree {
             end = extent.offset + u64::from(extent.length);
         }
         Ok((extents, damage))
+    }
+
+    /// The ids of the cells of a grid, as far as leaves carry them, by where they begin.
+    pub(crate) fn cells(&self, content: &FileContent) -> Result<Vec<(u64, [u8; 16])>> {
+        let mut cells = Vec::new();
+        if let Body::Leaves(leaves) = &content.body {
+            for leaf in leaves {
+                let places = (leaf.offset..).step_by(CELL);
+                cells.extend(places.zip(self.leaf(&leaf.id)?.cells));
+            }
+        }
+        Ok(cells)
     }
 
     pub(crate) fn leaf(&self, id: &ObjectId) -> Result<ExtentLeaf> {
