@@ -94,9 +94,10 @@ pub struct TruncatedForks {
     pub free_space: bool,
 }
 
-/// Where a visibility map is cut, or begins to change, when its relation is cut to `blocks`.
+/// Where a visibility map is cut when its relation is cut to `blocks`
+/// (`visibilitymap_truncation_length`).
 pub fn map_blocks(blocks: u32) -> u32 {
-    blocks / HEAP_BLOCKS_PER_MAP_PAGE
+    blocks.div_ceil(HEAP_BLOCKS_PER_MAP_PAGE)
 }
 
 /// A record whose kind is known and whose content makes no sense.
@@ -272,7 +273,8 @@ mod tests {
     #[test]
     fn a_map_is_cut_where_its_own_pages_are() {
         assert_eq!(map_blocks(0), 0);
-        assert_eq!(map_blocks(32671), 0);
+        assert_eq!(map_blocks(1), 1);
         assert_eq!(map_blocks(32672), 1);
+        assert_eq!(map_blocks(32673), 2);
     }
 }

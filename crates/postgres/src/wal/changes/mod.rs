@@ -135,8 +135,12 @@ impl Changes {
             return;
         }
         let changes = self.forks.entry(Fork { relation, fork }).or_default();
-        changes.limit = Some(changes.limit.map_or(limit, |known| known.min(limit)));
-        changes.blocks.cut(limit);
+        // As in PostgreSQL's own summaries, what was written since an earlier cut stays: it lies
+        // behind that limit, where nothing is concluded from it.
+        if changes.limit.is_none_or(|known| limit < known) {
+            changes.limit = Some(limit);
+            changes.blocks.cut(limit);
+        }
     }
 
     /// Every fork that changed, in order. Relation 0 stands for a whole database, and for a whole
