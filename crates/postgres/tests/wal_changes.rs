@@ -444,3 +444,155 @@ fn postgresql_17() {
 fn postgresql_18() {
     agrees(18);
 }
+
+/// The file of a table.
+fn relation(cluster: &Cluster, table: &str) -> String {
+    cluster.value(&format!(
+        "select concat_ws('/', 1663, (select oid from pg_database where datname = 'postgres'), \
+         pg_relation_filenode('{table}'))"
+    ))
+}
+
+fn blocks_in(summary: &Summary, relation: &str) -> u64 {
+    let forks = summary.changes.forks().filter(|(fork, _)| fork.relation.to_string() == relation);
+    forks.filter(|(fork, _)| fork.fork == 0).map(|(_, changes)| changes.blocks.len()).sum()
+}
+
+#[test]
+fn a_range_goes_on_over_a_promotion_and_along_the_timeline_that_is_asked_for() {
+    let Some(cluster) = cluster(18, &[]) else {
+        backstay_testing::skip!("PostgreSQL 18 is not installed");
+    };
+    let from: Lsn = cluster.value("select pg_current_wal_insert_lsn()").parse().unwrap();
+    let standby = cluster.standby(None);
+    cluster.sql("create table early as select i from generate_series(1, 5000) i");
+    let reached = cluster.lsn();
+    wait_until("the standby has the table", 60, || {
+        standby.value(&format!("select pg_last_wal_replay_lsn() >= '{reached}'")) == "t"
+    });
+    standby.promote();
+    standby.sql("create table late as select i from generate_series(1, 5000) i");
+    // What the old primary goes on writing is of no part of the new timeline.
+    cluster.sql("create table stray as select i from generate_series(1, 90000) i");
+    let (early, late) = (relation(&standby, "early"), relation(&standby, "late"));
+    let stray = relation(&cluster, "stray");
+    let rows = |cluster: &Cluster, table| {
+        let query = format!("select pg_relation_size('{table}') / 8192");
+        cluster.value(&query).parse::<u64>().unwrap()
+    };
+    let (late_blocks, stray_blocks) = (rows(&standby, "late"), rows(&cluster, "stray"));
+    standby.switch_wal();
+    standby.stop();
+    cluster.stop();
+
+    let folder = cluster.directory("both");
+    for cluster in [&cluster, &standby] {
+        for entry in fs::read_dir(cluster.data().join("pg_wal")).unwrap() {
+            let entry = entry.unwrap();
+            let to = folder.join(entry.file_name());
+            if entry.path().is_file() && !to.exists() {
+                fs::copy(entry.path(), to).unwrap();
+            }
+        }
+    }
+    let both = Folder::open(&folder).unwrap();
+    let of = |timeline| {
+        let scan = Scan::open(&both, Range { from: Some(from), to: None, timeline }).unwrap();
+        summarize(&scan, |_| Ok(())).unwrap().0
+    };
+    let newest = of(None);
+    assert_eq!(newest.timeline, 2);
+    assert!(blocks_in(&newest, &early) > 10);
+    assert_eq!((blocks_in(&newest, &late), blocks_in(&newest, &stray)), (late_blocks, 0));
+    let old = of(Some(1));
+    assert_eq!(old.timeline, 1);
+    assert_eq!((blocks_in(&old, &late), blocks_in(&old, &stray)), (0, stray_blocks));
+}
+
+#[test]
+fn wal_of_level_minimal_is_noticed_in_every_version() {
+    for major in [13, 16, 17, 18] {
+        let Some(installation) = version(major) else {
+            backstay_testing::skipped(&format!("PostgreSQL {major} is not installed"));
+            continue;
+        };
+        let settings = [("wal_keep_size", "512MB"), ("autovacuum", "off")];
+        let cluster = Cluster::builder(&installation).segment_size(1).config(&settings).start();
+        let from: Lsn = cluster.value("select pg_current_wal_insert_lsn()").parse().unwrap();
+        cluster.sql("create table before (id int)");
+        let before: Lsn = cluster.value("select pg_current_wal_insert_lsn()").parse().unwrap();
+        cluster.configure(&[("wal_level", "minimal"), ("max_wal_senders", "0")]);
+        cluster.restart();
+        cluster.sql("begin; create table t (id int); insert into t select generate_series(1, 9000)");
+        cluster.configure(&[("wal_level", "replica"), ("max_wal_senders", "3")]);
+        cluster.restart();
+        cluster.sql("create table after (id int)");
+        cluster.stop();
+        let folder = Folder::open(&cluster.data().join("pg_wal")).unwrap();
+        let all = summary(&folder, from, None);
+        let since = all.changes.unsafe_since();
+        assert!(since.is_some_and(|lsn| lsn > before), "{major}: {since:?}");
+        let safe = summary(&folder, from, Some(before));
+        assert_eq!(safe.changes.unsafe_since(), None);
+    }
+}
+
+#[test]
+fn what_is_missing_or_of_another_cluster_is_named() {
+    let Some(cluster) = cluster(15, &[]) else {
+        backstay_testing::skip!("PostgreSQL 15 is not installed");
+    };
+    let from: Lsn = cluster.value("select pg_current_wal_insert_lsn()").parse().unwrap();
+    for _ in 0..4 {
+        cluster.sql("insert into before select i, 'n' from generate_series(1, 500) i");
+        cluster.switch_wal();
+    }
+    let end: Lsn = cluster.value("select pg_current_wal_insert_lsn()").parse().unwrap();
+    cluster.stop();
+    let wal = cluster.data().join("pg_wal");
+    let size = backstay_postgres::wal::SegmentSize::MIN;
+    let whole = summary(&Folder::open(&wal).unwrap(), from, Some(end));
+    assert_eq!((whole.from, whole.to), (from, end));
+
+    let lost = backstay_postgres::wal::SegmentName::new(1, from.segment(size) + 2, size).unwrap();
+    fs::rename(wal.join(lost.to_string()), wal.join("kept-elsewhere")).unwrap();
+    let files = Folder::open(&wal).unwrap();
+    let read = |from, to| {
+        let scan = Scan::open(&files, Range { from, to, timeline: None })?;
+        summarize(&scan, |_| Ok(()))
+    };
+    let (cut, _, scanned) = read(Some(from), Some(end)).unwrap();
+    assert_eq!(scanned.missing, Some(lost));
+    assert!(cut.to < end && cut.to.segment(size) <= lost.number(size).unwrap());
+    let error = read(lost.start(size), None).unwrap_err().to_string();
+    assert!(error.contains(&lost.to_string()), "{error}");
+    // Without a beginning it is what is there behind the gap.
+    let (rest, _, scanned) = read(None, None).unwrap();
+    assert!(rest.from > lost.start(size).unwrap());
+    assert_eq!(scanned.missing, None);
+    let error = read(Some(end), Some(from)).unwrap_err().to_string();
+    assert!(error.contains("before"), "{error}");
+
+    // A record that is damaged in the middle is no end.
+    fs::rename(wal.join("kept-elsewhere"), wal.join(lost.to_string())).unwrap();
+    let mut content = fs::read(wal.join(lost.to_string())).unwrap();
+    content[9000..9100].fill(0x55);
+    fs::write(wal.join(lost.to_string()), &content).unwrap();
+    let error = read_all(&wal, from).unwrap_err().to_string();
+    assert!(error.contains("no valid record"), "{error}");
+
+    // Another cluster's segment of a name that is free.
+    content[24] ^= 1;
+    let start = size.start_of(900).unwrap();
+    content[8..16].copy_from_slice(&start.0.to_le_bytes());
+    let stray = backstay_postgres::wal::SegmentName::new(1, 900, size).unwrap();
+    fs::write(wal.join(stray.to_string()), &content).unwrap();
+    let error = Folder::open(&wal).unwrap_err().to_string();
+    assert!(error.contains("two clusters"), "{error}");
+}
+
+fn read_all(wal: &Path, from: Lsn) -> backstay_postgres::Result<u64> {
+    let files = Folder::open(wal)?;
+    let range = Range { from: Some(from), to: None, timeline: None };
+    Ok(summarize(&Scan::open(&files, range)?, |_| Ok(()))?.2.records)
+}

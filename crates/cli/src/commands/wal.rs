@@ -3,6 +3,10 @@
 //! `push` and `fetch` are run by PostgreSQL for every segment, so they start lean and keep its
 //! contract: see their help.
 
+mod dump;
+mod reading;
+mod summarize;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -28,6 +32,8 @@ pub enum WalCommand {
     Push(PushArgs),
     Fetch(FetchArgs),
     Status(StatusArgs),
+    Summarize(summarize::SummarizeArgs),
+    Dump(dump::DumpArgs),
 }
 
 /// Put a finished file of the log into the archive; PostgreSQL's `archive_command` runs this
@@ -99,6 +105,8 @@ pub fn run(command: &WalCommand, app: &App) -> Result<Outcome> {
         WalCommand::Push(args) => push(args, app),
         WalCommand::Fetch(args) => fetch(args, app),
         WalCommand::Status(args) => status(args, app),
+        WalCommand::Summarize(args) => summarize::run(args, app),
+        WalCommand::Dump(args) => dump::run(args, app),
     }
 }
 

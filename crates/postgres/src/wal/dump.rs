@@ -147,3 +147,46 @@ fn effect_text(effect: Effect) -> String {
         ),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::wal::{Changes, Lsn};
+
+    proptest! {
+        /// Whatever a record with the right checksum holds, it is understood or refused.
+        #[test]
+        fn any_record_is_read_or_refused(
+            manager in prop_oneof![0u8..23, any::<u8>()],
+            info in any::<u8>(),
+            version in 13u32..=18,
+            head in prop::sample::select(vec![0u8, 1, 32, 33, 252, 253, 254, 255]),
+            rest in prop::collection::vec(any::<u8>(), 0..120),
+            main in any::<bool>(),
+        ) {
+            let mut body = vec![head];
+            if main {
+                // Main data alone, of the right length: its content decides.
+                body = vec![255, rest.len() as u8];
+            }
+            body.extend(rest);
+            let record = Record {
+                lsn: Lsn(40),
+                end: Lsn(80),
+                previous: Lsn(0),
+                xid: 7,
+                manager,
+                info,
+                length: body.len() as u32 + 24,
+                version,
+                body: &body,
+            };
+            prop_assert!(!line(&record).is_empty());
+            let _ = (record.event(), record.main_data(), record.origin_and_top_level());
+            let understood = record.effect().is_ok() && record.blocks().is_some();
+            prop_assert_eq!(Changes::new().add(&record).is_ok(), understood);
+        }
+    }
+}
