@@ -102,7 +102,9 @@ pub fn meaning(record: &Record<'_>) -> Option<String> {
         Err(error) => return Some(format!("({error})")),
     };
     let event = match record.event() {
-        Some(Event::TransactionEnd(end)) if end.prepared => Some(format!("{}: {}", end.xid, end.time)),
+        Some(Event::TransactionEnd(end)) if end.prepared => {
+            Some(format!("{}: {}", end.xid, end.time))
+        }
         Some(Event::TransactionEnd(end)) => Some(end.time.to_string()),
         Some(Event::RestorePoint { name, .. }) => Some(name.escape_debug().to_string()),
         Some(Event::Checkpoint { redo, timeline, previous_timeline, .. }) => {
@@ -131,7 +133,9 @@ fn effect_text(effect: Effect) -> String {
             format!("tablespace {tablespace}")
         }
         Effect::ForkCreated { relation, fork } if fork == FORK_MAIN => format!("rel {relation}"),
-        Effect::ForkCreated { relation, fork } => format!("rel {relation} fork {}", fork_name(fork)),
+        Effect::ForkCreated { relation, fork } => {
+            format!("rel {relation} fork {}", fork_name(fork))
+        }
         Effect::Truncated { relation, blocks, .. } => format!("rel {relation} to {blocks} blocks"),
         Effect::Removed(relations) => {
             format!("rels: {}", list(relations.iter().map(Relation::to_string).collect()))

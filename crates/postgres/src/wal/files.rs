@@ -48,7 +48,8 @@ impl Files for Archive {
         let mut names = files.iter().filter(|f| matches!(f.name.parse(), Ok(WalName::Segment(_))));
         let Some(newest) = names.next_back() else { return Ok(None) };
         let Some(content) = self.fetch(&newest.name)? else { return Ok(None) };
-        let header = SegmentHeader::parse(&content).map_err(|error| unusable(&newest.name, error))?;
+        let header =
+            SegmentHeader::parse(&content).map_err(|error| unusable(&newest.name, error))?;
         Ok(Some(header.segment_size))
     }
 }

@@ -316,7 +316,12 @@ impl<'a> Record<'a> {
                     let relation = relation?;
                     let block = u32_at(body, at)?;
                     at += 4;
-                    each(Part::Block(BlockReference { relation, fork: flags & 0x0f, block, image }));
+                    each(Part::Block(BlockReference {
+                        relation,
+                        fork: flags & 0x0f,
+                        block,
+                        image,
+                    }));
                 }
                 _ => return None,
             }

@@ -136,10 +136,8 @@ impl<'a> Scan<'a> {
         let batch = (AHEAD / self.size.bytes()).clamp(1, 4) as usize;
         let mut segments =
             Segments::new(self.files, &self.inventory, &self.history, self.last, batch);
-        let identity = Identity {
-            system_identifier: self.files.system_identifier(),
-            segment_size: self.size,
-        };
+        let identity =
+            Identity { system_identifier: self.files.system_identifier(), segment_size: self.size };
         let mut reader = Reader::new(identity, self.start, |number| segments.get(number));
         let mut found = Scanned {
             first: None,
@@ -169,8 +167,7 @@ impl<'a> Scan<'a> {
         if self.inventory.next_after(&self.history, self.last).is_some() {
             let next = self.last.saturating_add(1);
             let timeline = self.history.timelines_of(next, self.size).first().copied();
-            found.missing =
-                SegmentName::new(timeline.unwrap_or(self.timeline()), next, self.size);
+            found.missing = SegmentName::new(timeline.unwrap_or(self.timeline()), next, self.size);
         }
         Ok(found)
     }
@@ -179,7 +176,8 @@ impl<'a> Scan<'a> {
 /// Whether records that end at `end` are all there are before `to`: at most the header of a page can
 /// lie between.
 fn reaches(end: Lsn, to: Lsn) -> bool {
-    let header = if end.0.is_multiple_of(SegmentSize::MIN.bytes()) { LONG_HEADER } else { SHORT_HEADER };
+    let header =
+        if end.0.is_multiple_of(SegmentSize::MIN.bytes()) { LONG_HEADER } else { SHORT_HEADER };
     end >= to || (end.0.is_multiple_of(8192) && to.since(end) <= header as u64)
 }
 

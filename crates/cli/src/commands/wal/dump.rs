@@ -79,8 +79,7 @@ fn relation(text: &str) -> Result<Relation, String> {
 pub fn run(args: &DumpArgs, app: &App) -> Result<Outcome> {
     let files = args.reading.files(app)?;
     let scan = Scan::open(files.as_ref(), args.reading.range())?;
-    let filter =
-        Filter { managers: args.rmgr.clone(), relation: args.relation, xid: args.xid };
+    let filter = Filter { managers: args.rmgr.clone(), relation: args.relation, xid: args.xid };
     let mut shown = 0u64;
     let mut lines = Vec::new();
     let mut volumes: BTreeMap<(String, String), Volume> = BTreeMap::new();

@@ -53,7 +53,10 @@ impl Where {
         let context = app.context()?;
         let configs = asked(self.source.as_deref(), context)?;
         let Some(config) = configs.first() else {
-            return Err(Error::usage("there is no repository to read", "name one with --repository"));
+            return Err(Error::usage(
+                "there is no repository to read",
+                "name one with --repository",
+            ));
         };
         let repository = context.open(config)?;
         app.show_warnings();
@@ -68,9 +71,8 @@ impl Where {
     fn cluster(&self, context: &Context, repository: &backstay_repo::Repository) -> Result<u64> {
         let source = choose(self.source.as_deref(), context)?;
         let snapshots = repository.snapshots()?;
-        let newest = snapshots
-            .iter()
-            .rfind(|s| s.source == source.name && s.kind == SourceKind::Postgres);
+        let newest =
+            snapshots.iter().rfind(|s| s.source == source.name && s.kind == SourceKind::Postgres);
         if let Some(snapshot) = newest {
             return Ok(BackupDetail::of(snapshot)?.system_identifier);
         }

@@ -179,7 +179,8 @@ fn present(summary: &Summary, all: bool, app: &App) -> Result<()> {
     app.output.answer(table.render(app.output.paint))?;
     if forks.len() > shown {
         let more = (forks.len() - shown) as u64;
-        app.output.say(format!("and {}; --all shows them", count(more, "fork more", "forks more")))?;
+        app.output
+            .say(format!("and {}; --all shows them", count(more, "fork more", "forks more")))?;
     }
     Ok(())
 }

@@ -174,6 +174,7 @@ mod tests {
         let mut set = BlockSet::default();
         set.insert(u32::MAX);
         assert!(set.contains(u32::MAX));
-        assert_eq!(set.ranges(), [u64::from(u32::MAX)..1 << 32]);
+        let listed: Vec<u64> = set.ranges().into_iter().flatten().collect();
+        assert_eq!(listed, [u64::from(u32::MAX)]);
     }
 }

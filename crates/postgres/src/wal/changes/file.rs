@@ -92,12 +92,14 @@ impl Summary {
         let system_identifier = u64::from_le_bytes(take(bytes)?);
         let timeline = u32::from_le_bytes(take(bytes)?);
         let count = u32::from_le_bytes(take(bytes)?);
-        let (from, to) = (Lsn(u64::from_le_bytes(take(bytes)?)), Lsn(u64::from_le_bytes(take(bytes)?)));
+        let (from, to) =
+            (Lsn(u64::from_le_bytes(take(bytes)?)), Lsn(u64::from_le_bytes(take(bytes)?)));
         let minimal = Lsn(u64::from_le_bytes(take(bytes)?));
         if timeline == 0 || from > to {
             return Err(SummaryError("its range is none"));
         }
-        let mut changes = Changes { minimal: (minimal.0 != 0).then_some(minimal), ..Changes::new() };
+        let mut changes =
+            Changes { minimal: (minimal.0 != 0).then_some(minimal), ..Changes::new() };
         for _ in 0..count {
             let (fork, found) = fork(bytes)?;
             if changes.forks.last_key_value().is_some_and(|(last, _)| *last >= fork) {
@@ -132,8 +134,9 @@ fn fork(bytes: &mut &[u8]) -> Result<(Fork, ForkChanges), SummaryError> {
         }
         let count = usize::from(u16::from_le_bytes(take(bytes)?)) + 1;
         let chunk = if count < DENSE {
-            let list: Vec<u16> =
-                (0..count).map(|_| take(bytes).map(u16::from_le_bytes)).collect::<Result<_, _>>()?;
+            let list: Vec<u16> = (0..count)
+                .map(|_| take(bytes).map(u16::from_le_bytes))
+                .collect::<Result<_, _>>()?;
             if !list.is_sorted_by(|a, b| a < b) {
                 return Err(SummaryError("its blocks are not in order"));
             }
@@ -166,7 +169,10 @@ mod tests {
 
     use super::*;
 
-    fn summary(forks: &[((u32, u32), Option<u32>, Vec<(u32, u32)>)]) -> Summary {
+    /// Database and file, limit, and runs of blocks.
+    type Sample = ((u32, u32), Option<u32>, Vec<(u32, u32)>);
+
+    fn summary(forks: &[Sample]) -> Summary {
         let mut changes = Changes::new();
         for ((database, relation), limit, runs) in forks {
             let relation = Relation { tablespace: 1663, database: *database, relation: *relation };
@@ -190,10 +196,24 @@ mod tests {
         let bytes = summary(&[((5, 16384), Some(7), vec![(2, 2)])]).encode();
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         let body = "424b535457414c31".to_owned()
-            + "2a00000000000000" + "0a000000" + "01000000"
-            + "2800000000000000" + "0000000100000000" + "0000000000000000"
-            + "7f060000" + "05000000" + "00400000" + "00" + "01" + "0000" + "07000000" + "01000000"
-            + "0000" + "0100" + "0200" + "0300";
+            + "2a00000000000000"
+            + "0a000000"
+            + "01000000"
+            + "2800000000000000"
+            + "0000000100000000"
+            + "0000000000000000"
+            + "7f060000"
+            + "05000000"
+            + "00400000"
+            + "00"
+            + "01"
+            + "0000"
+            + "07000000"
+            + "01000000"
+            + "0000"
+            + "0100"
+            + "0200"
+            + "0300";
         assert_eq!(hex.strip_suffix(&hex[hex.len() - 8..]), Some(body.as_str()));
     }
 

@@ -203,6 +203,10 @@ mod tests {
     const MAIN: Fork = Fork { relation: RELATION, fork: FORK_MAIN };
     const PER_FILE: u32 = 131_072;
 
+    fn block(number: u64) -> FileChanges {
+        FileChanges::Blocks(std::iter::once(number..number + 1).collect())
+    }
+
     fn with(blocks: &[u32]) -> Changes {
         let mut changes = Changes::new();
         for block in blocks {
@@ -228,16 +232,12 @@ mod tests {
     #[test]
     fn a_relation_that_was_cut_and_grew_is_read_from_the_file_of_the_cut_on() {
         let mut changes = with(&[3, PER_FILE + 9]);
-        let forks = super::super::effect::TruncatedForks {
-            main: true,
-            visibility: true,
-            free_space: true,
-        };
-        let cut =
-            |blocks| Effect::Truncated { relation: RELATION, blocks, forks };
+        let forks =
+            super::super::effect::TruncatedForks { main: true, visibility: true, free_space: true };
+        let cut = |blocks| Effect::Truncated { relation: RELATION, blocks, forks };
         changes.apply(cut(PER_FILE + 5), Lsn(8));
         changes.forks.get_mut(&MAIN).unwrap().blocks.insert(PER_FILE * 2);
-        assert_eq!(changes.of_file(MAIN, 0, PER_FILE), FileChanges::Blocks(vec![3..4]));
+        assert_eq!(changes.of_file(MAIN, 0, PER_FILE), block(3));
         assert_eq!(changes.of_file(MAIN, 1, PER_FILE), FileChanges::Unknown);
         assert_eq!(changes.of_file(MAIN, 2, PER_FILE), FileChanges::Unknown);
         // A later cut farther behind does not raise the limit.
