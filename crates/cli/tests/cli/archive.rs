@@ -220,6 +220,8 @@ fn from_setup_to_a_recovered_moment() {
     let status = good(&["wal", "status"]);
     assert!(status.stdout.contains("window"), "{status}");
     the_log_is_shown(&cluster, &good);
+    let read = good(&["wal", "status", "--read"]);
+    assert!(read.stdout.contains("within the 5m of its tier"), "{read}");
     assert!(good(&["status"]).stdout.contains("5m kept"));
     let to = cluster.directory("restored");
     let sockets = cluster.directory("sockets");
@@ -310,7 +312,18 @@ fn from_setup_to_a_recovered_moment() {
         cluster.value(&format!("select (last_archived_wal > '{last}')::text from pg_stat_archiver"))
             == "true"
     });
-    std::fs::remove_file(archived(&last).unwrap()).unwrap();
+    // One that rots: the listing cannot tell, reading does.
+    let rotten = archived(&last).unwrap();
+    let mut bytes = std::fs::read(&rotten).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::remove_file(&rotten).unwrap();
+    std::fs::write(&rotten, bytes).unwrap();
+    assert_eq!(run(&["wal", "status"]).code, 0);
+    let read = run(&["wal", "status", "--read"]);
+    assert_eq!(read.code, 1, "{read}");
+    assert!(read.stdout.contains(&format!("{last} is damaged")), "{read}");
+    std::fs::remove_file(&rotten).unwrap();
     let status = run(&["wal", "status"]);
     assert_eq!(status.code, 1, "{status}");
     assert!(status.stdout.contains("broken"), "{status}");

@@ -15,6 +15,9 @@ pub struct Inventory {
     size: SegmentSize,
     segments: BTreeMap<u32, BTreeMap<u64, Option<SystemTime>>>,
     histories: BTreeSet<u32>,
+    partials: BTreeSet<SegmentName>,
+    /// Names that no cluster with segments of this size has.
+    misfits: BTreeSet<SegmentName>,
 }
 
 impl Inventory {
@@ -29,19 +32,30 @@ impl Inventory {
         size: SegmentSize,
         files: impl IntoIterator<Item = (&'a str, Option<SystemTime>)>,
     ) -> Self {
-        let mut it = Self { size, segments: BTreeMap::new(), histories: BTreeSet::new() };
+        let mut it = Self {
+            size,
+            segments: BTreeMap::new(),
+            histories: BTreeSet::new(),
+            partials: BTreeSet::new(),
+            misfits: BTreeSet::new(),
+        };
         for (name, modified) in files {
             match name.parse() {
                 Ok(WalName::Segment(name)) => {
                     if let Some(number) = name.number(size) {
                         it.segments.entry(name.timeline()).or_default().insert(number, modified);
+                    } else {
+                        it.misfits.insert(name);
                     }
                 }
                 Ok(WalName::History(timeline)) => {
                     it.histories.insert(timeline);
                 }
                 // PostgreSQL never asks for a partial segment, so none counts as being there.
-                Ok(WalName::Backup(..) | WalName::Partial(_)) | Err(_) => {}
+                Ok(WalName::Partial(name)) => {
+                    it.partials.insert(name);
+                }
+                Ok(WalName::Backup(..)) | Err(_) => {}
             }
         }
         it
@@ -65,6 +79,17 @@ impl Inventory {
     /// The segments of a timeline, by number, with the store's time of their creation.
     pub fn segments(&self, timeline: u32) -> impl Iterator<Item = (u64, Option<SystemTime>)> {
         self.segments.get(&timeline).into_iter().flatten().map(|(n, time)| (*n, *time))
+    }
+
+    /// Segments of which there are parts; a whole one may be beside it.
+    pub fn partials(&self) -> impl Iterator<Item = SegmentName> {
+        self.partials.iter().copied()
+    }
+
+    /// The first of the segments that cannot be of a cluster with this segment size, and how many
+    /// there are.
+    pub fn misfits(&self) -> Option<(SegmentName, u64)> {
+        Some((*self.misfits.first()?, self.misfits.len() as u64))
     }
 
     pub fn modified(&self, name: SegmentName) -> Option<SystemTime> {
