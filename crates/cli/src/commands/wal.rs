@@ -4,6 +4,7 @@
 //! contract: see their help.
 
 mod dump;
+mod expire;
 mod reading;
 mod status;
 mod summarize;
@@ -29,6 +30,7 @@ pub enum WalCommand {
     Push(PushArgs),
     Fetch(FetchArgs),
     Status(status::StatusArgs),
+    Expire(expire::ExpireArgs),
     Summarize(summarize::SummarizeArgs),
     Dump(dump::DumpArgs),
 }
@@ -95,6 +97,7 @@ pub fn run(command: &WalCommand, app: &App) -> Result<Outcome> {
         WalCommand::Push(args) => push(args, app),
         WalCommand::Fetch(args) => fetch(args, app),
         WalCommand::Status(args) => status::run(args, app),
+        WalCommand::Expire(args) => expire::run(args, app),
         WalCommand::Summarize(args) => summarize::run(args, app),
         WalCommand::Dump(args) => dump::run(args, app),
     }

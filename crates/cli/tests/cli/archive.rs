@@ -275,6 +275,14 @@ fn from_setup_to_a_recovered_moment() {
         !std::path::Path::new(&format!("/proc/{pid}")).exists()
     });
     assert_eq!(rows, "1500", "{ran}");
+    // Nothing lies before the only snapshot but what came before it.
+    let would = good(&["wal", "expire", "--dry-run"]);
+    assert!(would.stdout.contains("would remove"), "{would}");
+    good(&["wal", "expire", "orders"]);
+    assert!(good(&["wal", "expire"]).stdout.contains("nothing to remove"));
+    good(&["wal", "status", "--read"]);
+    let oldest = good(&["wal", "dump", "orders", "-n", "1", "--json"]);
+    let oldest: serde_json::Value = serde_json::from_str(&oldest.stdout).unwrap();
     // The copy was promoted, and archives with the same command as its original.
     let copied = std::process::Command::new(backstay_bin())
         .args(["--config", &config, "wal", "push", "--source", "orders"])
@@ -327,7 +335,7 @@ fn from_setup_to_a_recovered_moment() {
     let status = run(&["wal", "status"]);
     assert_eq!(status.code, 1, "{status}");
     assert!(status.stdout.contains("broken"), "{status}");
-    let cut = run(&["wal", "summarize", "orders", "--from", "0/2000000"]);
+    let cut = run(&["wal", "summarize", "orders", "--from", oldest["lsn"].as_str().unwrap()]);
     assert_eq!(cut.code, 1, "{cut}");
     assert!(cut.stderr.contains(&format!("the segment {last} is missing")), "{cut}");
     let status = run(&["status"]);

@@ -9,6 +9,7 @@ pub mod changes;
 mod deliver;
 pub mod dump;
 pub mod effect;
+mod expire;
 mod fetch;
 pub mod files;
 pub mod findings;
@@ -28,6 +29,7 @@ mod transaction;
 mod window;
 
 pub use changes::{Changes, FileChanges, Fork};
+pub use expire::expire;
 pub use fetch::{FetchOptions, FetchOutcome, fetch, prefetch};
 pub use files::{Files, Folder};
 pub use findings::{Finding, read_through};

@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use backstay_ops::config::SourceSettings;
-use backstay_ops::{Context, Error};
+use backstay_ops::Error;
+use backstay_ops::config::{SourceConfig, SourceSettings};
 use backstay_postgres::BackupDetail;
 use backstay_postgres::control::ControlFile;
 use backstay_postgres::wal::{Files, Folder, Lsn, Range, Scan, Scanned};
-use backstay_repo::SourceKind;
+use backstay_repo::{Repository, SourceKind};
 use clap::Args;
 
 use super::super::postgres::choose;
@@ -62,30 +62,29 @@ impl Where {
         app.show_warnings();
         let id = match self.system_id {
             Some(id) => id,
-            None => self.cluster(context, &repository)?,
+            None => cluster(choose(self.source.as_deref(), context)?, &repository)?,
         };
         Ok(Box::new(repository.archive(id)))
     }
+}
 
-    /// The cluster of the source: of its newest snapshot, or of the data directory while there is none.
-    fn cluster(&self, context: &Context, repository: &backstay_repo::Repository) -> Result<u64> {
-        let source = choose(self.source.as_deref(), context)?;
-        let snapshots = repository.snapshots()?;
-        let newest =
-            snapshots.iter().rfind(|s| s.source == source.name && s.kind == SourceKind::Postgres);
-        if let Some(snapshot) = newest {
-            return Ok(BackupDetail::of(snapshot)?.system_identifier);
-        }
-        if let SourceSettings::Postgres(keys) = &source.settings
-            && let Some(data) = &keys.data_directory
-        {
-            return Ok(ControlFile::read(data)?.system_identifier);
-        }
-        Err(Error::usage(
-            format!("there is no snapshot of {} that says which cluster it is", source.name),
-            "name the cluster with --system-id; `pg_controldata` shows it",
-        ))
+/// The cluster of a source: of its newest snapshot, or of the data directory while there is none.
+pub fn cluster(source: &SourceConfig, repository: &Repository) -> Result<u64> {
+    let snapshots = repository.snapshots()?;
+    let newest =
+        snapshots.iter().rfind(|s| s.source == source.name && s.kind == SourceKind::Postgres);
+    if let Some(snapshot) = newest {
+        return Ok(BackupDetail::of(snapshot)?.system_identifier);
     }
+    if let SourceSettings::Postgres(keys) = &source.settings
+        && let Some(data) = &keys.data_directory
+    {
+        return Ok(ControlFile::read(data)?.system_identifier);
+    }
+    Err(Error::usage(
+        format!("there is no snapshot of {} that says which cluster it is", source.name),
+        "name the cluster with --system-id where a command has it; `pg_controldata` shows it",
+    ))
 }
 
 /// Says where reading ended when that was not where it should; whether all of the range was read.
