@@ -7,6 +7,7 @@
 
 pub mod changes;
 mod deliver;
+pub mod detect;
 pub mod dump;
 pub mod effect;
 mod expire;
@@ -29,6 +30,7 @@ mod transaction;
 mod window;
 
 pub use changes::{Changes, FileChanges, Fork};
+pub use detect::{Detected, Detection, Moment, Nearest, detect};
 pub use expire::expire;
 pub use fetch::{FetchOptions, FetchOutcome, fetch, prefetch};
 pub use files::{Files, Folder};

@@ -146,7 +146,12 @@ impl<'a> Scan<'a> {
             stopped: None,
             missing: None,
         };
-        while let Some(record) = reader.next_record()? {
+        loop {
+            // What lies behind the range may be under way still.
+            if found.records > 0 && self.to.is_some_and(|to| reaches(found.end, to)) {
+                return Ok(found);
+            }
+            let Some(record) = reader.next_record()? else { break };
             if self.to.is_some_and(|to| record.lsn >= to) {
                 return Ok(found);
             }
