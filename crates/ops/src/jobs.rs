@@ -157,10 +157,7 @@ pub fn backup(
     let open = |(number, target): (usize, &&RepositoryConfig)| -> Result<Target> {
         let repository = context.open(target)?;
         let mut warnings = Vec::new();
-        let (type_, parent) = match protected {
-            Protected::Postgres(_) => (SnapshotType::Full, None),
-            Protected::Other(_) => choose(&repository, source, request.type_, &mut warnings)?,
-        };
+        let (type_, parent) = choose(&repository, source, request.type_, &mut warnings)?;
         let compression = target.keys.compression;
         let fate = Fate::default();
         Ok(Target { number, repository, type_, parent, compression, fate, warnings })
@@ -217,14 +214,8 @@ fn one_pass(
             let SourceSettings::Postgres(keys) = &source.settings else {
                 return Err(Error::new(ErrorKind::Failed, "the source changed its kind"));
             };
-            if !matches!(request.type_, None | Some(SnapshotType::Full)) {
-                warnings.push(
-                    "all of the cluster was read: sources of kind postgres are backed up in full, \
-                     and only what is new is stored"
-                        .to_owned(),
-                );
-            }
             let options = backstay_postgres::BackupOptions {
+                type_: request.type_.unwrap_or(SnapshotType::Incremental),
                 workers: context.workers(),
                 tags,
                 fast: keys.fast_checkpoint,

@@ -1,4 +1,4 @@
-//! A full backup, made on the database host: one session held from start to stop, the files read
+//! A backup, made on the database host: one session held from start to stop, the files read
 //! by the repository's workers in between.
 //!
 //! The order is what makes the copy recoverable:
@@ -10,6 +10,9 @@
 //! 5. every segment of WAL from start to end is in the archive of the repository, and is the one that
 //!    this server wrote;
 //! 6. only then the snapshot is committed. What fails before leaves no snapshot behind.
+//!
+//! Every file is read whole. An incremental backup compares the pages of relations with their hashes
+//! in the snapshot before, and stores those that changed; its snapshot is as complete as any other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -42,6 +45,9 @@ const LIST_FROM: usize = 32;
 /// How to back up.
 #[derive(Debug, Clone)]
 pub struct BackupOptions {
+    /// Which earlier snapshot pages are compared with: none for a full one, the newest for an
+    /// incremental one, the newest full one for a differential one.
+    pub type_: SnapshotType,
     /// Threads that read, compress and seal; 0 = as many as there are cores.
     pub workers: usize,
     pub compression: Compression,
@@ -56,6 +62,7 @@ pub struct BackupOptions {
 impl Default for BackupOptions {
     fn default() -> Self {
         Self {
+            type_: SnapshotType::Incremental,
             workers: 0,
             compression: Compression::default(),
             tags: BTreeMap::new(),
@@ -143,13 +150,16 @@ pub fn backup_to(targets: &[Target], source: &Source, options: &BackupOptions) -
 
     progress.set_phase("copy");
     let begin = |target: &Target| {
+        let parent = parent(&target.repository, source, options.type_);
+        let type_ = if parent.is_some() { options.type_ } else { SnapshotType::Full };
         let session = SessionOptions {
+            parent,
             workers: options.workers,
             compression: target.compression,
             tags: options.tags.clone(),
             progress: progress.clone(),
             fate: target.fate.clone(),
-            ..SessionOptions::new(&source.name, SourceKind::Postgres, SnapshotType::Full)
+            ..SessionOptions::new(&source.name, SourceKind::Postgres, type_)
         };
         (target.repository.clone(), session)
     };
@@ -245,6 +255,19 @@ pub fn backup_to(targets: &[Target], source: &Source, options: &BackupOptions) -
         .map(|(number, made)| made.map_err(|error| failed.remove(&number).unwrap_or(error.into())))
         .collect();
     Ok(Backups { snapshots, detail, warnings: listing.warnings })
+}
+
+/// The snapshot whose pages those of this backup are compared with. A repository that cannot be asked
+/// tells of it when the session begins.
+fn parent(repository: &Repository, source: &Source, type_: SnapshotType) -> Option<Snapshot> {
+    if type_ == SnapshotType::Full {
+        return None;
+    }
+    repository.snapshots().ok()?.into_iter().rfind(|snapshot| {
+        snapshot.source == source.name
+            && snapshot.kind == SourceKind::Postgres
+            && (type_ == SnapshotType::Incremental || snapshot.type_ == SnapshotType::Full)
+    })
 }
 
 /// What a lane is left behind with.

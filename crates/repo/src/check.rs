@@ -4,7 +4,9 @@
 //! - `standard`: also the SHA-256 of every pack, and every index segment, snapshot and archived file
 //!   is opened.
 //! - `thorough`: also every chunk is opened, decompressed and hashed again, and every pack's footer
-//!   agrees with the index.
+//!   agrees with the index; and every cell of a database file is put together and hashed again.
+
+mod cells;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
@@ -210,9 +212,10 @@ pub(crate) fn verify(
     let snapshots = if everything { all_snapshots(&check)? } else { options.snapshots.clone() };
     let mut reached = HashSet::new();
     let mut needed: BTreeMap<u32, HashMap<ObjectId, Kind>> = BTreeMap::new();
+    let mut regions = Vec::new();
     for snapshot in &snapshots {
         let name = format!("snapshot {}", snapshot.short_id());
-        let walked = walk(&check, &index, snapshot, &mut reached, &mut needed);
+        let walked = walk(&check, &index, snapshot, &mut reached, &mut needed, &mut regions);
         check.judge(&name, walked)?;
     }
 
@@ -261,6 +264,11 @@ pub(crate) fn verify(
                 check_pack(&check, pack, needed.get(number), by_pack.get(number))
             })?;
         }
+    }
+    if !regions.is_empty() {
+        progress.set_phase("checking database files");
+        progress.add_total(regions.iter().map(|region| region.length).sum(), regions.len() as u64);
+        cells::check(&check, &regions)?;
     }
     let archived = if everything { check_archives(&check)? } else { 0 };
     Ok(report(check, snapshots.len() as u64, archived, covered))
@@ -376,18 +384,19 @@ fn all_snapshots(check: &Check<'_>) -> Result<Vec<Snapshot>> {
 
 type Needed = BTreeMap<u32, HashMap<ObjectId, Kind>>;
 
-/// Notes every chunk that a snapshot refers to.
+/// Notes every chunk that a snapshot refers to, and the leaves of database files that none before had.
 fn walk(
     check: &Check<'_>,
     index: &Index,
     snapshot: &Snapshot,
     reached: &mut HashSet<(u8, ObjectId)>,
     needed: &mut Needed,
+    regions: &mut Vec<cells::Region>,
 ) -> Result<()> {
     let name = format!("snapshot {}", snapshot.short_id());
     let mut need = |kind: Kind, id: ObjectId, path: &str| {
         if !reached.insert((kind as u8, id)) {
-            return Ok(());
+            return Ok(false);
         }
         match index.find(&id)? {
             Some(location) => {
@@ -401,8 +410,9 @@ fn walk(
                 ),
             ),
         }
-        Ok::<_, RepoError>(())
+        Ok::<_, RepoError>(true)
     };
+    let thorough = check.options.level == Level::Thorough;
     let tree = check.repository.tree(snapshot)?;
     let (sender, nodes) = crossbeam_channel::unbounded();
     for entry in tree.iter_nodes(move |id| {
@@ -417,9 +427,17 @@ fn walk(
         let path = entry.display_path();
         if let Body::Leaves(leaves) = &content.body {
             for leaf in leaves {
-                need(Kind::Leaf, leaf.id, &path)?;
-                if let crate::tree::PageHashes::Chunk(id) = tree.leaf(&leaf.id)?.pages {
-                    need(Kind::Pages, id, &path)?;
+                let first = need(Kind::Leaf, leaf.id, &path)?;
+                let read = tree.leaf(&leaf.id)?;
+                if first
+                    && thorough
+                    && !read.cells.is_empty()
+                    && check.sampled(&leaf.id.to_string())
+                {
+                    regions.push(cells::Region::new(&name, &path, *leaf, content));
+                }
+                for id in read.pages.chunks() {
+                    need(Kind::Pages, *id, &path)?;
                 }
             }
         }

@@ -4,12 +4,12 @@
 //! chunks, each of which is opened and so checked. The content is cut anew: boundaries and ids follow
 //! from the keys of a repository, and a copy that kept those of the other one would have nothing in
 //! common with what is backed up there later. What a file's chunks tell to be unchanged since an
-//! earlier snapshot that both repositories have is taken over unread.
+//! earlier snapshot that both repositories have is taken over unread; of database files that did change
+//! the pages are compared with it, as in a backup.
 //!
 //! What was sent is listed in the index as the copy goes on, so that one that is interrupted is done
 //! again without sending it twice.
 
-use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -17,17 +17,16 @@ use std::sync::{Arc, Mutex};
 
 use backstay_store::failpoint;
 
+use crate::chunks::Chunks;
 use crate::entry::{Body, Entry, EntryKind, Extent, FileContent, compare_paths};
 use crate::tree::{Tree, TreeIter, slice};
 use crate::{
-    Chunking, Compression, Content, ContentError, Kind, ObjectId, Order, Progress, Reader,
-    RepoError, RepoErrorKind, Repository, Result, Session, SessionOptions, Snapshot,
+    Chunking, Compression, Content, ContentError, Order, Progress, Reader, RepoError,
+    RepoErrorKind, Repository, Result, Session, SessionOptions, Snapshot,
 };
 
 /// Packs after which what has been sent is listed: 512 MiB.
 const LISTED_EVERY: usize = 16;
-/// Opened chunks that are kept: small files share one. Bytes.
-const KEPT: usize = 16 << 20;
 /// Files of an archive that are copied at once.
 const AT_ONCE: usize = 4;
 
@@ -105,9 +104,12 @@ pub fn copy(
         0 if from.store().is_remote() => crate::session::workers(0) * 4,
         workers => workers,
     };
+    let base = Base::find(from, snapshot, to, &there)?;
     let session = Session::begin(vec![(
         to.clone(),
         SessionOptions {
+            // Of database files only those pages are stored that it does not have.
+            parent: base.as_ref().map(|base| base.snapshot.clone()),
             workers,
             compression: options.compression,
             tags: snapshot.tags.clone(),
@@ -116,25 +118,23 @@ pub fn copy(
             ..SessionOptions::new(&snapshot.source, snapshot.kind, snapshot.type_)
         },
     )])?;
-    let chunks = Arc::new(Chunks::new(from));
-    let copied = copy_through(from, snapshot, to, &there, options, session, &chunks);
+    let source = Arc::new(Source::new(from));
+    let copied = copy_through(from, snapshot, base, options, session, &source);
     // What the session was told of it is only its text.
-    copied.map_err(|error| chunks.failure().unwrap_or(error))
+    copied.map_err(|error| source.failure().unwrap_or(error))
 }
 
 fn copy_through(
     from: &Repository,
     snapshot: &Snapshot,
-    to: &Repository,
-    there: &[Snapshot],
+    mut base: Option<Base>,
     options: &CopyOptions,
     session: Session,
-    chunks: &Arc<Chunks>,
+    source: &Arc<Source>,
 ) -> Result<Copied> {
     let progress = &options.progress;
     let list_every = if options.list_every == 0 { LISTED_EVERY } else { options.list_every };
     let tree = from.tree(snapshot)?;
-    let mut base = Base::find(from, snapshot, to, there)?;
     let mut writer = session.tree(Order::Sorted);
     for entry in tree.iter() {
         progress.check()?;
@@ -151,7 +151,7 @@ fn copy_through(
         });
         let chunking = chunking(&tree, content)?;
         let stored =
-            Stored { tree: tree.clone(), chunks: chunks.clone(), content: content.clone() };
+            Stored { tree: tree.clone(), source: source.clone(), content: content.clone() };
         writer.file_unless_known(entry, || Box::new(stored), chunking, vec![known])?;
         if session.list_sent(list_every)? {
             failpoint::hit("copy-listed");
@@ -182,6 +182,8 @@ fn chunking(tree: &Tree, content: &FileContent) -> Result<Chunking> {
 struct Base {
     here: Walk,
     there: Walk,
+    /// The snapshot of the other repository.
+    snapshot: Snapshot,
 }
 
 impl Base {
@@ -201,7 +203,7 @@ impl Base {
         let apart = |one: &Snapshot| (one.time.duration_since(snapshot.time)).abs();
         let Some((one, other)) = pairs.min_by_key(|(one, _)| apart(one)) else { return Ok(None) };
         let (here, there) = (from.tree(one)?.iter(), to.tree(other)?.iter());
-        Ok(Some(Self { here: Walk::new(here), there: Walk::new(there) }))
+        Ok(Some(Self { here: Walk::new(here), there: Walk::new(there), snapshot: other.clone() }))
     }
 
     /// The file as the other repository has it, with the metadata that it has here.
@@ -247,16 +249,15 @@ impl Walk {
     }
 }
 
-/// Opened chunks of the repository that is copied from.
-struct Chunks {
-    repository: Repository,
-    kept: Mutex<VecDeque<(ObjectId, Arc<Vec<u8>>)>>,
+/// The repository that is copied from, and why something of it could not be read.
+struct Source {
+    chunks: Chunks,
     failed: Mutex<Option<RepoError>>,
 }
 
-impl Chunks {
+impl Source {
     fn new(repository: &Repository) -> Self {
-        Self { repository: repository.clone(), kept: Mutex::default(), failed: Mutex::default() }
+        Self { chunks: Chunks::new(repository), failed: Mutex::default() }
     }
 
     /// Remembers why something could not be read.
@@ -269,44 +270,27 @@ impl Chunks {
     fn failure(&self) -> Option<RepoError> {
         self.failed.lock().unwrap_or_else(|e| e.into_inner()).take()
     }
-
-    fn get(&self, id: &ObjectId) -> Result<Arc<Vec<u8>>> {
-        let kept = || self.kept.lock().unwrap_or_else(|e| e.into_inner());
-        if let Some((_, chunk)) = kept().iter().find(|(other, _)| other == id) {
-            return Ok(chunk.clone());
-        }
-        let chunk = Arc::new(self.repository.read_chunk(Kind::Data, id)?);
-        let mut kept = kept();
-        kept.push_back((*id, chunk.clone()));
-        let mut bytes: usize = kept.iter().map(|(_, chunk)| chunk.len()).sum();
-        while bytes > KEPT
-            && let Some((_, oldest)) = kept.pop_front()
-        {
-            bytes -= oldest.len();
-        }
-        Ok(chunk)
-    }
 }
 
 /// The content of a file in the repository that is copied from.
 struct Stored {
     tree: Tree,
-    chunks: Arc<Chunks>,
+    source: Arc<Source>,
     content: FileContent,
 }
 
 impl Content for Stored {
     fn open(self: Box<Self>) -> Result<Box<dyn Reader>, ContentError> {
         // A copy without it would pass for the original.
-        let fatal = |error: RepoError| ContentError::Fatal(self.chunks.note(error));
+        let fatal = |error: RepoError| ContentError::Fatal(self.source.note(error));
         let extents = self.tree.extents(&self.content).map_err(fatal)?;
-        Ok(Box::new(Opened { extents, chunks: self.chunks, content: self.content }))
+        Ok(Box::new(Opened { extents, source: self.source, content: self.content }))
     }
 }
 
 struct Opened {
     extents: Vec<Extent>,
-    chunks: Arc<Chunks>,
+    source: Arc<Source>,
     content: FileContent,
 }
 
@@ -327,7 +311,7 @@ impl Opened {
             if extent.offset >= end {
                 break;
             }
-            let chunk = self.chunks.get(&extent.chunk)?;
+            let chunk = self.source.chunks.get(&extent.chunk)?;
             let bytes = slice("the snapshot that is copied", &chunk, extent)?;
             let from = extent.offset.max(offset);
             let to = (extent.offset + bytes.len() as u64).min(end);
@@ -350,7 +334,7 @@ impl Reader for Opened {
         let length = self.content.size.saturating_sub(offset).min(buffer.len() as u64) as usize;
         let Some(buffer) = buffer.get_mut(..length) else { return Ok(0) };
         self.fill(offset, buffer)
-            .map_err(|error| io::Error::other(Unusable(self.chunks.note(error))))?;
+            .map_err(|error| io::Error::other(Unusable(self.source.note(error))))?;
         Ok(length)
     }
 

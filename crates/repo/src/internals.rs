@@ -287,3 +287,79 @@ pub fn sealed_record(
     sealed.extend_from_slice(&tag);
     (sealed, key.commitment())
 }
+
+/// How a restore of a region of a file reads.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RegionReading {
+    /// Of the distinct chunks that the region refers to. Bytes.
+    pub read: u64,
+    /// Of the region that lie in chunks. Bytes.
+    pub needed: u64,
+    pub extents: usize,
+    pub chunks: usize,
+    /// Of the leaf, as it is before compression. Bytes.
+    pub leaf: usize,
+}
+
+/// The regions of a file that has leaves.
+pub fn regions(
+    tree: &crate::Tree,
+    content: &crate::FileContent,
+) -> crate::Result<Vec<RegionReading>> {
+    let crate::Body::Leaves(leaves) = &content.body else { return Ok(Vec::new()) };
+    let region = |leaf: &crate::LeafRef| {
+        let leaf = tree.leaf(&leaf.id)?;
+        let mut lengths: std::collections::HashMap<ObjectId, u64> = leaf
+            .extents
+            .iter()
+            .map(|e| (e.chunk, u64::from(e.chunk_offset) + u64::from(e.length)))
+            .collect();
+        if let crate::tree::PageHashes::Mapped(mapped) = &leaf.pages {
+            lengths = mapped.chunks.iter().map(|(id, n)| (*id, u64::from(*n) << 13)).collect();
+        }
+        Ok(RegionReading {
+            read: lengths.values().sum(),
+            needed: leaf.extents.iter().map(|e| u64::from(e.length)).sum(),
+            extents: leaf.extents.len(),
+            chunks: lengths.len(),
+            leaf: crate::tree::encode_leaf(&leaf).len(),
+        })
+    };
+    leaves.iter().map(region).collect()
+}
+
+/// A snapshot in which two extents of a file's first region have each other's places in their chunks:
+/// all that it refers to is whole, and it is wrong.
+pub fn with_pages_exchanged(
+    repository: &Repository,
+    snapshot: &Snapshot,
+    path: &[u8],
+) -> crate::Result<Snapshot> {
+    let tree = repository.tree(snapshot)?;
+    let (kind, type_) = (snapshot.kind, snapshot.type_);
+    let session = repository.begin(crate::SessionOptions::new(&snapshot.source, kind, type_))?;
+    let mut writer = session.tree(crate::Order::Sorted);
+    for entry in tree.iter() {
+        let mut entry = entry?;
+        if entry.path == path
+            && let crate::EntryKind::File(content) = &mut entry.kind
+            && let crate::Body::Leaves(leaves) = &mut content.body
+            && let Some(first) = leaves.first_mut()
+        {
+            let mut leaf = tree.leaf(&first.id)?;
+            let mut parts: Vec<_> = leaf
+                .extents
+                .iter_mut()
+                .filter(|e| e.chunk_offset > 0 && e.length == 8192)
+                .collect();
+            if let [one, .., other] = parts.as_mut_slice() {
+                std::mem::swap(&mut one.chunk, &mut other.chunk);
+                std::mem::swap(&mut one.chunk_offset, &mut other.chunk_offset);
+            }
+            first.id = session.store(Kind::Leaf, &crate::tree::encode_leaf(&leaf))?;
+        }
+        writer.entry(entry)?;
+    }
+    let root = writer.finish()?;
+    session.commit(root, serde_json::Value::Null)
+}

@@ -13,6 +13,7 @@ mod beneath;
 mod browse;
 mod check;
 mod chunker;
+mod chunks;
 mod codec;
 mod copy;
 mod crypto;

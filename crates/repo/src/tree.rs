@@ -10,17 +10,21 @@
 //! ```
 //!
 //! Bounds: a leaf is closed at a boundary from 32 KiB on and at 256 KiB in any case; an inner node
-//! from 16 KiB on and at 128 KiB in any case. A leaf of an extent map (class of chunks `Leaf`) is
-//! postcard of [`ExtentLeaf`].
+//! from 16 KiB on and at 128 KiB in any case.
 //!
-//! Here trees are written and nodes parsed; `read` goes through them.
+//! Here trees are written and nodes parsed; `read` goes through them, `leaf` is about leaves of extent
+//! maps, `hashes` about the page hashes that they name.
 
+mod hashes;
+mod leaf;
 mod read;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use crate::entry::{Entry, EntryKind, Extent, Metadata, compare_paths};
+use crate::entry::{Entry, EntryKind, Metadata, compare_paths};
 use crate::{Kind, ObjectId, RepoError, RepoErrorKind, Result};
+pub(crate) use hashes::{PageHash, encode_change, parse_base, parse_change};
+pub(crate) use leaf::{ExtentLeaf, Mapped, PageHashes, encode_leaf, parse_extents};
 pub(crate) use read::slice;
 pub use read::{Tree, TreeIter};
 
@@ -32,23 +36,6 @@ const BOUNDARY: u8 = 32;
 const MAX_PATHS: usize = 256 << 20;
 /// No tree of ours is deeper: 2^64 entries would fit.
 const MAX_HEIGHT: usize = 16;
-
-/// The extents of a region of a file. Offsets count from the region's start.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ExtentLeaf {
-    pub extents: Vec<Extent>,
-    /// For a grid: the first 16 bytes of each cell's id.
-    pub cells: Vec<[u8; 16]>,
-    pub pages: PageHashes,
-}
-
-/// Eight bytes for each page of a grid's region, by which a later backup finds what changed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum PageHashes {
-    None,
-    Inline(Vec<u8>),
-    Chunk(ObjectId),
-}
 
 /// Something that keeps chunks.
 pub(crate) trait ChunkSink {
@@ -195,10 +182,6 @@ fn append<T: Serialize>(body: &mut Vec<u8>, value: &T) {
     *body = postcard::to_extend(value, std::mem::take(body)).expect("a vector takes all");
 }
 
-pub(crate) fn encode_leaf(leaf: &ExtentLeaf) -> Vec<u8> {
-    postcard::to_extend(leaf, Vec::new()).expect("a vector takes all")
-}
-
 /// Paths in a tree name something below its root and nothing else.
 pub(crate) fn check_path(path: &[u8]) -> Result<()> {
     let fine = !path.is_empty()
@@ -283,9 +266,4 @@ pub(crate) fn parse_node(object: &str, body: &[u8]) -> Option<Vec<Entry>> {
         ParsedNode::Leaf(entries) => Some(entries),
         ParsedNode::Inner(_) => Some(Vec::new()),
     }
-}
-
-pub(crate) fn parse_extents(object: &str, body: &[u8]) -> Result<ExtentLeaf> {
-    postcard::from_bytes(body)
-        .map_err(|error| RepoError::damaged(object, format!("a leaf: {error}")))
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use crate::{ObjectId, Result};
 
-pub(super) struct Cache<V> {
+pub(crate) struct Cache<V> {
     shelf: Mutex<Shelf<V>>,
     changed: Condvar,
     limit: usize,

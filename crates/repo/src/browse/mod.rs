@@ -22,7 +22,7 @@ use crate::entry::{Body, Entry, EntryKind, Extent, Metadata};
 use crate::session::workers;
 use crate::tree::ParsedNode;
 use crate::{Kind, ObjectId, RepoError, Repository, Result, Snapshot, Tree};
-use cache::Cache;
+pub(crate) use cache::Cache;
 pub use children::Children;
 use children::Goal;
 pub use file::FileReader;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::entry::{Body, Entry, EntryKind, Extent, FileContent};
 use crate::index::Index;
 use crate::repository::Repository;
-use crate::tree::{PageHashes, ParsedNode, Tree};
+use crate::tree::{ParsedNode, Tree};
 use crate::{Kind, ObjectId, Progress, Result, Snapshot};
 
 /// Other places of the same bytes that are kept in mind.
@@ -148,7 +148,7 @@ impl Need {
                         }
                         read => read?,
                     };
-                    if let PageHashes::Chunk(id) = &read.pages {
+                    for id in read.pages.chunks() {
                         hurt |= self.note(index, Kind::Pages, id);
                     }
                     for extent in &read.extents {

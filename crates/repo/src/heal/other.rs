@@ -7,10 +7,10 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::ops::Range;
-use std::sync::Mutex;
 
 use super::Healer;
 use super::need::{Need, Piece};
+use crate::chunks::Chunks;
 use crate::codec::MAX_CHUNK;
 use crate::entry::{Body, EntryKind, Extent, FileContent};
 use crate::repository::Repository;
@@ -144,16 +144,15 @@ impl There<'_> {
 
 /// A file of the other repository, for reading from any place.
 pub(super) struct OtherFile {
-    repository: Repository,
+    chunks: Chunks,
     content: FileContent,
     extents: Vec<Extent>,
-    last: Mutex<Option<(ObjectId, Vec<u8>)>>,
 }
 
 impl OtherFile {
     pub fn new(repository: &Repository, tree: &Tree, content: FileContent) -> Result<Self> {
         let extents = tree.extents(&content)?;
-        Ok(Self { repository: repository.clone(), content, extents, last: Mutex::default() })
+        Ok(Self { chunks: Chunks::new(repository), content, extents })
     }
 
     /// Bytes from `offset` on, where all of them can be had.
@@ -184,11 +183,7 @@ impl OtherFile {
             if extent.offset >= end {
                 break;
             }
-            let mut last = self.last.lock().unwrap_or_else(|e| e.into_inner());
-            let chunk = match last.take() {
-                Some((id, chunk)) if id == extent.chunk => chunk,
-                _ => self.repository.read_chunk(Kind::Data, &extent.chunk)?,
-            };
+            let chunk = self.chunks.get(&extent.chunk)?;
             let bytes = slice("the other repository", &chunk, extent)?;
             let (from, to) =
                 (extent.offset.max(offset), (extent.offset + bytes.len() as u64).min(end));
@@ -197,7 +192,6 @@ impl OtherFile {
             if let (Some(source), Some(target)) = (source, target) {
                 target.copy_from_slice(source);
             }
-            *last = Some((extent.chunk, chunk));
         }
         Ok(wanted)
     }

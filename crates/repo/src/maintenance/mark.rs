@@ -9,7 +9,7 @@ use crate::entry::{Body, EntryKind};
 use crate::index::{Index, Location};
 use crate::layout::Work;
 use crate::repository::{Repository, missing_chunk};
-use crate::tree::{PageHashes, ParsedNode};
+use crate::tree::ParsedNode;
 use crate::{Kind, ObjectId, Progress, RepoError, Result, Snapshot};
 
 /// Header, trailer, and the tag of the footer. Bytes.
@@ -100,7 +100,7 @@ impl Marks {
                                     for extent in &leaf.extents {
                                         self.mark(Kind::Data, &extent.chunk)?;
                                     }
-                                    if let PageHashes::Chunk(id) = &leaf.pages {
+                                    for id in leaf.pages.chunks() {
                                         self.mark(Kind::Pages, id)?;
                                     }
                                 }

@@ -17,7 +17,7 @@ use crate::codec::Codec;
 use crate::entry::{Body, Entry, EntryKind, Metadata};
 use crate::index::{Index, PackInfo};
 use crate::repository::{Repository, missing_chunk, open_record};
-use crate::session::content_id_of_data;
+use crate::session::{CELL, content_id_of_data};
 use crate::tree::slice;
 use crate::{Compression, Fallback, Kind, Problem, Progress, RepoError, RepoErrorKind, Result};
 use backstay_store::failpoint;
@@ -468,13 +468,21 @@ impl Fetcher<'_> {
             }
         }
         let mut missing = Vec::new();
+        let mut cell = (u64::MAX, false);
         for wanted in group {
             let extent = &wanted.extent;
+            // Of a part of a chunk only the cell that it is in can tell.
+            let begin = extent.offset - extent.offset % CELL as u64;
+            let whole = (planned.size.saturating_sub(begin)).min(CELL as u64);
+            if cell.0 != begin && u64::from(extent.length) < whole {
+                cell = (begin, self.is_cell(origin, planned, &file, begin, buffer));
+            }
             buffer.resize(extent.length as usize, 0);
-            let there = extent.chunk_offset == 0
-                && extent.offset + u64::from(extent.length) <= length
-                && file.read_exact_at(buffer, extent.offset).is_ok()
-                && content_id_of_data(&origin.repository, buffer) == extent.chunk;
+            let there = cell == (begin, true)
+                || extent.chunk_offset == 0
+                    && extent.offset + u64::from(extent.length) <= length
+                    && file.read_exact_at(buffer, extent.offset).is_ok()
+                    && content_id_of_data(&origin.repository, buffer) == extent.chunk;
             if there {
                 self.counters.bytes_kept.fetch_add(u64::from(extent.length), Relaxed);
                 self.progress.add_done(u64::from(extent.length), 0);
@@ -486,6 +494,25 @@ impl Fetcher<'_> {
             }
         }
         Ok(missing)
+    }
+
+    /// Whether a file has the cell that begins at `begin` already.
+    fn is_cell(
+        &self,
+        origin: &Origin,
+        planned: &Planned,
+        file: &File,
+        begin: u64,
+        buffer: &mut Vec<u8>,
+    ) -> bool {
+        let Ok(at) = planned.cells.binary_search_by_key(&begin, |(begin, _)| *begin) else {
+            return false;
+        };
+        buffer.resize(planned.size.saturating_sub(begin).min(CELL as u64) as usize, 0);
+        file.read_exact_at(buffer, begin).is_ok()
+            && planned.cells.get(at).is_some_and(|(_, cell)| {
+                content_id_of_data(&origin.repository, buffer).0.starts_with(cell)
+            })
     }
 
     /// Fetches all of `wanted`, which is sorted by location. What is nowhere comes last.

@@ -131,6 +131,9 @@ pub(super) struct Planned {
     pub dense: bool,
     /// Whether the file is there already, with a length to keep or correct.
     pub exists: bool,
+    /// Of a database file that is there already, where its cells begin and the first 16 bytes of
+    /// their ids.
+    pub cells: Vec<(u64, [u8; 16])>,
     /// What `place` takes the place of when it is whole.
     pub(in crate::restore) over: Option<Place>,
 }
@@ -329,6 +332,7 @@ pub(crate) fn restore(
                             begun: Mutex::new(false),
                             dense: false,
                             exists,
+                            cells: Vec::new(),
                             over,
                         });
                         continue;
@@ -344,13 +348,19 @@ pub(crate) fn restore(
                         }
                     }
                     let number = files.len() as u32;
+                    // Pages of a database file may lie in a few chunks by turns.
+                    let mut found: HashMap<crate::ObjectId, Location> = HashMap::new();
                     for extent in &extents {
                         let goes_on = options.keep_going || options.fallback.is_some();
-                        let location = match index.find(&extent.chunk) {
-                            Err(error) if error.is_about_an_object() && goes_on => None,
-                            found => found?,
+                        let location = match found.get(&extent.chunk) {
+                            Some(location) => Some(*location),
+                            None => match index.find(&extent.chunk) {
+                                Err(error) if error.is_about_an_object() && goes_on => None,
+                                found => found?,
+                            },
                         };
                         let location = location.unwrap_or(NOWHERE);
+                        found.insert(extent.chunk, location);
                         if location == NOWHERE && !goes_on {
                             let kind = crate::Kind::Data;
                             return Err(crate::repository::missing_chunk(
@@ -371,6 +381,12 @@ pub(crate) fn restore(
                         begun: Mutex::new(false),
                         dense: extents.iter().map(|e| u64::from(e.length)).sum::<u64>()
                             == content.size,
+                        // Without them it is fetched.
+                        cells: if options.delta && exists {
+                            tree.cells(content).unwrap_or_default()
+                        } else {
+                            Vec::new()
+                        },
                         exists,
                         over,
                     });

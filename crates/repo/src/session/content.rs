@@ -153,6 +153,7 @@ pub(super) enum Job {
 /// A grid of several regions.
 pub(super) struct LargeFile {
     pub ticket: u64,
+    pub path: Vec<u8>,
     pub entry: Mutex<Option<Entry>>,
     pub known: Known,
     pub reader: Box<dyn Reader>,

@@ -9,10 +9,13 @@
 //! once, and cut, hashed and sealed for each, since no two have the same keys.
 //!
 //! `sink` keeps chunks, `content` is what is handed in, `worker` what is done with it, `writer` puts entries in order
-//! and into a tree, `lanes` is what a session is over several repositories.
+//! and into a tree, `lanes` is what a session is over several repositories. `grid` is what becomes of a
+//! region of a database file, `parent` what is known of it from the snapshot before.
 
 mod content;
+mod grid;
 mod lanes;
+mod parent;
 mod sink;
 mod worker;
 mod writer;
@@ -35,7 +38,7 @@ use crate::keys::timestamp;
 use crate::layout::Work;
 use crate::maintenance;
 use crate::repository::Repository;
-use crate::tree::{PageHashes, parse_extents};
+use crate::tree::parse_extents;
 use crate::{
     Compression, Kind, Original, Progress, RepoError, RepoErrorKind, Result, Snapshot,
     SnapshotStats, SnapshotType, SourceKind,
@@ -186,10 +189,7 @@ impl Lane {
                 Err(error) if error.is_about_an_object() => return Ok(false),
                 leaf => leaf?,
             };
-            let pages = match &leaf.pages {
-                PageHashes::Chunk(id) => index.holds(id),
-                PageHashes::None | PageHashes::Inline(_) => true,
-            };
+            let pages = leaf.pages.chunks().iter().all(|id| index.holds(id));
             if !pages || !leaf.extents.iter().all(|extent| index.holds(&extent.chunk)) {
                 return Ok(false);
             }
@@ -206,9 +206,7 @@ impl Lane {
                 return Ok(false);
             }
             let read = self.repository.read_chunk(Kind::Leaf, &leaf.id)?;
-            if let PageHashes::Chunk(id) = &parse_extents("a leaf", &read)?.pages
-                && !index.is_there(id)
-            {
+            if !parse_extents("a leaf", &read)?.pages.chunks().iter().all(|id| index.is_there(id)) {
                 return Ok(false);
             }
         }
@@ -374,6 +372,7 @@ pub(crate) fn content_id_of_data(repository: &Repository, content: &[u8]) -> cra
     content_id(&repository.keys().data_id, Kind::Data, content)
 }
 
+pub(crate) use content::{CELL, REGION};
 pub(crate) use sink::{Mover, content_id};
 
 #[cfg(test)]

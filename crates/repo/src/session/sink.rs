@@ -11,6 +11,7 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender};
 
 use super::lanes::Fate;
+use super::parent::Parent;
 use crate::codec::{Codec, MAX_CHUNK};
 use crate::crypto::{Class, PackKey, SessionKey};
 use crate::id::CellHasher;
@@ -86,6 +87,7 @@ pub(crate) struct Shared {
     pub metadata_key: SessionKey,
     pub progress: Arc<Progress>,
     pub chunker: crate::chunker::Chunker,
+    pub(super) parent: Parent,
     compression: Compression,
     index: Arc<Index>,
     fresh: Vec<Mutex<FreshIds>>,
@@ -128,6 +130,7 @@ impl Shared {
             metadata_key,
             progress: options.progress.clone(),
             chunker,
+            parent: Parent::new(options.parent.clone()),
             compression: options.compression,
             index,
             fresh: (0..64).map(|_| Mutex::default()).collect(),
@@ -479,16 +482,20 @@ impl Sink {
         (self.coin >> 33) as usize % OPEN_DATA_PACKS
     }
 
-    /// Stores a cell of a grid; appends the hashes of its pages to `pages`.
+    /// Stores a cell of a grid under the id that [`hash_cell`](Self::hash_cell) gave.
     pub fn store_cell(
         &mut self,
+        id: ObjectId,
         cell: &[u8],
         at: u64,
-        pages: &mut Vec<u8>,
         encoded: &mut Encoded,
-    ) -> Result<ObjectId> {
-        let id = self.cells.hash(cell, pages);
-        self.store_as(Kind::Data, id, cell, at, encoded)
+    ) -> Result<()> {
+        self.store_as(Kind::Data, id, cell, at, encoded).map(drop)
+    }
+
+    /// Whether content need not be stored: the index has it, or this session.
+    pub fn has(&self, id: &ObjectId) -> bool {
+        self.shared.has_stored(id) || self.shared.index.holds(id)
     }
 
     /// Stores content that lies at `at` in the file that `encoded` is about.
@@ -502,7 +509,7 @@ impl Sink {
         self.store_as(Kind::Data, id, content, at, encoded)
     }
 
-    /// The id of a cell that need not be stored.
+    /// The id of a cell; appends the hashes of its pages to `pages`.
     pub fn hash_cell(&mut self, cell: &[u8], pages: &mut Vec<u8>) -> ObjectId {
         self.cells.hash(cell, pages)
     }

@@ -13,6 +13,7 @@ use super::content::{
     CELL, Chunking, ContentError, Contents, File, GROUP, GROUPED, Job, Known, LargeFile, Made,
     Outcome, REGION, Reader, dropped,
 };
+use super::grid::Region;
 use super::lanes::LaneSet;
 use super::sink::{Encoded, Shared, Sink};
 use crate::chunker::MAX;
@@ -22,8 +23,6 @@ use crate::{Kind, Progress, RepoError, RepoErrorKind, Result};
 
 /// Extents that an entry carries itself.
 const EXTENTS_IN_ENTRY: usize = 64;
-/// Page hashes that a leaf carries itself. Bytes.
-const PAGES_IN_LEAF: usize = 4096;
 
 /// Opens a grid that is larger than one region and makes its jobs.
 pub(super) fn large_file(file: File) -> Result<Vec<Job>, Box<(Unopened, ContentError)>> {
@@ -35,6 +34,7 @@ pub(super) fn large_file(file: File) -> Result<Vec<Job>, Box<(Unopened, ContentE
     let regions = reader.size().div_ceil(REGION).max(1) as usize;
     let large = Arc::new(LargeFile {
         ticket,
+        path: entry.path.clone(),
         entry: Mutex::new(Some(entry)),
         known,
         reader,
@@ -202,7 +202,7 @@ impl Worker {
     ) -> Result<Contents, ContentError> {
         self.encoded.clear();
         let (size, contents) = match chunking {
-            Chunking::Grid => self.grid(reader, wanting)?,
+            Chunking::Grid => self.grid(reader, &entry.path, wanting)?,
             Chunking::ContentDefined => self.cut(reader, wanting)?,
         };
         reader.finish(entry, size)?;
@@ -301,11 +301,12 @@ impl Worker {
     fn grid(
         &mut self,
         reader: &dyn Reader,
+        path: &[u8],
         wanting: LaneSet,
     ) -> Result<(u64, Contents), ContentError> {
         let regions = reader.size().div_ceil(REGION) as usize;
         let leaves = (0..regions)
-            .map(|number| self.grid_region(reader, number, wanting))
+            .map(|number| self.grid_region(reader, path, number, wanting))
             .collect::<Result<Vec<_>, _>>()?;
         Ok((reader.size(), self.of_leaves(reader.size(), wanting, &leaves)))
     }
@@ -324,6 +325,7 @@ impl Worker {
     fn grid_region(
         &mut self,
         reader: &dyn Reader,
+        path: &[u8],
         number: usize,
         wanting: LaneSet,
     ) -> Result<Vec<Option<LeafRef>>, ContentError> {
@@ -331,7 +333,7 @@ impl Worker {
             self.buffer.resize(CELL, 0);
         }
         let mut buffer = std::mem::take(&mut self.buffer);
-        let leaves = self.grid_cells(reader, number, wanting, &mut buffer);
+        let leaves = self.grid_cells(reader, path, number, wanting, &mut buffer);
         self.buffer = buffer;
         leaves
     }
@@ -339,79 +341,97 @@ impl Worker {
     fn grid_cells(
         &mut self,
         reader: &dyn Reader,
+        path: &[u8],
         number: usize,
         wanting: LaneSet,
         buffer: &mut [u8],
     ) -> Result<Vec<Option<LeafRef>>, ContentError> {
         let start = number as u64 * REGION;
+        let length = (start + REGION).min(reader.size()).saturating_sub(start);
+        let mut regions: Vec<Option<Region>> = Vec::new();
+        regions.resize_with(self.sinks.len(), || None);
+        for (lane, sink) in self.alive(wanting) {
+            let shared = sink.shared.clone();
+            match shared.parent.region(&shared.repository, shared.index(), path, number) {
+                Ok(before) => regions[lane] = Some(Region::new(sink, length, before)),
+                Err(error) => shared.fail(error),
+            }
+        }
+        let all: Vec<usize> = (0..length.div_ceil(CELL as u64) as usize).collect();
+        self.take_cells(reader, number, &all, wanting, &mut regions, buffer)?;
+        self.count_read(wanting, length as usize);
+        let mut refs = vec![None; self.sinks.len()];
+        for lane in 0..self.sinks.len() {
+            let mut only = LaneSet::NONE;
+            only.add(lane);
+            let mut round = 0;
+            loop {
+                let Some(sink) = self.sinks.get_mut(lane).filter(|s| s.shared.is_alive()) else {
+                    break;
+                };
+                let Some(region) = regions.get_mut(lane).and_then(Option::as_mut) else { break };
+                let again = match region.again(sink, round) {
+                    Ok(again) => again,
+                    Err(error) => {
+                        sink.shared.fail(error);
+                        break;
+                    }
+                };
+                if again.is_empty() {
+                    let stored = regions[lane].take().map(|region| region.finish(sink));
+                    match stored {
+                        Some(Ok(id)) => refs[lane] = Some(LeafRef { id, offset: start }),
+                        Some(Err(error)) => sink.shared.fail(error),
+                        None => {}
+                    }
+                    break;
+                }
+                self.take_cells(reader, number, &again, only, &mut regions, buffer)?;
+                round += 1;
+            }
+        }
+        Ok(refs)
+    }
+
+    /// Reads cells of a region, for each lane of `wanting`.
+    fn take_cells(
+        &mut self,
+        reader: &dyn Reader,
+        number: usize,
+        cells: &[usize],
+        wanting: LaneSet,
+        regions: &mut [Option<Region>],
+        buffer: &mut [u8],
+    ) -> Result<(), ContentError> {
+        let start = number as u64 * REGION;
         let end = (start + REGION).min(reader.size());
-        let empty =
-            || ExtentLeaf { extents: Vec::new(), cells: Vec::new(), pages: PageHashes::None };
-        let mut leaves: Vec<(ExtentLeaf, Vec<u8>)> = Vec::new();
-        leaves.resize_with(self.sinks.len(), || (empty(), Vec::new()));
-        let mut at = start;
-        while at < end {
-            let length = (end - at).min(CELL as u64) as usize;
+        for cell_number in cells {
+            let at = start + (cell_number * CELL) as u64;
+            let length = end.saturating_sub(at).min(CELL as u64) as usize;
             let cell = &mut buffer[..length];
             let read = reader.read_at(at, cell)?;
             // A grid has the size it said; what is not there any more reads as zeros.
             cell[read..].fill(0);
-            self.count_read(wanting, read);
             let zero = is_zero(cell);
             let mut encoded = std::mem::take(&mut self.encoded);
+            // A cell that is read again may hold something else by now.
+            encoded.clear();
             for (lane, sink) in self.alive(wanting) {
-                let Some((leaf, pages)) = leaves.get_mut(lane) else { continue };
-                let stored = if zero {
-                    Ok(sink.hash_cell(cell, pages))
-                } else {
-                    sink.store_cell(cell, at, pages, &mut encoded)
-                };
-                let id = match stored {
-                    Ok(id) => id,
-                    Err(error) => {
-                        sink.shared.fail(error);
-                        continue;
-                    }
-                };
-                if !zero {
-                    leaf.extents.push(Extent {
-                        offset: at - start,
-                        length: length as u32,
-                        chunk: id,
-                        chunk_offset: 0,
-                    });
+                let Some(region) = regions.get_mut(lane).and_then(Option::as_mut) else { continue };
+                if let Err(error) = region.take(sink, *cell_number, cell, zero, at, &mut encoded) {
+                    sink.shared.fail(error);
                 }
-                let mut prefix = [0; 16];
-                prefix.copy_from_slice(&id.0[..16]);
-                leaf.cells.push(prefix);
             }
             self.encoded = encoded;
-            at += length as u64;
         }
-        let mut refs = vec![None; self.sinks.len()];
-        for (lane, sink) in self.alive(wanting) {
-            let Some((leaf, pages)) = leaves.get_mut(lane) else { continue };
-            let mut store = || {
-                leaf.pages = if pages.len() <= PAGES_IN_LEAF {
-                    PageHashes::Inline(std::mem::take(pages))
-                } else {
-                    PageHashes::Chunk(sink.store(Kind::Pages, pages)?)
-                };
-                sink.store(Kind::Leaf, &encode_leaf(leaf))
-            };
-            match store() {
-                Ok(id) => refs[lane] = Some(LeafRef { id, offset: start }),
-                Err(error) => sink.shared.fail(error),
-            }
-        }
-        Ok(refs)
+        Ok(())
     }
 
     fn region(&mut self, file: &LargeFile, number: usize) -> Result<()> {
         let failed = || file.failed.lock().unwrap_or_else(|e| e.into_inner());
         let wanting = self.wanting(&file.known);
         if failed().is_none() {
-            match self.grid_region(file.reader.as_ref(), number, wanting) {
+            match self.grid_region(file.reader.as_ref(), &file.path, number, wanting) {
                 Ok(of_lanes) => {
                     let mut leaves = file.leaves.lock().unwrap_or_else(|e| e.into_inner());
                     if let Some(slot) = leaves.get_mut(number) {

@@ -6,8 +6,10 @@
 use std::sync::Arc;
 
 use super::{ExtentLeaf, MAX_HEIGHT, ParsedNode, parse, parse_extents};
+use crate::chunks::Chunks;
 use crate::entry::{Body, Entry, EntryKind, Extent, FileContent, compare_paths};
 use crate::repository::Repository;
+use crate::session::CELL;
 use crate::{Fallback, Kind, ObjectId, RepoError, RepoErrorKind, Result};
 
 /// The tree of a snapshot, for reading.
@@ -161,6 +163,18 @@ impl Tree {
         Ok((extents, damage))
     }
 
+    /// The ids of the cells of a grid, as far as leaves carry them, by where they begin.
+    pub(crate) fn cells(&self, content: &FileContent) -> Result<Vec<(u64, [u8; 16])>> {
+        let mut cells = Vec::new();
+        if let Body::Leaves(leaves) = &content.body {
+            for leaf in leaves {
+                let places = (leaf.offset..).step_by(CELL);
+                cells.extend(places.zip(self.leaf(&leaf.id)?.cells));
+            }
+        }
+        Ok(cells)
+    }
+
     pub(crate) fn leaf(&self, id: &ObjectId) -> Result<ExtentLeaf> {
         parse_extents(&self.name, &self.repository.read_chunk(Kind::Leaf, id)?)
     }
@@ -230,19 +244,15 @@ impl Tree {
             }
             Ok::<_, RepoError>(at)
         };
-        let mut last: Option<(ObjectId, Vec<u8>)> = None;
+        let chunks = Chunks::new(&self.repository);
         for extent in self.extents(content)? {
             if extent.offset + u64::from(extent.length) <= at {
                 continue;
             }
             at = fill(at, extent.offset, &mut write)?;
-            let chunk = match last.take() {
-                Some((id, chunk)) if id == extent.chunk => chunk,
-                _ => self.repository.read_chunk(Kind::Data, &extent.chunk)?,
-            };
+            let chunk = chunks.get(&extent.chunk)?;
             let bytes = slice(&self.name, &chunk, &extent)?;
             at = write(bytes.get((at - extent.offset) as usize..).unwrap_or_default())?;
-            last = Some((extent.chunk, chunk));
         }
         fill(at, content.size, &mut write)?;
         Ok(content.size)
