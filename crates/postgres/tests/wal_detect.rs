@@ -12,8 +12,8 @@ use std::ops::Range;
 use std::path::Path;
 
 use backstay_postgres::wal::{Detected, Detection, Folder, Fork, Moment, Nearest, detect};
-use backstay_postgres::{Backup, BackupDetail};
-use backstay_repo::{Progress, RestoreOptions};
+use backstay_postgres::{Backup, BackupDetail, BackupOptions, Detect};
+use backstay_repo::SnapshotType;
 use backstay_testing::postgres::version;
 use common::{Fixture, Shape};
 
@@ -32,24 +32,17 @@ fn moment(detail: &BackupDetail) -> Moment {
 
 /// The files of relations in a backup, by their paths in the snapshot.
 fn relations(fixture: &Fixture, backup: &Backup) -> BTreeMap<String, Vec<u8>> {
-    let folder = tempfile::tempdir().unwrap();
-    let options = RestoreOptions { sync: false, ..RestoreOptions::new(folder.path()) };
-    fixture.repo.restore(&backup.snapshot, options, &Progress::default()).unwrap();
+    let tree = fixture.repo.tree(&backup.snapshot).unwrap();
     let mut found = BTreeMap::new();
-    walk(folder.path(), "", &mut found);
-    found
-}
-
-fn walk(folder: &Path, path: &str, found: &mut BTreeMap<String, Vec<u8>>) {
-    for entry in fs::read_dir(folder).unwrap() {
+    for entry in tree.iter() {
         let entry = entry.unwrap();
-        let path = format!("{path}{}", entry.file_name().into_string().unwrap());
-        if entry.file_type().unwrap().is_dir() {
-            walk(&entry.path(), &format!("{path}/"), found);
-        } else if Fork::of_path(path.as_bytes()).is_some() {
-            found.insert(path, fs::read(entry.path()).unwrap());
+        if Fork::of_path(&entry.path).is_some() {
+            let mut content = Vec::new();
+            tree.read_file(&entry, &mut content).unwrap();
+            found.insert(String::from_utf8(entry.path.clone()).unwrap(), content);
         }
     }
+    found
 }
 
 /// Puts the second backup together from the first and what the WAL says; the bytes read for it, and
@@ -140,6 +133,61 @@ fn composes(major: u32) {
     compose(&found(&first, &third), &contents[0], &contents[2]);
 
     refuses(&fixture, &first, &second, &wal);
+    if major == 18 {
+        backs_up(&fixture);
+    }
+}
+
+/// Backups that read what the log names are those that read everything.
+fn backs_up(fixture: &Fixture) {
+    let cluster = &fixture.cluster;
+    let backup = |type_, detect| {
+        let options = BackupOptions { type_, detect, ..fixture.options() };
+        backstay_postgres::backup(&fixture.repo, &fixture.source(), &options).unwrap()
+    };
+    let content = |backup: &Backup| relations(fixture, backup);
+    for round in 0..2 {
+        cluster.sql(&format!("update big set v = 'r{round}' where id % 900 = {round}"));
+        cluster.sql(&format!("create table added_{round} as select generate_series(1, 900) i"));
+        // Nothing is written between the two of a round.
+        let by_wal = backup(SnapshotType::Incremental, Detect::Wal);
+        let whole = backup(SnapshotType::Full, Detect::Hash);
+        assert_eq!(by_wal.warnings, Vec::<String>::new());
+        let (read, all) = (by_wal.snapshot.stats.bytes_read, whole.snapshot.stats.bytes_read);
+        assert!(read * 4 < all * 3, "{read} of {all} bytes were read");
+        assert!(by_wal.snapshot.stats.files_unchanged > 300);
+        assert!(content(&by_wal) == content(&whole), "round {round}");
+        // What the next one is compared with was itself not wholly read.
+        fixture.repo.forget(&whole.snapshot.id).unwrap();
+    }
+    let auto = backup(SnapshotType::Incremental, Detect::Auto);
+    assert!(auto.snapshot.stats.files_unchanged > 300);
+
+    // What was done without a log is found by reading.
+    cluster.configure(&[
+        ("wal_level", "minimal"),
+        ("max_wal_senders", "0"),
+        ("archive_mode", "off"),
+    ]);
+    cluster.restart();
+    cluster.sql(
+        "begin; create table unlogged_load (i int); \
+         insert into unlogged_load select generate_series(1, 9000); commit",
+    );
+    cluster.configure(&[
+        ("wal_level", "replica"),
+        ("max_wal_senders", "3"),
+        ("archive_mode", "on"),
+    ]);
+    cluster.restart();
+    let after = backup(SnapshotType::Incremental, Detect::Wal);
+    assert!(
+        after.warnings.iter().any(|w| w.contains("wal_level was minimal")),
+        "{:?}",
+        after.warnings
+    );
+    assert_eq!(after.snapshot.stats.files_unchanged, 0);
+    assert!(content(&after) == content(&backup(SnapshotType::Full, Detect::Hash)));
 }
 
 /// Everything that makes the WAL no answer is a reason.
