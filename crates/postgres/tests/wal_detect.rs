@@ -11,10 +11,12 @@ use std::fs;
 use std::ops::Range;
 use std::path::Path;
 
-use backstay_postgres::wal::{Detected, Detection, Folder, Fork, Moment, Nearest, detect};
+use backstay_postgres::wal::{
+    Detected, Detection, Folder, Fork, Moment, Nearest, RecoveryTarget, detect,
+};
 use backstay_postgres::{Backup, BackupDetail, BackupOptions, Detect};
 use backstay_repo::SnapshotType;
-use backstay_testing::postgres::version;
+use backstay_testing::postgres::{Load, version};
 use common::{Fixture, Shape};
 
 fn moment(detail: &BackupDetail) -> Moment {
@@ -257,4 +259,39 @@ fn the_wal_says_what_to_read_on_postgresql_13() {
 #[test]
 fn the_wal_says_what_to_read_on_postgresql_18() {
     composes(18);
+}
+
+/// Files are taken over while the server writes to them: recovery puts right what is older than the
+/// backup's end.
+#[test]
+fn a_backup_by_the_log_of_a_busy_cluster_recovers() {
+    let Some(installation) = version(15) else {
+        backstay_testing::skip!("PostgreSQL 15 is not installed");
+    };
+    let fixture = Fixture::new(&installation);
+    let cluster = &fixture.cluster;
+    cluster
+        .sql("create table big as select i id, repeat('b', 300) v from generate_series(1, 9000) i");
+    let load = Load::start(cluster, 2);
+    fixture.backup();
+    load.run_for(100);
+    cluster.sql("update big set v = 'n' where id % 300 = 0");
+    let by_wal = |_| {
+        let options = BackupOptions { detect: Detect::Wal, ..fixture.options() };
+        backstay_postgres::backup(&fixture.repo, &fixture.source(), &options).unwrap()
+    };
+    let made: Vec<Backup> = (0..2).map(by_wal).collect();
+    load.run_for(50);
+    let acknowledged = load.stop();
+    for one in &made {
+        assert_eq!(one.warnings, Vec::<String>::new());
+        assert!(one.snapshot.stats.files_unchanged > 300, "{:?}", one.snapshot.stats);
+    }
+    let then = cluster.table_checksums();
+    fixture.archived(cluster);
+    let options = fixture.restoring("restored", RecoveryTarget::Latest);
+    fixture.restore(&made[1].snapshot, &options);
+    let server = fixture.promoted(&options);
+    acknowledged.assert_kept(&server);
+    assert_eq!(server.table_checksums(), then);
 }
