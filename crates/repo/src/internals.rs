@@ -31,6 +31,11 @@ pub fn extent_leaf(body: &[u8]) -> bool {
     crate::tree::parse_extents("a leaf", body).is_ok()
 }
 
+/// How many pages a change of page hashes is about.
+pub fn changed_hashes(body: &[u8]) -> Option<usize> {
+    crate::tree::parse_change(body).map(|change| change.len())
+}
+
 /// The number of chunks that a segment lists.
 pub fn segment(plain: &[u8]) -> Option<usize> {
     crate::index::Index::of_segment("a segment", plain).ok().map(|index| index.len())
@@ -297,7 +302,7 @@ pub struct RegionReading {
     pub needed: u64,
     pub extents: usize,
     pub chunks: usize,
-    /// Of the leaf, as it is before compression. Bytes.
+    /// Of the leaf, compressed. Bytes.
     pub leaf: usize,
 }
 
@@ -322,7 +327,12 @@ pub fn regions(
             needed: leaf.extents.iter().map(|e| u64::from(e.length)).sum(),
             extents: leaf.extents.len(),
             chunks: lengths.len(),
-            leaf: crate::tree::encode_leaf(&leaf).len(),
+            leaf: {
+                let mut record = Vec::new();
+                Codec::new(Compression::default())
+                    .encode(&crate::tree::encode_leaf(&leaf), &mut record);
+                record.len()
+            },
         })
     };
     leaves.iter().map(region).collect()

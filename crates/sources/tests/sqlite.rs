@@ -325,3 +325,44 @@ fn an_old_log_beside_the_target_is_refused() {
     let options = RestoreOptions { delta: true, ..RestoreOptions::new(&base) };
     restore(&repo, &snapshot, options, &Progress::default()).unwrap();
 }
+
+/// Pages of SQLite may be smaller or larger than those that are compared.
+#[test]
+fn an_incremental_stores_the_changed_pages_whatever_their_size() {
+    for page_size in [512, 4096, 65536] {
+        let (_dir, base) = folder();
+        let path = base.join("bank.db");
+        {
+            let connection = Connection::open(&path).unwrap();
+            connection.execute_batch(&format!("PRAGMA page_size = {page_size}; VACUUM")).unwrap();
+        }
+        let connection = create(&path, "wal", 20_000);
+        let repo = repository();
+        let source = source(&path);
+        let mut numbers = Numbers(page_size);
+        let first = backup(&repo, &source, &BackupOptions::default()).unwrap();
+        assert_eq!(first.detail["page_size"], page_size);
+        let mut made = vec![(first, content_of(&connection))];
+        for _ in 0..4 {
+            for _ in 0..5 {
+                transfer(&connection, &mut numbers, 20_000);
+            }
+            let next = source.backup(&repo, &BackupOptions::default()).unwrap();
+            assert_eq!(next.parent.as_ref(), made.last().map(|(before, _)| &before.id));
+            // Ten rows, on a page each, of which one may lie on two of those that are compared.
+            let most = 11 * page_size.max(8192) + 40_000;
+            assert!(next.stats.new_bytes <= most, "{page_size}: {}", next.stats.new_bytes);
+            made.push((next, content_of(&connection)));
+        }
+        for (snapshot, content) in &made {
+            let (_dir, target) = restored(&repo, snapshot);
+            let copy = Connection::open(target.join("bank.db")).unwrap();
+            assert!(content_of(&copy) == *content, "{page_size}");
+        }
+    }
+}
+
+fn content_of(connection: &Connection) -> Vec<i64> {
+    let mut rows = connection.prepare("SELECT balance FROM account ORDER BY id").unwrap();
+    rows.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+}

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::ffi::OsString;
 
 use backstay_ops::units::{count, format_size, group};
-use backstay_repo::{Entry, EntryKind, compare_paths};
+use backstay_repo::{Entry, EntryKind, Tree, compare_paths};
 use clap::Args;
 use serde_json::json;
 
@@ -81,7 +81,7 @@ pub fn run(args: &DiffArgs, app: &App) -> Result<Outcome> {
             }
             Ordering::Equal => {
                 if let (Some(before), Some(after)) = (a.take().filter(is_wanted), b.take()) {
-                    let what = differences(&before, &after, same_repository);
+                    let what = differences(&before, &after, same_repository.then_some(&left_tree));
                     let content = what.iter().any(|what| matches!(*what, "content" | "type"));
                     if content || (!what.is_empty() && !args.content) {
                         changed += 1;
@@ -162,11 +162,14 @@ fn show(
     app.output.answer(format!("{mark} {}{suffix}{notes}", printable(&entry.display_path())))
 }
 
-fn differences(a: &Entry, b: &Entry, same_repository: bool) -> Vec<&'static str> {
+/// `tree` is one of the repository of both, if it is the same.
+fn differences(a: &Entry, b: &Entry, tree: Option<&Tree>) -> Vec<&'static str> {
     let mut what = Vec::new();
     match (&a.kind, &b.kind) {
         (EntryKind::File(x), EntryKind::File(y)) => {
-            if x.size != y.size || (same_repository && x.body != y.body) {
+            // What cannot be compared may differ.
+            let same = |tree: &Tree| tree.is_same_content(x, y).unwrap_or(false);
+            if x.size != y.size || !tree.is_none_or(same) {
                 what.push("content");
             }
         }

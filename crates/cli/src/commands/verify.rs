@@ -19,7 +19,8 @@ use crate::work;
 #[command(after_help = "Levels:
   basic      every object is there, with its size
   standard   every object has the content that it had
-  thorough   every chunk opens, decompresses and hashes to its id; all trees are walked
+  thorough   every chunk opens, decompresses and hashes to its id, and so does each piece of a
+             database file that lies in several; all trees are walked
   forensic   restored in a sandbox, started and queried
 
 With --repair what is damaged is put right, as far as it can be had: an index from the

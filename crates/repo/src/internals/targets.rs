@@ -4,7 +4,7 @@
 use crate::codec::Codec;
 use crate::entry::{Body, EntryKind};
 use crate::index::{PackInfo, SegmentBuilder};
-use crate::tree::{ChunkSink, ExtentLeaf, PageHashes, TreeBuilder, encode_leaf};
+use crate::tree::{ChunkSink, ExtentLeaf, Mapped, PageHashes, TreeBuilder, encode_leaf};
 use crate::{
     Compression, Entry, Environment, Extent, FileContent, InitOptions, Kind, LeafRef, Metadata,
     ObjectId, Repository, Result, Secret, Store, compare_paths,
@@ -139,10 +139,11 @@ pub fn snapshot(json: &[u8]) {
     }
 }
 
-/// Nodes of trees and leaves of extent maps, as they lie inside a record, and what a restore makes
-/// of the extents.
+/// Nodes of trees, leaves of extent maps and changes of page hashes, as they lie inside a record, and
+/// what a restore makes of the extents.
 pub fn tree(body: &[u8]) {
     super::extent_leaf(body);
+    super::changed_hashes(body);
     let Some(entries) = super::tree_node(body) else { return };
     assert!(entries.is_sorted_by(|a, b| compare_paths(&a.path, &b.path).is_lt()));
     for entry in entries {
@@ -318,7 +319,22 @@ fn tree_samples() -> Vec<Vec<u8>> {
         cells: vec![[1; 16]; 2],
         pages: PageHashes::Inline(vec![3; 64]),
     };
+    let page = |offset: u64, chunk, at: u32| Extent {
+        offset: offset * 8192,
+        length: 8192,
+        chunk: ObjectId([chunk; 32]),
+        chunk_offset: at * 8192,
+    };
+    let mapped = ExtentLeaf {
+        extents: vec![page(0, 1, 0), page(1, 2, 0), page(2, 1, 2), page(9, 2, 1)],
+        cells: vec![[1; 16]; 2],
+        pages: PageHashes::Mapped(Mapped {
+            hashes: vec![ObjectId([3; 32]); 2],
+            chunks: vec![(ObjectId([1; 32]), 128), (ObjectId([2; 32]), 2)],
+        }),
+    };
     kept.0.truncate(6);
-    kept.0.push(encode_leaf(&leaf));
+    kept.0.extend([encode_leaf(&leaf), encode_leaf(&mapped)]);
+    kept.0.push(crate::tree::encode_change(&[(0, [5; 8]), (1, [6; 8]), (900, [7; 8])]));
     kept.0
 }

@@ -4,7 +4,7 @@
 //! stored again.
 
 use std::collections::HashMap;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
 use super::content::REGION;
 use crate::entry::{Body, EntryKind, LeafRef};
@@ -16,8 +16,13 @@ use crate::{Kind, ObjectId, RepoError, Repository, Result, Snapshot};
 /// The files of the snapshot before that have leaves, read when the first grid is met.
 pub(super) struct Parent {
     snapshot: Option<Snapshot>,
-    files: OnceLock<HashMap<Vec<u8>, (u64, Vec<LeafRef>)>>,
+    files: OnceLock<Files>,
+    /// Held by the worker that reads them, while the others wait for it.
+    reading: Mutex<()>,
 }
+
+/// Sizes and leaves by path.
+type Files = HashMap<Vec<u8>, (u64, Vec<LeafRef>)>;
 
 /// A layer of page hashes.
 #[derive(Debug, Clone)]
@@ -42,10 +47,14 @@ pub(super) struct Before {
 
 impl Parent {
     pub fn new(snapshot: Option<Snapshot>) -> Self {
-        Self { snapshot, files: OnceLock::new() }
+        Self { snapshot, files: OnceLock::new(), reading: Mutex::default() }
     }
 
-    fn files(&self, repository: &Repository) -> Result<&HashMap<Vec<u8>, (u64, Vec<LeafRef>)>> {
+    fn files(&self, repository: &Repository) -> Result<&Files> {
+        if let Some(files) = self.files.get() {
+            return Ok(files);
+        }
+        let _reading = self.reading.lock().unwrap_or_else(|e| e.into_inner());
         if let Some(files) = self.files.get() {
             return Ok(files);
         }
@@ -87,10 +96,7 @@ impl Parent {
     }
 }
 
-fn list(
-    repository: &Repository,
-    parent: &Snapshot,
-) -> Result<HashMap<Vec<u8>, (u64, Vec<LeafRef>)>> {
+fn list(repository: &Repository, parent: &Snapshot) -> Result<Files> {
     let mut files = HashMap::new();
     for entry in repository.tree(parent)?.iter() {
         let entry = entry?;

@@ -365,10 +365,7 @@ impl Worker {
             let mut only = LaneSet::NONE;
             only.add(lane);
             let mut round = 0;
-            loop {
-                let Some(sink) = self.sinks.get_mut(lane).filter(|s| s.shared.is_alive()) else {
-                    break;
-                };
+            while let Some(sink) = self.sinks.get_mut(lane).filter(|s| s.shared.is_alive()) {
                 let Some(region) = regions.get_mut(lane).and_then(Option::as_mut) else { break };
                 let again = match region.again(sink, round) {
                     Ok(again) => again,

@@ -163,6 +163,27 @@ impl Tree {
         Ok((extents, damage))
     }
 
+    /// Whether two files of this repository hold the same. Pages of a database file may lie in other
+    /// chunks; its cells have the same ids all the same.
+    pub fn is_same_content(&self, one: &FileContent, other: &FileContent) -> Result<bool> {
+        if one == other {
+            return Ok(true);
+        }
+        let (Body::Leaves(a), Body::Leaves(b)) = (&one.body, &other.body) else {
+            return Ok(false);
+        };
+        if one.size != other.size || a.len() != b.len() {
+            return Ok(false);
+        }
+        for (a, b) in a.iter().zip(b).filter(|(a, b)| a != b) {
+            let (a, b) = (self.leaf(&a.id)?, self.leaf(&b.id)?);
+            if a.cells.is_empty() || a.cells != b.cells {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// The ids of the cells of a grid, as far as leaves carry them, by where they begin.
     pub(crate) fn cells(&self, content: &FileContent) -> Result<Vec<(u64, [u8; 16])>> {
         let mut cells = Vec::new();
