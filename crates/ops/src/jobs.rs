@@ -216,6 +216,7 @@ fn one_pass(
             };
             let options = backstay_postgres::BackupOptions {
                 type_: request.type_.unwrap_or(SnapshotType::Incremental),
+                detect: keys.detect,
                 workers: context.workers(),
                 tags,
                 fast: keys.fast_checkpoint,

@@ -13,6 +13,7 @@
 //!
 //! Every file is read whole. An incremental backup compares the pages of relations with their hashes
 //! in the snapshot before, and stores those that changed; its snapshot is as complete as any other.
+//! Where the log says which relations changed, the others need not be read (`known`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -20,9 +21,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backstay_repo::{
-    Archive, Chunking, Compression, Entry, EntryKind, Fate, FileContent, INLINE_LIMIT, Metadata,
-    Order, Problem, Progress, RepoError, RepoErrorKind, Repository, SessionOptions, Snapshot,
-    SnapshotType, SourceKind, TreeWriter,
+    Archive, Chunking, Compression, Content, Entry, EntryKind, Fate, FileContent, INLINE_LIMIT,
+    Metadata, Order, Problem, Progress, RepoError, RepoErrorKind, Repository, SessionOptions,
+    Snapshot, SnapshotType, SourceKind, TreeWriter,
 };
 use backstay_store::failpoint;
 use jiff::Timestamp;
@@ -31,6 +32,7 @@ use crate::control::{self, ControlFile};
 use crate::copy::{self, Item, Listing, What};
 use crate::detail::BackupDetail;
 use crate::inspect::{self, Cluster, Tablespace, inspect_session};
+use crate::known::{Detect, Known};
 use crate::reader::{Bytes, DataFile, PageChecks};
 use crate::session::{Session, Source, Stopped};
 use crate::wal::{Lsn, SegmentName, SegmentSize};
@@ -48,6 +50,8 @@ pub struct BackupOptions {
     /// Which earlier snapshot pages are compared with: none for a full one, the newest for an
     /// incremental one, the newest full one for a differential one.
     pub type_: SnapshotType,
+    /// How it is found out what changed since that snapshot.
+    pub detect: Detect,
     /// Threads that read, compress and seal; 0 = as many as there are cores.
     pub workers: usize,
     pub compression: Compression,
@@ -63,6 +67,7 @@ impl Default for BackupOptions {
     fn default() -> Self {
         Self {
             type_: SnapshotType::Incremental,
+            detect: Detect::default(),
             workers: 0,
             compression: Compression::default(),
             tags: BTreeMap::new(),
@@ -164,11 +169,23 @@ pub fn backup_to(targets: &[Target], source: &Source, options: &BackupOptions) -
         (target.repository.clone(), session)
     };
     let writing = backstay_repo::Session::begin(targets.iter().map(begin).collect())?;
-    let listing = copy::list(&cluster.data_directory, cluster.version, cluster.catalog_version)?;
+    let mut listing =
+        copy::list(&cluster.data_directory, cluster.version, cluster.catalog_version)?;
+    let mut warnings = std::mem::take(&mut listing.warnings);
+    let known = Known::find(
+        options.detect,
+        &writing,
+        &cluster,
+        start_lsn,
+        &listing,
+        progress,
+        &mut warnings,
+    )?;
     progress.add_total(listing.bytes, listing.items.len() as u64);
     let checks = cluster.checksums.then(|| PageChecks::new(cluster.block_size, start_lsn));
     let mut tree = writing.tree(Order::Any);
-    copy_files(&mut tree, &listing, &cluster, checks.as_ref(), &mut session)?;
+    let relations = Relations { known: &known, writing: &writing, checks: checks.as_ref() };
+    copy_files(&mut tree, &listing, &cluster, &relations, &mut session)?;
     tree.wait()?;
     copy_control(&mut tree, &listing, &cluster)?;
     tree.wait()?;
@@ -254,7 +271,7 @@ pub fn backup_to(targets: &[Target], source: &Source, options: &BackupOptions) -
     let snapshots = committed
         .map(|(number, made)| made.map_err(|error| failed.remove(&number).unwrap_or(error.into())))
         .collect();
-    Ok(Backups { snapshots, detail, warnings: listing.warnings })
+    Ok(Backups { snapshots, detail, warnings })
 }
 
 /// The snapshot whose pages those of this backup are compared with. A repository that cannot be asked
@@ -343,11 +360,18 @@ fn may_start(cluster: &Cluster, targets: &[Target], source: &Source) -> Result<(
     Ok(())
 }
 
+/// How files of relations are taken.
+struct Relations<'a> {
+    known: &'a Known,
+    writing: &'a backstay_repo::Session,
+    checks: Option<&'a Arc<PageChecks>>,
+}
+
 fn copy_files(
     tree: &mut TreeWriter<'_>,
     listing: &Listing,
     cluster: &Cluster,
-    checks: Option<&Arc<PageChecks>>,
+    relations: &Relations<'_>,
     session: &mut Session,
 ) -> Result<()> {
     let mut asked = Instant::now();
@@ -380,8 +404,15 @@ fn copy_files(
             }
             What::Relation { size, segment } => {
                 let first = segment.wrapping_mul(cluster.relation_segment_blocks);
-                let pages = checks.map(|checks| (checks.clone(), first));
-                tree.file(entry(content(*size)), file(Some(*size), pages), Chunking::Grid)?;
+                let pages = relations.checks.map(|checks| (checks.clone(), first));
+                let known = relations.known.of(relations.writing, item, *size);
+                let wanted = || -> Box<dyn Content> { file(Some(*size), pages) };
+                if known.is_empty() {
+                    tree.file(entry(content(*size)), wanted(), Chunking::Grid)?;
+                } else {
+                    let entry = entry(content(*size));
+                    tree.file_unless_known(entry, wanted, Chunking::Grid, known)?;
+                }
             }
         }
         if asked.elapsed() >= KEEP_ALIVE {

@@ -124,11 +124,10 @@ fn reads_the_same_records_as_pg_waldump() {
         let shown: Vec<&str> = line.split("blkref #").skip(1).collect();
         assert_eq!(blocks.len(), shown.len(), "{line}");
         for (block, shown) in blocks.iter().zip(shown) {
-            let relation =
-                format!("rel {}/{}/{} ", block.tablespace, block.database, block.relation);
+            let relation = format!("rel {} ", block.relation);
             assert!(shown.contains(&relation), "{block:?} {line}");
             assert!(shown.contains(&format!("blk {}", block.block)), "{block:?} {line}");
-            assert_eq!(block.image, shown.contains("FPW"), "{block:?} {line}");
+            assert_eq!(block.image.is_some(), shown.contains("FPW"), "{block:?} {line}");
         }
         match record.event() {
             Some(Event::TransactionEnd(end)) => {

@@ -240,6 +240,20 @@ impl Archive {
         Ok(files)
     }
 
+    /// Removes the files that `choose` names, given all files and every snapshot there is; with
+    /// `dry_run` only says which. While a session is at work nothing goes.
+    ///
+    /// # Errors
+    /// What `choose` answers; and damage of a snapshot, since what cannot be seen might be needed.
+    pub fn expire<E: From<RepoError>>(
+        &self,
+        dry_run: bool,
+        choose: impl FnOnce(&[ArchivedFile], &[crate::Snapshot]) -> Result<Vec<String>, E>,
+        progress: &std::sync::Arc<crate::Progress>,
+    ) -> Result<crate::Expired, E> {
+        crate::maintenance::expire(self, dry_run, choose, progress)
+    }
+
     fn seal(&self, key: &str, size: u64, hash: &[u8; 32], records: &[Vec<u8>]) -> Result<Vec<u8>> {
         let keys = self.repository.keys();
         let env = self.repository.environment();

@@ -60,7 +60,7 @@ pub use id::{Kind, ObjectId};
 pub use keys::age::{Identity, Recipient};
 pub use keys::escrow::{Printed, Share};
 pub use keys::{KeySlot, Secret, SlotKind};
-pub use maintenance::{MaintenanceOptions, MaintenanceReport, Waiting};
+pub use maintenance::{Expired, MaintenanceOptions, MaintenanceReport, Waiting};
 pub use progress::{Progress, ProgressSnapshot};
 pub use repository::{InitOptions, OpenOptions, Repository, Usage};
 pub use restore::{Placement, RestoreOptions, RestoreReport};

@@ -19,6 +19,9 @@ use support::*;
 
 const SYSTEM: u64 = 7_000_000_000_000_000_002;
 const SEGMENT: &str = "000000010000000000000003";
+/// What goes, in this order.
+const EXPIRING: [&str; 3] =
+    ["000000010000000000000003", "000000010000000000000004", "000000010000000000000005"];
 const DO: &str = "BACKSTAY_TEST_DO";
 const IN: &str = "BACKSTAY_TEST_IN";
 
@@ -109,6 +112,12 @@ fn dies_here() {
         }
         "push" => {
             open(&store).archive(SYSTEM).push(SEGMENT, &segment()).unwrap();
+        }
+        "expire" => {
+            let all = |files: &[ArchivedFile], _: &[Snapshot]| -> Result<Vec<String>> {
+                Ok(files.iter().map(|file| file.name.clone()).collect())
+            };
+            open(&store).archive(SYSTEM).expire(false, all, &Default::default()).unwrap();
         }
         "rotate" => {
             open(&store).rotate(&[(new_key(), "new".to_owned())]).unwrap();
@@ -202,6 +211,11 @@ fn prepare(folder: &Path, work: &str) -> Option<Snapshot> {
     let first = backup(&repo, &first_files()).unwrap();
     if work == "copy" {
         repository(&second_store(folder));
+    }
+    if work == "expire" {
+        for name in EXPIRING {
+            repo.archive(SYSTEM).push(name, &segment()).unwrap();
+        }
     }
     if work == "maintain" || work == "repair" {
         let many = backup(&repo, &many_files()).unwrap();
@@ -310,6 +324,12 @@ fn examine(folder: &Path, work: &str, first: Option<&Snapshot>, context: &str) {
             }
         }
         "repair" => {}
+        "expire" => {
+            // The newest are left, without a gap.
+            let left = repo.archive(SYSTEM).list(None).unwrap();
+            let left: Vec<&str> = left.iter().map(|file| file.name.as_str()).collect();
+            assert!(EXPIRING.ends_with(&left), "{context}: {left:?}");
+        }
         "push" => {
             let archive = repo.archive(SYSTEM);
             let found = archive.fetch(SEGMENT).unwrap();
@@ -394,6 +414,19 @@ fn a_backup_dies_at_every_step() {
 #[test]
 fn a_push_dies_at_every_step() {
     expect(&dies_everywhere("push", 2), &["archive-sealed", "archive-created"]);
+}
+
+#[test]
+fn removing_files_of_an_archive_dies_at_every_step() {
+    // It creates nothing, so there is no other.
+    for count in 1..=3 {
+        let folder = tempfile::tempdir().unwrap();
+        let first = prepare(folder.path(), "expire");
+        let mut command = child("expire", folder.path());
+        command.env("BACKSTAY_FAILPOINT", format!("archive-file-removed:{count}"));
+        assert!(killed(command.status().unwrap()), "{count}");
+        examine(folder.path(), "expire", first.as_ref(), &format!("expire at {count}"));
+    }
 }
 
 #[test]
@@ -552,6 +585,7 @@ fn every_failpoint_of_this_floor_is_met_by_some_test() {
             "snapshot-created",
             "archive-sealed",
             "archive-created",
+            "archive-file-removed",
             "host-added",
             "rotate-keys-added",
             "rotate-begun",

@@ -52,6 +52,7 @@ const OPERATIONS: &[(&str, &[&str])] = &[
         &["session-created", "pack-sealed", "pack-created", "index-created", "snapshot-created"],
     ),
     ("push", &["archive-sealed", "archive-created"]),
+    ("expire", &["archive-file-removed"]),
     (
         "maintain",
         &[
@@ -202,6 +203,12 @@ fn open_any(store: &Store) -> Result<Repository> {
     }
 }
 
+/// Of the archive's two segments the first.
+fn expire_first(repo: &Repository) -> Result<Expired> {
+    let first = |_: &[ArchivedFile], _: &[Snapshot]| Ok(vec![SEGMENTS[0].to_owned()]);
+    repo.archive(SYSTEM).expire(false, first, &Default::default())
+}
+
 fn do_it(work: &str, store: &Store, other: &Path, target: &Path) -> Result<()> {
     if work == "init" {
         return match make(store) {
@@ -213,6 +220,7 @@ fn do_it(work: &str, store: &Store, other: &Path, target: &Path) -> Result<()> {
     match work {
         "backup" => backup(&repo, &second_files()).map(drop),
         "push" => repo.archive(SYSTEM).push(SEGMENTS[1], &segment()).map(drop),
+        "expire" => expire_first(&repo).map(drop),
         "maintain" => repo.maintain(&impatient(), &Default::default()).map(drop),
         "restore" => {
             let snapshot = repo.snapshots()?.remove(0);
@@ -261,6 +269,11 @@ fn prepare(store: &Store, work: &str) {
     let repo = make(store).unwrap();
     backup(&repo, &first_files()).unwrap();
     match work {
+        "expire" => {
+            for name in SEGMENTS {
+                repo.archive(SYSTEM).push(name, &segment()).unwrap();
+            }
+        }
         "remove a key" => drop(repo.add_key(&second_key(), "to go").unwrap()),
         "forget" => drop(backup(&repo, &few_files()).unwrap()),
         "maintain" | "repair" => {
@@ -334,6 +347,11 @@ fn examine(store: &Store, work: &str, other: &Path, target: &Path, context: &str
             let found = repo.archive(SYSTEM).fetch(SEGMENTS[0]).unwrap();
             assert!(found.is_some_and(|found| found == segment()), "{context}");
         }
+        "expire" => {
+            let left = repo.archive(SYSTEM).list(None).unwrap();
+            let left: Vec<&str> = left.iter().map(|file| file.name.as_str()).collect();
+            assert_eq!(left, [SEGMENTS[1]], "{context}");
+        }
         "maintain" => assert_eq!(snapshots.len(), 2, "{context}"),
         "forget" => assert_eq!(snapshots.len(), 1, "{context}"),
         _ => {}
@@ -381,7 +399,7 @@ fn dies_everywhere(name: &str, more: &[&str], place: impl Fn(usize) -> Place) {
             let context = format!("{name}: {work} at {failpoint}");
             let died = status.signal() == Some(9);
             // These create nothing in the store.
-            let creates = !["restore", "remove a key"].contains(work);
+            let creates = !["restore", "remove a key", "expire"].contains(work);
             assert!(died || (!creates && more.contains(failpoint)), "{context}: {status}");
             println!("{context}, after {:.1} s", started.elapsed().as_secs_f64());
             examine(&place.store(), work, other.path(), &target, &context);

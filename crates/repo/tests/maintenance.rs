@@ -610,3 +610,55 @@ fn what_a_damaged_run_lists_is_stored_again_and_nothing_is_removed_meanwhile() {
         assert!(from_the_end != usize::MAX || found == 0, "{lost} {found}");
     }
 }
+
+#[test]
+fn nothing_of_an_archive_goes_while_a_session_is_at_work() {
+    let store = Store::memory();
+    let repo = repository(&store);
+    let archive = repo.archive(7);
+    let names = ["000000010000000000000003", "000000010000000000000004"];
+    for name in names {
+        archive.push(name, &noise(5000, 1)).unwrap();
+    }
+    let kept = backup(&repo, &files(&[("a", C, noise(100, 1))])).unwrap();
+    let first = |files: &[ArchivedFile], snapshots: &[Snapshot]| -> Result<Vec<String>> {
+        assert_eq!(files.len(), 2);
+        assert_eq!(snapshots.iter().map(|s| &s.id).collect::<Vec<_>>(), [&kept.id]);
+        // A name that is not there is none that goes.
+        Ok(vec![names[0].to_owned(), "000000010000000000000009".to_owned()])
+    };
+    let session = repo.begin(options("at work")).unwrap();
+    let waiting = archive.expire(false, first, &Arc::default()).unwrap();
+    assert_eq!((waiting.names.len(), waiting.waiting_for), (0, 1));
+    assert_eq!(archive.list(None).unwrap().len(), 2);
+    let dry = archive.expire(true, first, &Arc::default()).unwrap();
+    assert_eq!((dry.names.as_slice(), dry.waiting_for), (&[names[0].to_owned()][..], 1));
+    assert_eq!(archive.list(None).unwrap().len(), 2);
+    drop(session);
+    let given_up = repo.maintain(&impatient(), &Arc::default()).unwrap();
+    assert_eq!(given_up.given_up.len(), 1);
+    let gone = archive.expire(false, first, &Arc::default()).unwrap();
+    assert_eq!(gone.names, [names[0]]);
+    assert!(gone.bytes > 4000);
+    let left = archive.list(None).unwrap();
+    assert_eq!(left.iter().map(|file| file.name.as_str()).collect::<Vec<_>>(), [names[1]]);
+    assert!(verify(&repo, Level::Thorough).damages.is_empty());
+    // One who chooses badly, or not at all, removes nothing.
+    let refuse = |_: &[ArchivedFile], _: &[Snapshot]| -> Result<Vec<String>> {
+        Err(RepoError::new(RepoErrorKind::NotFound, "no"))
+    };
+    archive.expire(false, refuse, &Arc::default()).unwrap_err();
+    // Nor does anybody while there is a snapshot that cannot be read.
+    let key = keys(&store, "snapshots/").into_iter().find(|key| key.contains(&kept.id)).unwrap();
+    let mut body = store.read(&key).unwrap().to_vec();
+    let last = body.len() - 1;
+    body[last] ^= 1;
+    store.delete(&key).unwrap();
+    store.create(&key, body.into()).unwrap();
+    let all = |_: &[ArchivedFile], _: &[Snapshot]| -> Result<Vec<String>> {
+        Ok(vec![names[1].to_owned()])
+    };
+    let error = archive.expire(false, all, &Arc::default()).unwrap_err();
+    assert!(error.to_string().contains("nothing is removed while"), "{error}");
+    assert_eq!(archive.list(None).unwrap().len(), 1);
+}

@@ -26,6 +26,7 @@ pub const ALL: &[&str] = &[
     "snapshot-created",
     "archive-sealed",
     "archive-created",
+    "archive-file-removed",
     // keys
     "host-added",
     "rotate-keys-added",

@@ -3,31 +3,36 @@
 //! `push` and `fetch` are run by PostgreSQL for every segment, so they start lean and keep its
 //! contract: see their help.
 
+mod dump;
+mod expire;
+mod reading;
+mod status;
+mod summarize;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use backstay_ops::config::{RepositoryConfig, SourceConfig, SourceSettings};
-use backstay_ops::units::{count, format_age, format_size, parse_duration};
-use backstay_ops::{Context, Error, moment};
-use backstay_postgres::BackupDetail;
+use backstay_ops::units::parse_duration;
+use backstay_ops::{Context, Error};
 use backstay_postgres::control::ControlFile;
-use backstay_postgres::wal::{
-    self, ArchiveHealth, FetchOptions, FetchOutcome, PushOptions, RecoveryBase, window,
-};
-use backstay_repo::{Pushed, Repository, SourceKind};
+use backstay_postgres::wal::{self, FetchOptions, FetchOutcome, PushOptions};
+use backstay_repo::{Pushed, Repository};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::postgres::choose;
 use crate::app::{App, Outcome, Result};
-use crate::output::Style;
 
 /// Work with the archive of a PostgreSQL cluster
 #[derive(Debug, Subcommand)]
 pub enum WalCommand {
     Push(PushArgs),
     Fetch(FetchArgs),
-    Status(StatusArgs),
+    Status(status::StatusArgs),
+    Expire(expire::ExpireArgs),
+    Summarize(summarize::SummarizeArgs),
+    Dump(dump::DumpArgs),
 }
 
 /// Put a finished file of the log into the archive; PostgreSQL's `archive_command` runs this
@@ -87,18 +92,14 @@ pub struct FetchArgs {
     retry_for: Duration,
 }
 
-/// Show what can be recovered: unbroken ranges, and gaps
-#[derive(Debug, Args)]
-pub struct StatusArgs {
-    /// A source of kind postgres [default: the only one]
-    source: Option<String>,
-}
-
 pub fn run(command: &WalCommand, app: &App) -> Result<Outcome> {
     match command {
         WalCommand::Push(args) => push(args, app),
         WalCommand::Fetch(args) => fetch(args, app),
-        WalCommand::Status(args) => status(args, app),
+        WalCommand::Status(args) => status::run(args, app),
+        WalCommand::Expire(args) => expire::run(args, app),
+        WalCommand::Summarize(args) => summarize::run(args, app),
+        WalCommand::Dump(args) => dump::run(args, app),
     }
 }
 
@@ -380,172 +381,4 @@ fn shell(words: &[String]) -> String {
         })
         .collect();
     quoted.join(" ")
-}
-
-fn status(args: &StatusArgs, app: &App) -> Result<Outcome> {
-    let context = app.context()?;
-    let source = choose(args.source.as_deref(), context)?;
-    let mut documents = Vec::new();
-    let mut good = true;
-    let mut failures = Vec::new();
-    for config in context.config.repositories_of(source)? {
-        let archive = context.open(config).and_then(|repository| Archive::of(source, repository));
-        app.show_warnings();
-        match archive {
-            Ok(Some(archive)) => {
-                good &= archive.is_good();
-                documents.push(archive.document(&config.name, context.env.now()));
-                present(app, &config.name, archive.identifier, &archive.health)?;
-            }
-            Ok(None) => {
-                app.output.answer(format!(
-                    "There is no snapshot of {} in {} yet, so nothing can be recovered.",
-                    source.name, config.name
-                ))?;
-                app.output.say(format!("Make one with `backstay backup {}`.", source.name))?;
-                documents.push(json!({ "repository": config.name, "system_identifier": null }));
-                good = false;
-            }
-            Err(error) => {
-                documents.push(json!({ "repository": config.name, "error": error.to_string() }));
-                failures.push((config.name.clone(), error));
-            }
-        }
-    }
-    if failures.len() == documents.len()
-        && let Some((_, error)) = failures.pop()
-    {
-        return Err(error);
-    }
-    for (name, error) in &failures {
-        let message = format!("the repository `{name}` was passed over: {error}");
-        app.output.warn(&message, error.hint());
-    }
-    app.output.document(&json!({ "source": source.name, "archives": documents }))?;
-    Ok(if good && failures.is_empty() { Outcome::Done } else { Outcome::Failed })
-}
-
-/// What the archive of a source in one repository gives.
-struct Archive {
-    identifier: u64,
-    health: ArchiveHealth,
-}
-
-impl Archive {
-    /// None where there is no snapshot to recover from.
-    fn of(source: &SourceConfig, repository: Repository) -> Result<Option<Self>> {
-        let mut snapshots = repository.snapshots()?;
-        snapshots.retain(|s| s.source == source.name && s.kind == SourceKind::Postgres);
-        let mut details = Vec::new();
-        for snapshot in &snapshots {
-            details.push((snapshot.id.clone(), BackupDetail::of(snapshot)?));
-        }
-        let Some((_, newest)) = details.last() else { return Ok(None) };
-        let (identifier, size) = (newest.system_identifier, newest.segment_size);
-        let backups: Vec<(String, RecoveryBase)> = details
-            .iter()
-            .filter(|(_, detail)| detail.system_identifier == identifier)
-            .map(|(id, detail)| (id.clone(), detail.into()))
-            .collect();
-        let health = window(&repository.archive(identifier), size, &backups)?;
-        Ok(Some(Self { identifier, health }))
-    }
-
-    fn is_good(&self) -> bool {
-        let last = self.health.windows.iter().max_by_key(|window| (window.timeline, window.to));
-        self.health.unusable.is_empty() && last.is_some_and(|last| last.broken_by.is_none())
-    }
-
-    fn document(&self, repository: &str, now: std::time::SystemTime) -> serde_json::Value {
-        let health = &self.health;
-        json!({
-            "repository": repository,
-            "system_identifier": self.identifier.to_string(),
-            "exposure_seconds": health.rpo(now).map(|age| age.as_secs()),
-            "windows": health.windows.iter().map(|window| json!({
-                "from": window.from_time,
-                "from_lsn": window.from.to_string(),
-                "to_lsn": window.to.to_string(),
-                "timeline": window.timeline,
-                "last_segment": window.last.to_string(),
-                "archived": window.archived.and_then(|t| jiff::Timestamp::try_from(t).ok()),
-                "broken_by": window.broken_by.map(|name| name.to_string()),
-                "snapshots": window.backups,
-            })).collect::<Vec<_>>(),
-            "unusable": health.unusable.iter().map(|one| json!({
-                "snapshot": one.backup,
-                "missing": one.missing.to_string(),
-            })).collect::<Vec<_>>(),
-            "timelines": health.timelines.iter().map(|timeline| json!({
-                "timeline": timeline.timeline,
-                "history": timeline.history,
-                "segments": timeline.ranges.iter().map(|range| range.count).sum::<u64>(),
-                "gaps": timeline.gaps.iter().map(|gap| json!({
-                    "first": gap.first.to_string(),
-                    "last": gap.last.to_string(),
-                    "count": gap.count,
-                })).collect::<Vec<_>>(),
-            })).collect::<Vec<_>>(),
-        })
-    }
-}
-
-fn present(app: &App, repository: &str, identifier: u64, health: &ArchiveHealth) -> Result<()> {
-    let paint = app.output.paint;
-    app.output.answer(format!(
-        "{}  archive of system {identifier}",
-        paint.paint(Style::Bold, repository)
-    ))?;
-    for window in &health.windows {
-        let archived = window.archived.and_then(|time| jiff::Timestamp::try_from(time).ok());
-        let to = match archived {
-            Some(time) => format!("{} ({})", moment::local(time, &app.zone()), window.to),
-            None => window.to.to_string(),
-        };
-        app.output.answer(format!(
-            "  {} any moment from {} ({}) to {to}, timeline {}, {}",
-            paint.paint(Style::Green, "window"),
-            moment::local(window.from_time, &app.zone()),
-            window.from,
-            window.timeline,
-            count(window.backups.len() as u64, "snapshot", "snapshots"),
-        ))?;
-        if let Some(missing) = window.broken_by {
-            app.output.answer(format!(
-                "  {} it ends there because {missing} is missing",
-                paint.paint(Style::Yellow, "broken")
-            ))?;
-        }
-    }
-    for one in &health.unusable {
-        app.output.answer(format!(
-            "  {} snapshot {} cannot be recovered: {} is missing",
-            paint.paint(Style::Red, "unusable"),
-            one.backup.get(..8).unwrap_or(&one.backup),
-            one.missing
-        ))?;
-    }
-    for timeline in &health.timelines {
-        let segments: u64 = timeline.ranges.iter().map(|range| range.count).sum();
-        let bytes = segments.saturating_mul(health.segment_size.bytes());
-        app.output.answer(format!(
-            "  timeline {}: {} ({})",
-            timeline.timeline,
-            count(segments, "segment", "segments"),
-            format_size(bytes)
-        ))?;
-        for gap in &timeline.gaps {
-            app.output.answer(format!(
-                "    {} {} from {} to {}",
-                paint.paint(Style::Yellow, "gap"),
-                count(gap.count, "segment", "segments"),
-                gap.first,
-                gap.last
-            ))?;
-        }
-    }
-    if let Some(age) = health.rpo(app.context()?.env.now()) {
-        app.output.say(format!("  the newest moment is from {}", format_age(age)))?;
-    }
-    Ok(())
 }

@@ -90,6 +90,70 @@ fn a_push_goes_to_every_repository_of_the_source() {
     assert!(ran.stderr.contains("several sources of kind postgres"), "{ran}");
 }
 
+/// `wal dump` and `wal summarize` of the archive, and of the server's own folder.
+fn the_log_is_shown(cluster: &postgres::Cluster, good: &dyn Fn(&[&str]) -> crate::sandbox::Ran) {
+    let table = cluster.value(
+        "select concat_ws('/', 1663, (select oid from pg_database where datname = 'postgres'), \
+         pg_relation_filenode('t'))",
+    );
+    let folder = cluster.data().join("pg_wal");
+    let folder = folder.to_str().unwrap();
+    let archive = good(&["wal", "dump", "orders", "--relation", &table, "--rmgr", "heap"]);
+    let inserts = archive.stdout.lines().filter(|line| line.contains("desc: INSERT")).count();
+    assert!(inserts >= 500, "{archive}");
+    assert!(archive.stdout.lines().all(|line| line.contains(&table)), "{archive}");
+    let first = archive.stdout.split("lsn: ").nth(1).unwrap().split(',').next().unwrap();
+    let words = ["--relation", &table, "--rmgr", "heap", "--start", first];
+    let own = good(&[&["wal", "dump", "--folder", folder], &words[..]].concat());
+    assert_eq!(own.stdout, archive.stdout);
+    let few = good(&["wal", "dump", "--folder", folder, "-n", "3", "--json"]);
+    let records: Vec<serde_json::Value> =
+        few.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(records.len(), 3, "{few}");
+    assert!(records[0]["lsn"].is_string() && records[0]["blocks"].is_array(), "{few}");
+    let stats = good(&["wal", "dump", "orders", "--stats", "--json"]);
+    let stats: serde_json::Value = serde_json::from_str(&stats.stdout).unwrap();
+    let heap = stats["stats"].as_array().unwrap().iter().find(|one| one["rmgr"] == "Heap").unwrap();
+    assert!(heap["records"].as_u64().unwrap() > 500, "{stats}");
+    let kinds = good(&["wal", "dump", "orders", "--stats=record", "--from", first]);
+    assert!(kinds.stdout.contains("Heap/DELETE"), "{kinds}");
+
+    let saved = format!("{folder}/../summary");
+    let made = good(&["wal", "summarize", "orders", "--save", &saved, "--json"]);
+    let made: serde_json::Value = serde_json::from_str(&made.stdout).unwrap();
+    let relations = made["relations"].as_array().unwrap();
+    let of_table = relations.iter().find(|one| one["relation"] == table.as_str()).unwrap();
+    assert!(of_table["blocks"].as_u64().unwrap() > 4, "{of_table}");
+    assert!(made["rmgrs"].as_array().unwrap().len() > 3, "{made}");
+    let read = good(&["wal", "summarize", "--read", &saved, "--json"]);
+    let read: serde_json::Value = serde_json::from_str(&read.stdout).unwrap();
+    assert_eq!(read["relations"], made["relations"]);
+    let shown = good(&["wal", "summarize", "orders"]);
+    assert!(shown.stdout.contains("changed blocks"), "{shown}");
+}
+
+#[test]
+fn what_is_no_log_is_no_log() {
+    let it = Sandbox::ready();
+    for (words, said) in [
+        (&["wal", "dump", "--folder", "."][..], "there are no segments"),
+        (&["wal", "dump", "--folder", "nowhere"], "could not read the folder nowhere"),
+        (&["wal", "dump", "--system-id", "7"], "there are no segments"),
+        (&["wal", "dump"], "no source of kind postgres"),
+        (&["wal", "dump", "--relation", "1/2"], "three numbers"),
+        (&["wal", "dump", "--rmgr", "heaps"], "there are XLOG"),
+        (&["wal", "dump", "--from", "nonsense"], "no position in the WAL"),
+        (&["wal", "dump", "--from", "0/2", "--to", "0/1", "--system-id", "7"], "before 0/2"),
+        (&["wal", "summarize", "--read", "backstay.toml"], "no summary of WAL"),
+        (&["wal", "summarize", "--read", "nowhere"], "could not read nowhere"),
+    ] {
+        let ran = it.run(words);
+        assert_ne!(ran.code, 0, "{ran}");
+        assert!(ran.stdout.is_empty(), "{ran}");
+        assert!(ran.stderr.contains(said), "{said}: {ran}");
+    }
+}
+
 #[test]
 fn from_setup_to_a_recovered_moment() {
     let supported = |it: &postgres::Installation| (13..=18).contains(&it.major);
@@ -155,6 +219,9 @@ fn from_setup_to_a_recovered_moment() {
     });
     let status = good(&["wal", "status"]);
     assert!(status.stdout.contains("window"), "{status}");
+    the_log_is_shown(&cluster, &good);
+    let read = good(&["wal", "status", "--read"]);
+    assert!(read.stdout.contains("within the 5m of its tier"), "{read}");
     assert!(good(&["status"]).stdout.contains("5m kept"));
     let to = cluster.directory("restored");
     let sockets = cluster.directory("sockets");
@@ -208,6 +275,14 @@ fn from_setup_to_a_recovered_moment() {
         !std::path::Path::new(&format!("/proc/{pid}")).exists()
     });
     assert_eq!(rows, "1500", "{ran}");
+    // Nothing lies before the only snapshot but what came before it.
+    let would = good(&["wal", "expire", "--dry-run"]);
+    assert!(would.stdout.contains("would remove"), "{would}");
+    good(&["wal", "expire", "orders"]);
+    assert!(good(&["wal", "expire"]).stdout.contains("nothing to remove"));
+    good(&["wal", "status", "--read"]);
+    let oldest = good(&["wal", "dump", "orders", "-n", "1", "--json"]);
+    let oldest: serde_json::Value = serde_json::from_str(&oldest.stdout).unwrap();
     // The copy was promoted, and archives with the same command as its original.
     let copied = std::process::Command::new(backstay_bin())
         .args(["--config", &config, "wal", "push", "--source", "orders"])
@@ -245,10 +320,24 @@ fn from_setup_to_a_recovered_moment() {
         cluster.value(&format!("select (last_archived_wal > '{last}')::text from pg_stat_archiver"))
             == "true"
     });
-    std::fs::remove_file(archived(&last).unwrap()).unwrap();
+    // One that rots: the listing cannot tell, reading does.
+    let rotten = archived(&last).unwrap();
+    let mut bytes = std::fs::read(&rotten).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::remove_file(&rotten).unwrap();
+    std::fs::write(&rotten, bytes).unwrap();
+    assert_eq!(run(&["wal", "status"]).code, 0);
+    let read = run(&["wal", "status", "--read"]);
+    assert_eq!(read.code, 1, "{read}");
+    assert!(read.stdout.contains(&format!("{last} is damaged")), "{read}");
+    std::fs::remove_file(&rotten).unwrap();
     let status = run(&["wal", "status"]);
     assert_eq!(status.code, 1, "{status}");
     assert!(status.stdout.contains("broken"), "{status}");
+    let cut = run(&["wal", "summarize", "orders", "--from", oldest["lsn"].as_str().unwrap()]);
+    assert_eq!(cut.code, 1, "{cut}");
+    assert!(cut.stderr.contains(&format!("the segment {last} is missing")), "{cut}");
     let status = run(&["status"]);
     assert!(status.stdout.contains("archive broken"), "{status}");
     let early = run(&["restore", "orders", "--to", "x", "--at", "2020-01-01 00:00:00"]);

@@ -6,6 +6,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use backstay_postgres::Detect;
 use backstay_repo::{Compression, SourceKind};
 use backstay_store::LockMode;
 
@@ -145,6 +146,11 @@ section! {
         data_directory: Option<PathBuf> { example: "\"/var/lib/postgresql/15/main\"" },
         /// Start with an immediate checkpoint; `false` waits for the next regular one.
         fast_checkpoint: bool { default: "true", example: "true" },
+        /// How a backup finds out what changed since the one before: `hash` reads everything and
+        /// compares it; `wal` does not read the files of relations of which the log says that nothing
+        /// changed, for clusters that are too large to read; `auto` does so where the log is less to
+        /// read than the files. Where the log does not tell, everything is read.
+        detect: Detect { default: "hash", example: "\"wal\"" },
         /// How long to wait until the log that belongs to a backup is archived.
         archive_timeout: Duration { default: "60s", example: "\"5m\"" },
         /// Where `postgres`, `pg_ctl` and the rest are. Absent: found by the cluster's version.
@@ -439,6 +445,12 @@ impl Cron {
 }
 
 parsed!(StoreUrl, "an address such as \"file:///var/backups/backstay\"", StoreUrl::parse);
+parsed!(Detect, "`hash`, `wal` or `auto`", |text| match text {
+    "hash" => Ok(Detect::Hash),
+    "wal" => Ok(Detect::Wal),
+    "auto" => Ok(Detect::Auto),
+    _ => Err(String::new()),
+});
 parsed!(Compression, "`none`, `lz4`, or `zstd:1` to `zstd:19`", str::parse);
 parsed!(SourceKind, "a kind of source", |text| {
     text.parse::<SourceKind>().map_err(|why| {

@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use backstay_repo::Archive;
-
+use super::files::Files;
 use super::reader::Segment;
 use super::{History, SegmentName, SegmentSize, WalName, check_segment};
 use crate::{PostgresError, PostgresErrorKind, Result};
@@ -16,13 +15,16 @@ pub struct Inventory {
     size: SegmentSize,
     segments: BTreeMap<u32, BTreeMap<u64, Option<SystemTime>>>,
     histories: BTreeSet<u32>,
+    partials: BTreeSet<SegmentName>,
+    /// Names that no cluster with segments of this size has.
+    misfits: BTreeSet<SegmentName>,
 }
 
 impl Inventory {
     /// Lists the archive of a cluster whose segments have `size`.
-    pub fn read(archive: &Archive, size: SegmentSize) -> Result<Self> {
-        let files = archive.list(None)?;
-        Ok(Self::of(size, files.iter().map(|file| (file.name.as_str(), file.modified))))
+    pub fn read(archive: &dyn Files, size: SegmentSize) -> Result<Self> {
+        let files = archive.names()?;
+        Ok(Self::of(size, files.iter().map(|(name, modified)| (name.as_str(), *modified))))
     }
 
     /// The inventory of these files; names that are none of a WAL file are passed over.
@@ -30,19 +32,30 @@ impl Inventory {
         size: SegmentSize,
         files: impl IntoIterator<Item = (&'a str, Option<SystemTime>)>,
     ) -> Self {
-        let mut it = Self { size, segments: BTreeMap::new(), histories: BTreeSet::new() };
+        let mut it = Self {
+            size,
+            segments: BTreeMap::new(),
+            histories: BTreeSet::new(),
+            partials: BTreeSet::new(),
+            misfits: BTreeSet::new(),
+        };
         for (name, modified) in files {
             match name.parse() {
                 Ok(WalName::Segment(name)) => {
                     if let Some(number) = name.number(size) {
                         it.segments.entry(name.timeline()).or_default().insert(number, modified);
+                    } else {
+                        it.misfits.insert(name);
                     }
                 }
                 Ok(WalName::History(timeline)) => {
                     it.histories.insert(timeline);
                 }
                 // PostgreSQL never asks for a partial segment, so none counts as being there.
-                Ok(WalName::Backup(..) | WalName::Partial(_)) | Err(_) => {}
+                Ok(WalName::Partial(name)) => {
+                    it.partials.insert(name);
+                }
+                Ok(WalName::Backup(..)) | Err(_) => {}
             }
         }
         it
@@ -68,6 +81,17 @@ impl Inventory {
         self.segments.get(&timeline).into_iter().flatten().map(|(n, time)| (*n, *time))
     }
 
+    /// Segments of which there are parts; a whole one may be beside it.
+    pub fn partials(&self) -> impl Iterator<Item = SegmentName> {
+        self.partials.iter().copied()
+    }
+
+    /// The first of the segments that cannot be of a cluster with this segment size, and how many
+    /// there are.
+    pub fn misfits(&self) -> Option<(SegmentName, u64)> {
+        Some((*self.misfits.first()?, self.misfits.len() as u64))
+    }
+
     pub fn modified(&self, name: SegmentName) -> Option<SystemTime> {
         *self.segments.get(&name.timeline())?.get(&name.number(self.size)?)?
     }
@@ -87,6 +111,21 @@ impl Inventory {
     /// `first` itself is missing.
     pub fn unbroken_from(&self, history: &History, first: u64) -> Option<u64> {
         (first..).take_while(|&number| self.locate(history, number).is_some()).last()
+    }
+
+    /// The last segments that follow one another along `history`, up to the newest: the number of
+    /// the first and of the last.
+    pub fn newest_run(&self, history: &History) -> Option<(u64, u64)> {
+        let timelines =
+            history.ancestors().iter().map(|switch| switch.timeline).chain([history.timeline()]);
+        let last = timelines
+            .filter_map(|timeline| self.segments.get(&timeline))
+            .flat_map(|numbers| numbers.keys().copied())
+            .filter(|number| self.locate(history, *number).is_some())
+            .max()?;
+        let there = |number: &u64| self.locate(history, *number).is_some();
+        let first = (0..=last).rev().take_while(there).last()?;
+        Some((first, last))
     }
 
     /// The first segment behind `number` that is there, along `history`.
@@ -111,9 +150,9 @@ impl Inventory {
 }
 
 /// The history of `timeline`; without ancestors when the archive has none of it.
-pub fn read_history(archive: &Archive, timeline: u32) -> Result<History> {
+pub fn read_history(archive: &dyn Files, timeline: u32) -> Result<History> {
     let name = WalName::History(timeline).to_string();
-    match archive.fetch(&name)? {
+    match archive.read(&name)? {
         Some(content) => History::parse(timeline, &content).map_err(|error| {
             PostgresError::new(PostgresErrorKind::Damaged, error.to_string()).with_source(error)
         }),
@@ -123,7 +162,7 @@ pub fn read_history(archive: &Archive, timeline: u32) -> Result<History> {
 
 /// Reads segments along a history, several at once, and keeps those it may be asked for again.
 pub(crate) struct Segments<'a> {
-    archive: &'a Archive,
+    archive: &'a dyn Files,
     inventory: &'a Inventory,
     history: &'a History,
     /// Nothing behind this one is read.
@@ -136,7 +175,7 @@ pub(crate) struct Segments<'a> {
 
 impl<'a> Segments<'a> {
     pub(crate) fn new(
-        archive: &'a Archive,
+        archive: &'a dyn Files,
         inventory: &'a Inventory,
         history: &'a History,
         last: u64,
@@ -196,15 +235,15 @@ impl<'a> Segments<'a> {
     }
 }
 
-fn fetch(archive: &Archive, number: u64, name: SegmentName) -> Result<(u64, Segment)> {
-    let content = archive.fetch(&name.to_string())?.ok_or_else(|| {
+fn fetch(archive: &dyn Files, number: u64, name: SegmentName) -> Result<(u64, Segment)> {
+    let content = archive.read(&name.to_string())?.ok_or_else(|| {
         PostgresError::new(
             PostgresErrorKind::Archive,
             format!("the WAL segment {name} was removed from the archive while it was read"),
         )
         .with_hint("run the same command again")
     })?;
-    check_segment(name, &content, Some(archive.system_id()))?;
+    check_segment(name, &content, archive.system_identifier())?;
     Ok((number, Segment { timeline: name.timeline(), content: Arc::new(content) }))
 }
 

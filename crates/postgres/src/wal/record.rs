@@ -20,26 +20,26 @@ use jiff::Timestamp;
 
 use super::Lsn;
 use super::page::{u16_at, u32_at, u64_at};
+use super::transaction::Lists;
 
 /// Bytes of a record's header.
 pub const HEADER: usize = 24;
 
 /// Resource managers that are read here.
 pub(crate) const RM_XLOG: u8 = 0;
-const RM_XACT: u8 = 1;
+pub(crate) const RM_XACT: u8 = 1;
 
-const XLOG_CHECKPOINT_SHUTDOWN: u8 = 0x00;
+pub(crate) const XLOG_CHECKPOINT_SHUTDOWN: u8 = 0x00;
 const XLOG_CHECKPOINT_ONLINE: u8 = 0x10;
 pub(crate) const XLOG_SWITCH: u8 = 0x40;
 const XLOG_RESTORE_POINT: u8 = 0x70;
-const XLOG_END_OF_RECOVERY: u8 = 0x90;
+pub(crate) const XLOG_END_OF_RECOVERY: u8 = 0x90;
 
-const XACT_KIND: u8 = 0x70;
-const XACT_COMMIT: u8 = 0x00;
-const XACT_ABORT: u8 = 0x20;
-const XACT_COMMIT_PREPARED: u8 = 0x30;
-const XACT_ABORT_PREPARED: u8 = 0x40;
-const XACT_HAS_INFO: u8 = 0x80;
+pub(crate) const XACT_KIND: u8 = 0x70;
+pub(crate) const XACT_COMMIT: u8 = 0x00;
+pub(crate) const XACT_ABORT: u8 = 0x20;
+pub(crate) const XACT_COMMIT_PREPARED: u8 = 0x30;
+pub(crate) const XACT_ABORT_PREPARED: u8 = 0x40;
 
 /// One record; its bytes live in the reader.
 #[derive(Debug, Clone, Copy)]
@@ -100,16 +100,76 @@ pub enum Event {
     Switch,
 }
 
+/// A relation's files: what its pages are called in WAL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Relation {
+    pub tablespace: u32,
+    pub database: u32,
+    /// The number of the file, which is not the relation's OID for ever.
+    pub relation: u32,
+}
+
+impl std::fmt::Display for Relation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}/{}", self.tablespace, self.database, self.relation)
+    }
+}
+
 /// What a record changed: one block of one fork.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct BlockReference {
-    pub tablespace: u32,
-    pub database: u32,
-    pub relation: u32,
+    pub relation: Relation,
     pub fork: u8,
     pub block: u32,
     /// The record holds the whole page.
-    pub image: bool,
+    pub image: Option<Image>,
+}
+
+/// A whole page in a record, of which only the measures are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Image {
+    /// Bytes in the record.
+    pub length: u16,
+    /// Where the page's unused middle begins, which is not in the record.
+    pub hole: u16,
+    pub compression: Option<ImageCompression>,
+    /// Recovery puts it in place; otherwise it is there for checks only.
+    pub applied: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ImageCompression {
+    Pglz,
+    Lz4,
+    Zstd,
+    /// Several bits at once, or none that is known.
+    Unknown,
+}
+
+impl Image {
+    /// The bits changed their meaning with 15 (`access/xlogrecord.h`).
+    fn new(version: u32, length: u16, hole: u16, how: u8) -> Self {
+        let (applied, compression) = if version >= 15 {
+            let compression = match how & 0xfc {
+                0 => None,
+                0x04 => Some(ImageCompression::Pglz),
+                0x08 => Some(ImageCompression::Lz4),
+                0x10 => Some(ImageCompression::Zstd),
+                _ => Some(ImageCompression::Unknown),
+            };
+            (how & 0x02 != 0, compression)
+        } else {
+            (how & 0x04 != 0, (how & 0x02 != 0).then_some(ImageCompression::Pglz))
+        };
+        Self { length, hole, compression, applied }
+    }
+}
+
+/// What stands in the headers of a record.
+enum Part {
+    Block(BlockReference),
+    Origin(u16),
+    TopLevel(u32),
 }
 
 impl<'a> Record<'a> {
@@ -162,39 +222,9 @@ impl<'a> Record<'a> {
         Some(TransactionEnd { xid, time: time(u64_at(data, 0)?)?, committed, prepared })
     }
 
-    /// The transaction that was prepared: behind all that a commit or abort may list
-    /// (`xl_xact_commit` in `access/xact.h`, and `ParseCommitRecord`).
+    /// The transaction that was prepared, which stands behind all that a commit or abort may list.
     fn prepared_xid(&self, data: &[u8], committed: bool) -> Option<u32> {
-        if self.info & XACT_HAS_INFO == 0 {
-            return None;
-        }
-        let listed = u32_at(data, 8)?;
-        let mut at = 12usize;
-        let has = |bit: u32| listed & (1 << bit) != 0;
-        let skip_list = |at: usize, item: usize| -> Option<usize> {
-            let count = u32_at(data, at)? as usize;
-            at.checked_add(4)?.checked_add(count.checked_mul(item)?)
-        };
-        if has(0) {
-            at = at.checked_add(8)?; // the database
-        }
-        if has(1) {
-            at = skip_list(at, 4)?; // subtransactions
-        }
-        if has(2) {
-            at = skip_list(at, 12)?; // relations to remove
-        }
-        if has(8) {
-            // Statistics to remove: the object's id has 64 bits from 18 on.
-            at = skip_list(at, if self.version >= 18 { 16 } else { 12 })?;
-        }
-        if committed && has(3) {
-            at = skip_list(at, 16)?; // invalidation messages
-        }
-        if !has(4) {
-            return None;
-        }
-        u32_at(data, at)
+        Lists::parse(data, self.info, self.version, committed)?.prepared
     }
 
     /// The record's own words, without blocks.
@@ -206,17 +236,39 @@ impl<'a> Record<'a> {
     /// The blocks that the record changed; none when its headers make no sense.
     pub fn blocks(&self) -> Option<Vec<BlockReference>> {
         let mut blocks = Vec::new();
-        self.walk(|block| blocks.push(block))?;
+        self.each_block(|block| blocks.push(block))?;
         Some(blocks)
     }
 
+    /// The same without a list. None, possibly after some blocks, when the headers make no sense.
+    pub fn each_block(&self, mut each: impl FnMut(BlockReference)) -> Option<()> {
+        self.walk(|part| {
+            if let Part::Block(block) = part {
+                each(block);
+            }
+        })?;
+        Some(())
+    }
+
+    /// Where a replicated change was first made, and the transaction that this one is a part of:
+    /// both are in few records.
+    pub fn origin_and_top_level(&self) -> (Option<u16>, Option<u32>) {
+        let (mut origin, mut top) = (None, None);
+        let _ = self.walk(|part| match part {
+            Part::Origin(id) => origin = Some(id),
+            Part::TopLevel(xid) => top = Some(xid),
+            Part::Block(_) => {}
+        });
+        (origin, top)
+    }
+
     /// Walks the headers as `DecodeXLogRecord` does, and answers the length of the main data.
-    fn walk(&self, mut each: impl FnMut(BlockReference)) -> Option<usize> {
+    fn walk(&self, mut each: impl FnMut(Part)) -> Option<usize> {
         let body = self.body;
         let mut at = 0usize;
         let mut data = 0usize; // all that follows the headers
         let mut main = 0usize;
-        let mut relation: Option<(u32, u32, u32)> = None;
+        let mut relation: Option<Relation> = None;
         while body.len().checked_sub(at)? > data {
             let id = *body.get(at)?;
             at += 1;
@@ -233,40 +285,58 @@ impl<'a> Record<'a> {
                     data = data.checked_add(main)?;
                     break;
                 }
-                253 => at += 2, // replication origin
-                252 => at += 4, // top-level transaction, for logical decoding
+                253 => {
+                    each(Part::Origin(u16_at(body, at)?));
+                    at += 2;
+                }
+                252 => {
+                    each(Part::TopLevel(u32_at(body, at)?));
+                    at += 4;
+                }
                 0..=32 => {
                     let flags = *body.get(at)?;
                     data = data.checked_add(usize::from(u16_at(body, at + 1)?))?;
                     at += 3;
-                    let image = flags & 0x10 != 0;
-                    if image {
-                        data = data.checked_add(usize::from(u16_at(body, at)?))?;
+                    let mut image = None;
+                    if flags & 0x10 != 0 {
+                        let length = u16_at(body, at)?;
+                        data = data.checked_add(usize::from(length))?;
                         let how = *body.get(at + 4)?;
+                        let found = Image::new(self.version, length, u16_at(body, at + 2)?, how);
                         at += 5;
-                        // The bits that say "compressed" changed with 15.
-                        let compressed =
-                            if self.version >= 15 { how & 0x1c != 0 } else { how & 0x02 != 0 };
-                        if compressed && how & 0x01 != 0 {
+                        if found.compression.is_some() && how & 0x01 != 0 {
                             at += 2; // the length of the hole in the page
                         }
+                        image = Some(found);
                     }
                     if flags & 0x80 == 0 {
-                        relation =
-                            Some((u32_at(body, at)?, u32_at(body, at + 4)?, u32_at(body, at + 8)?));
+                        relation = Some(relation_at(body, at)?);
                         at += 12;
                     }
-                    let (tablespace, database, relation) = relation?;
+                    let relation = relation?;
                     let block = u32_at(body, at)?;
                     at += 4;
-                    let fork = flags & 0x0f;
-                    each(BlockReference { tablespace, database, relation, fork, block, image });
+                    each(Part::Block(BlockReference {
+                        relation,
+                        fork: flags & 0x0f,
+                        block,
+                        image,
+                    }));
                 }
                 _ => return None,
             }
         }
         (body.len().checked_sub(at)? == data).then_some(main)
     }
+}
+
+/// A `RelFileLocator`: tablespace, database, file.
+pub(crate) fn relation_at(bytes: &[u8], at: usize) -> Option<Relation> {
+    Some(Relation {
+        tablespace: u32_at(bytes, at)?,
+        database: u32_at(bytes, at.checked_add(4)?)?,
+        relation: u32_at(bytes, at.checked_add(8)?)?,
+    })
 }
 
 /// The `CheckPoint` structure of `catalog/pg_control.h`. Its first fields never moved; the time

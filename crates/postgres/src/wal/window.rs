@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use backstay_repo::Archive;
 use jiff::Timestamp;
 
+use super::findings::{self, Finding, about_the_content};
 use super::inventory::{Inventory, Segments, read_history};
 use super::reader::{Identity, Reader};
 use super::target::RecoveryBase;
@@ -38,6 +39,8 @@ pub struct RecoveryWindow {
     /// The backups with which every point of this window from their own end on can be reached, the
     /// oldest first.
     pub backups: Vec<String>,
+    /// Recovery of the oldest of these backups reads WAL from here on.
+    pub start: Lsn,
     /// The earliest recovery point: where the oldest of these backups was consistent.
     pub from: Lsn,
     pub from_time: Timestamp,
@@ -80,6 +83,8 @@ pub struct ArchiveHealth {
     pub windows: Vec<RecoveryWindow>,
     pub unusable: Vec<Unusable>,
     pub newest: Option<NewestPoint>,
+    /// What is wrong or odd beyond that.
+    pub findings: Vec<Finding>,
 }
 
 impl ArchiveHealth {
@@ -107,15 +112,19 @@ pub fn window(
     backups: &[(String, RecoveryBase)],
 ) -> Result<ArchiveHealth> {
     let inventory = Inventory::read(archive, segment_size)?;
-    let mut histories = Vec::new();
+    let (mut histories, mut unreadable) = (Vec::new(), Vec::new());
     for timeline in inventory.timelines() {
-        histories.push(if inventory.has_history(timeline) {
-            read_history(archive, timeline)?
-        } else {
-            History::first(timeline)
-        });
+        let read = match inventory.has_history(timeline) {
+            true => read_history(archive, timeline),
+            false => Ok(History::first(timeline)),
+        };
+        match read {
+            Ok(history) => histories.push(history),
+            Err(error) => unreadable.push((timeline, about_the_content(error)?.to_string())),
+        }
     }
     let mut health = health(&inventory, &histories, backups);
+    health.findings = findings::of_listing(&inventory, &histories, &unreadable);
     let newest = health
         .windows
         .iter()
@@ -124,7 +133,14 @@ pub fn window(
     if let Some((timeline, segment)) = newest
         && let Some(history) = histories.iter().find(|h| h.timeline() == timeline)
     {
-        let transaction = last_transaction(archive, &inventory, history, segment)?;
+        let transaction = match last_transaction(archive, &inventory, history, segment) {
+            Ok(transaction) => transaction,
+            Err(error) => {
+                let what = about_the_content(error)?.to_string();
+                health.findings.push(Finding::Unusable { name: segment, what });
+                None
+            }
+        };
         health.newest =
             Some(NewestPoint { segment, archived: inventory.modified(segment), transaction });
     }
@@ -165,11 +181,13 @@ pub fn health(
         let same = windows.iter_mut().find(|w| w.last == name && w.timeline == history.timeline());
         if let Some(window) = same {
             window.backups.push(id.clone());
+            window.start = window.start.min(base.start);
             continue;
         }
         let broken = inventory.next_after(&history, last).is_some();
         windows.push(RecoveryWindow {
             backups: vec![id.clone()],
+            start: base.start,
             from: base.stop,
             from_time: base.time_stop,
             timeline: history.timeline(),
@@ -179,7 +197,8 @@ pub fn health(
             broken_by: broken.then(|| name.next(size)).flatten(),
         });
     }
-    ArchiveHealth { segment_size: size, timelines, windows, unusable, newest: None }
+    let findings = findings::of_listing(inventory, histories, &[]);
+    ArchiveHealth { segment_size: size, timelines, windows, unusable, newest: None, findings }
 }
 
 /// The history that recovery of a backup takes when nobody names a timeline: the newest, as long as

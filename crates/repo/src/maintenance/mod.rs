@@ -20,10 +20,13 @@
 //! when all of it is gone. Tombstones and the objects of runs are never removed: each keeps a name
 //! taken that must not be created again.
 //!
+//! Files of archives are no part of all this: `expire` removes those.
+//!
 //! `view` is one look at the repository, `mark` finds what is reachable, `repack` moves chunks out of
 //! packs that are mostly garbage, `run` takes the steps, `mend` puts right what is damaged of them,
 //! `signed` is how its objects are sealed.
 
+mod expire;
 mod locked;
 mod mark;
 mod mend;
@@ -45,6 +48,8 @@ use crate::keys::timestamp;
 use crate::layout::{SNAPSHOTS, TOMBSTONES, Work};
 use crate::repository::Repository;
 use crate::{Progress, RepoError, RepoErrorKind, Result};
+pub use expire::Expired;
+pub(crate) use expire::expire;
 pub(crate) use mend::{Swept, began, examine, mend_heads, mend_runs, retire};
 pub(crate) use run::condemned;
 pub(crate) use signed::{open, open_of_any_time, sign};

@@ -4,6 +4,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::{forgotten, is_forgotten};
+use backstay_store::ObjectMeta;
+
 use crate::index::Index;
 use crate::layout::{PACKS, SESSIONS, SNAPSHOTS, Work, parse_pack_key};
 use crate::repository::Repository;
@@ -43,22 +45,7 @@ impl View {
         let listed = store.list(SNAPSHOTS)?;
         let ended = super::ended(repository, &listed)?;
         let forgotten = forgotten(repository, &listed)?;
-        let mut snapshots = Vec::new();
-        for object in &listed {
-            let Some(work) = Work::from_snapshot_key(&object.key) else { continue };
-            if forgotten.contains(&work) {
-                continue;
-            }
-            match repository.read_snapshot(work, object.size) {
-                Ok(found) => snapshots.extend(found),
-                Err(error) if error.is_about_an_object() && is_forgotten(repository, &work)? => {}
-                Err(error) => {
-                    let hint = "repair it with `backstay verify --repair`, or give it up with `backstay forget";
-                    let hint = format!("{hint} {:.8}`; then run maintenance again", work.id());
-                    return Err(unseen(error, &hint));
-                }
-            }
-        }
+        let snapshots = snapshots(repository, &listed, &forgotten)?;
         let index = repository.reload_index_avoiding(avoided)?;
         if let Some(why) = index.unreadable().first() {
             let error = RepoError::damaged("the index", why);
@@ -71,6 +58,34 @@ impl View {
         });
         Ok(Self { ended, forgotten, snapshots, index, packs: packs.collect() })
     }
+}
+
+/// The snapshots among what was listed that are not forgotten.
+///
+/// # Errors
+/// Damage of one: what cannot be seen might be needed.
+pub(super) fn snapshots(
+    repository: &Repository,
+    listed: &[ObjectMeta],
+    forgotten: &HashSet<Work>,
+) -> Result<Vec<Snapshot>> {
+    let mut snapshots = Vec::new();
+    for object in listed {
+        let Some(work) = Work::from_snapshot_key(&object.key) else { continue };
+        if forgotten.contains(&work) {
+            continue;
+        }
+        match repository.read_snapshot(work, object.size) {
+            Ok(found) => snapshots.extend(found),
+            Err(error) if error.is_about_an_object() && is_forgotten(repository, &work)? => {}
+            Err(error) => {
+                let hint = "repair it with `backstay verify --repair`, or give it up with `backstay forget";
+                let hint = format!("{hint} {:.8}`; then run maintenance again", work.id());
+                return Err(unseen(error, &hint));
+            }
+        }
+    }
+    Ok(snapshots)
 }
 
 /// Damage that hides what might be needed.

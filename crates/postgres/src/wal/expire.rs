@@ -1,0 +1,138 @@
+//! Which files of an archive no snapshot needs any more.
+//!
+//! Recovery begins where its backup began and never goes back, on whatever timeline. So what lies
+//! before the earliest beginning of all snapshots is needed by none. Two things stay in any case:
+//! histories, which are small and say how timelines hang together; and what lies on a timeline that
+//! is younger than the one on which that earliest snapshot is: a cluster that was recovered to an
+//! earlier moment writes those positions again, and a backup of it may be at work.
+
+use std::sync::Arc;
+
+use backstay_repo::{Archive, Expired, Progress, Snapshot, SourceKind};
+
+use super::{RecoveryBase, WalName};
+use crate::detail::BackupDetail;
+use crate::{PostgresError, PostgresErrorKind, Result};
+
+/// Removes what no snapshot of the archive's cluster needs, the oldest first; with `dry_run` only
+/// says what would go. Snapshots of all sources count, and those on hold, for as long as they are
+/// not forgotten.
+///
+/// # Errors
+/// [`PostgresErrorKind::Archive`] when there is no snapshot of the cluster: then what the archive has
+/// may be all that is left of it.
+pub fn expire(archive: &Archive, dry_run: bool, progress: &Arc<Progress>) -> Result<Expired> {
+    archive.expire(
+        dry_run,
+        |files, snapshots| {
+            let bases = bases(archive.system_id(), snapshots)?;
+            let names = files.iter().map(|file| file.name.as_str());
+            unneeded(names, &bases).ok_or_else(|| {
+                PostgresError::new(
+                    PostgresErrorKind::Archive,
+                    "there is no snapshot of this cluster, so nothing of its archive is removed",
+                )
+                .with_hint("make a snapshot first; what lies before it can go then")
+            })
+        },
+        progress,
+    )
+}
+
+fn bases(system_identifier: u64, snapshots: &[Snapshot]) -> Result<Vec<RecoveryBase>> {
+    let mut bases = Vec::new();
+    for snapshot in snapshots.iter().filter(|s| s.kind == SourceKind::Postgres) {
+        // One whose description cannot be read may need anything.
+        let base = RecoveryBase::from(&BackupDetail::of(snapshot)?);
+        if base.system_identifier == system_identifier {
+            bases.push(base);
+        }
+    }
+    Ok(bases)
+}
+
+/// The names among `names` that none of the backups needs, the oldest first; none without a backup.
+fn unneeded<'a>(
+    names: impl Iterator<Item = &'a str>,
+    bases: &[RecoveryBase],
+) -> Option<Vec<String>> {
+    // Of several that begin in the same place the one on the oldest timeline keeps the most.
+    let earliest = bases.iter().min_by_key(|base| (base.start, base.timeline))?;
+    let (size, first) = (earliest.segment_size, earliest.start.segment(earliest.segment_size));
+    let mut found: Vec<(u64, WalName)> = names
+        .filter_map(|name| {
+            let name: WalName = name.parse().ok()?;
+            let segment = match name {
+                WalName::Segment(segment)
+                | WalName::Partial(segment)
+                | WalName::Backup(segment, _) => segment,
+                WalName::History(_) => return None,
+            };
+            // A name that no such cluster has is somebody else's.
+            let number = segment.number(size)?;
+            (segment.timeline() <= earliest.timeline && number < first).then_some((number, name))
+        })
+        .collect();
+    found.sort_unstable();
+    Some(found.into_iter().map(|(_, name)| name.to_string()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::wal::{Lsn, SegmentSize};
+
+    const MIB: u64 = 1 << 20;
+
+    fn base(timeline: u32, start: u64) -> RecoveryBase {
+        RecoveryBase {
+            system_identifier: 1,
+            timeline,
+            start: Lsn(start),
+            stop: Lsn(start + 400),
+            segment_size: SegmentSize::MIN,
+            time_stop: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    const NAMES: [&str; 9] = [
+        "000000090000000000000004",
+        "000000090000000000000002",
+        "000000090000000000000003.00000028.backup",
+        "000000090000000000000003",
+        "000000090000000000000004.partial",
+        "0000000A0000000000000003",
+        "0000000A.history",
+        "0000000B0000000000000002",
+        "000000090000000000001002",
+    ];
+
+    #[test]
+    fn what_lies_before_the_earliest_backup_goes_the_oldest_first() {
+        let found = unneeded(NAMES.into_iter(), &[base(9, 9 * MIB), base(0x0a, 4 * MIB + 40)]);
+        assert_eq!(
+            found.unwrap(),
+            [
+                "000000090000000000000002",
+                "000000090000000000000003",
+                "0000000A0000000000000003",
+                "000000090000000000000003.00000028.backup",
+            ]
+        );
+    }
+
+    #[test]
+    fn nothing_goes_of_the_segment_in_which_it_began_nor_without_a_backup() {
+        let found = unneeded(NAMES.into_iter(), &[base(9, 2 * MIB + MIB - 8)]);
+        assert_eq!(found.unwrap(), Vec::<String>::new());
+        assert_eq!(unneeded(NAMES.into_iter(), &[]), None);
+    }
+
+    #[test]
+    fn a_timeline_that_is_younger_than_the_earliest_backup_stays() {
+        let found = unneeded(NAMES.into_iter(), &[base(9, 3 * MIB)]).unwrap();
+        assert_eq!(found, ["000000090000000000000002"]);
+    }
+}
