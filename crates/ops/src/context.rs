@@ -77,6 +77,7 @@ impl Context {
             region: keys.region.clone(),
             allow_http: keys.allow_http,
             upload_limit: keys.upload_limit.map(|size| size.0),
+            parts_above: keys.parts_above.map(|size| size.0),
             download_limit: keys.download_limit.map(|size| size.0),
             retries: retries.unwrap_or_default(),
             lock: keys.lock.as_ref().map(|lock| LockPolicy {

@@ -82,6 +82,11 @@ impl StoreError {
         self.kind
     }
 
+    /// What the store said, without secrets.
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
     /// The key of the object, as given by the caller.
     pub fn key(&self) -> &str {
         &self.key

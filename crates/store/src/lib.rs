@@ -21,6 +21,7 @@ mod lock;
 mod memory;
 mod open;
 mod options;
+mod parts;
 mod probe;
 #[cfg(any(feature = "s3", feature = "gcs", feature = "azure", feature = "key-services"))]
 mod remote;
@@ -40,6 +41,7 @@ pub use local::Local;
 pub use lock::{Lock, LockMode, LockPolicy};
 pub use memory::Memory;
 pub use options::{RetryPolicy, StoreOptions};
+pub use parts::{Part, Unfinished};
 pub use store::Store;
 
 /// The result of everything that touches a store.

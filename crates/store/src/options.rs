@@ -19,6 +19,9 @@ pub struct StoreOptions {
     pub upload_limit: Option<u64>,
     /// Bytes a second that may be received; none: no limit.
     pub download_limit: Option<u64>,
+    /// Packs of more bytes than this are sent in parts, where the service can do that; none: of
+    /// more than 32 MiB.
+    pub parts_above: Option<u64>,
     /// How new objects are locked; none: they are not.
     pub lock: Option<LockPolicy>,
     /// How long transient failures are tried again.
@@ -72,6 +75,7 @@ impl fmt::Debug for StoreOptions {
             .field("allow_http", &self.allow_http)
             .field("upload_limit", &self.upload_limit)
             .field("download_limit", &self.download_limit)
+            .field("parts_above", &self.parts_above)
             .field("lock", &self.lock)
             .field("retries", &self.retries)
             // Their values are secrets.

@@ -10,6 +10,7 @@
 use std::error::Error as _;
 use std::future::Future;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::time::{Duration, SystemTime};
 
@@ -26,17 +27,25 @@ use object_store::{
 };
 
 use crate::key::is_valid_key;
-use crate::{Backend, ErrorKind, Lock, LockPolicy, ObjectMeta, Result, StoreError};
+use crate::{
+    Backend, ErrorKind, Lock, LockPolicy, ObjectMeta, Part, Result, StoreError, StoreOptions,
+    Unfinished,
+};
 
 #[cfg(feature = "azure")]
 mod azure;
+#[cfg(feature = "azure")]
+mod azure_parts;
 #[cfg(feature = "s3")]
 mod credentials;
 mod extras;
 mod line;
 mod pace;
+mod parts;
 #[cfg(feature = "s3")]
 mod s3;
+#[cfg(feature = "s3")]
+mod s3_parts;
 mod service;
 
 use extras::SharedExtras;
@@ -61,6 +70,10 @@ pub(crate) struct Remote {
     lock: Option<LockPolicy>,
     /// Whether objects of the bucket can be locked, once it was asked.
     has_locks: OnceLock<bool>,
+    /// Objects of more bytes are sent in parts.
+    parts_above: u64,
+    /// Parts were refused, and so everything is sent in one piece.
+    no_parts: AtomicBool,
 }
 
 /// The sum of its own that a service makes of what it receives.
@@ -190,6 +203,10 @@ fn reason(words: &str) -> String {
     }
 }
 
+/// What services say of a body that did not arrive as it was sent.
+const ON_THE_WAY: [&str; 5] =
+    ["RequestTimeout", "BadDigest", "IncompleteBody", "Md5Mismatch", "XAmzContentSHA256Mismatch"];
+
 /// What a service says, in our words.
 fn translate(doing: &'static str, key: &str, error: &object_store::Error) -> StoreError {
     let words = words(error);
@@ -207,10 +224,9 @@ fn translate(doing: &'static str, key: &str, error: &object_store::Error) -> Sto
         _ => match status(&words) {
             Some(416) => ErrorKind::Damaged,
             Some(507) => ErrorKind::NoSpace,
+            Some(501) => ErrorKind::Configuration,
             Some(408 | 409 | 425 | 429 | 500..=599) => ErrorKind::Transient,
-            Some(400) if says(&["RequestTimeout", "BadDigest", "IncompleteBody"]) => {
-                ErrorKind::Transient
-            }
+            Some(400) if says(&ON_THE_WAY) => ErrorKind::Transient,
             Some(400) if says(&["ExpiredToken", "InvalidToken", "InvalidAccessKeyId"]) => {
                 ErrorKind::Denied
             }
@@ -265,10 +281,21 @@ fn unanswered(error: &object_store::Error, words: &str) -> ErrorKind {
 }
 
 impl Remote {
-    fn new(url: String, opened: service::Opened, prefix: &str, lock: Option<LockPolicy>) -> Self {
+    fn new(url: String, opened: service::Opened, prefix: &str, options: &StoreOptions) -> Self {
         let service::Opened { service, line, sum, extras } = opened;
         let prefix = prefix.trim_matches('/').to_owned();
-        Self { url, service, prefix, line, sum, extras, lock, has_locks: OnceLock::new() }
+        Self {
+            url,
+            service,
+            prefix,
+            line,
+            sum,
+            extras,
+            lock: options.lock,
+            has_locks: OnceLock::new(),
+            parts_above: options.parts_above.unwrap_or(crate::parts::USUAL),
+            no_parts: AtomicBool::new(false),
+        }
     }
 
     /// What a creation says besides: the sum of its bytes, and how long it is locked.
@@ -546,6 +573,30 @@ impl Backend for Remote {
                 }
             }
         })
+    }
+
+    fn part_size(&self, key: &str, length: u64) -> Option<u64> {
+        self.size_of_parts(key, length)
+    }
+
+    fn begin_upload(&self, key: &str) -> Result<String> {
+        self.begin_parts(key)
+    }
+
+    fn upload_part(&self, key: &str, upload: &str, number: u32, part: Bytes) -> Result<Part> {
+        self.send_part(key, upload, number, part)
+    }
+
+    fn finish_upload(&self, key: &str, upload: &str, parts: &[Part], _: u64) -> Result<()> {
+        self.finish_parts(key, upload, parts)
+    }
+
+    fn abort_upload(&self, key: &str, upload: &str) -> Result<()> {
+        self.abort_parts(key, upload)
+    }
+
+    fn unfinished_uploads(&self, prefix: &str) -> Result<Option<Vec<Unfinished>>> {
+        self.list_parts(prefix)
     }
 
     fn lock_policy(&self) -> Option<LockPolicy> {

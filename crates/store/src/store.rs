@@ -84,6 +84,20 @@ impl Store {
         self.inner.backend.is_remote()
     }
 
+    pub(crate) fn backend(&self) -> &dyn Backend {
+        &*self.inner.backend
+    }
+
+    /// Calls until it succeeds, fails for good, or the policy is used up.
+    pub(crate) fn retried<T>(&self, call: impl FnMut() -> Result<T>) -> Result<T> {
+        self.inner.retried(call)
+    }
+
+    /// Waits until so many bytes more may be sent.
+    pub(crate) fn wait_to_send(&self, bytes: usize) {
+        self.inner.wait(&self.inner.upload, bytes);
+    }
+
     pub(crate) fn environment(&self) -> &Environment {
         &self.inner.env
     }
@@ -96,6 +110,11 @@ impl Store {
     pub fn create(&self, key: &str, body: Bytes) -> Result<()> {
         check_key("create", key)?;
         let inner = &self.inner;
+        if let Some(size) = inner.backend.part_size(key, body.len() as u64)
+            && let Some(()) = self.create_in_parts(key, &body, size)?
+        {
+            return Ok(());
+        }
         let mut failed_before = false;
         let created = inner.retried(|| {
             inner.wait(&inner.upload, body.len());
@@ -112,8 +131,13 @@ impl Store {
         if created.is_none() {
             return Ok(());
         }
+        self.must_be_ours(key, &body)
+    }
+
+    /// There is an object after an attempt whose answer was lost: the same bytes are ours.
+    pub(crate) fn must_be_ours(&self, key: &str, body: &Bytes) -> Result<()> {
         match self.read(key) {
-            Ok(found) if found == body => Ok(()),
+            Ok(found) if found == *body => Ok(()),
             Ok(_) => Err(StoreError::new(ErrorKind::AlreadyExists, "create", key)),
             // It was there a moment ago, and whose it was will never be known.
             Err(error) if error.is_not_found() => {

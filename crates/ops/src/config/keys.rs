@@ -61,6 +61,9 @@ section! {
         allow_http: bool { default: "false", example: "true" },
         /// Have the store itself keep each object for a time, whoever asks it to remove one.
         lock: Option<LockKeys> { example: "{ mode = \"governance\", period = \"30d\" }" },
+        /// Packs larger than this are sent in parts, several at once, each tried again by itself:
+        /// S3 and Azure, from 5 MiB on.
+        parts_above: Option<Size> { example: "\"16 MiB\"" },
         /// The most that is sent in a second.
         upload_limit: Option<Size> { example: "\"50 MiB\"" },
         /// The most that is received in a second.

@@ -22,7 +22,7 @@
 //!
 //! `view` is one look at the repository, `mark` finds what is reachable, `repack` moves chunks out of
 //! packs that are mostly garbage, `run` takes the steps, `mend` puts right what is damaged of them,
-//! `signed` is how its objects are sealed.
+//! `signed` is how its objects are sealed, `unfinished` removes packs that never became objects.
 
 mod locked;
 mod mark;
@@ -30,6 +30,7 @@ mod mend;
 mod repack;
 mod run;
 mod signed;
+mod unfinished;
 mod view;
 
 use std::collections::HashSet;
@@ -107,6 +108,8 @@ pub struct MaintenanceReport {
     pub locked_until: Option<Timestamp>,
     /// Needed, and locked for another period.
     pub locks_extended: u64,
+    /// Packs that were begun in parts and never became objects, whose parts were removed.
+    pub uploads_removed: u64,
 }
 
 /// A session without an outcome.

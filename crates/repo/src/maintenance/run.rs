@@ -11,6 +11,7 @@ use super::locked;
 use super::mark::Marks;
 use super::mend::Runs;
 use super::repack::{choose, needed_after_all, of_old_keys, repack};
+use super::unfinished;
 use super::view::{StoredPack, View, at_work, ended};
 use super::{MaintenanceOptions, MaintenanceReport, Reason, Tombstone, Waiting, open, signed};
 use crate::crypto::Class;
@@ -165,6 +166,8 @@ impl<'r> Maintenance<'r> {
     /// Whatever comes of a run, the locks of what is needed must not run out.
     pub fn run(mut self) -> Result<MaintenanceReport> {
         self.steps()?;
+        self.report.uploads_removed =
+            unfinished::remove(self.repository, self.options.dry_run, self.progress)?;
         if !self.options.dry_run {
             self.report.locks_extended =
                 locked::extend(self.repository, &self.unneeded, self.progress)?;

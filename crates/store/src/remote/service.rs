@@ -79,7 +79,7 @@ fn open_with(
                     policy of its own instead"
             .to_owned());
     }
-    Ok(Remote::new(url.trim_end_matches('/').to_owned(), opened, prefix, options.lock))
+    Ok(Remote::new(url.trim_end_matches('/').to_owned(), opened, prefix, options))
 }
 
 /// The variables that begin with `start`, as given or from the process.
@@ -179,7 +179,7 @@ fn s3(bucket: &str, options: &StoreOptions) -> Opening {
     let credentials = Arc::clone(service.credentials());
     let _ = line.signer.set(Signer::Aws { credentials, region });
     let desk = desk(&line, address, options)?;
-    let extras: Option<SharedExtras> = Some(Arc::new(super::s3::S3(desk)));
+    let extras: Option<SharedExtras> = Some(Arc::new(super::s3::S3::new(desk)));
     Ok(Opened { service: Arc::new(service), line, sum: Sum::Sha256, extras })
 }
 
