@@ -3,7 +3,9 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 
-use crate::{ErrorKind, Lock, LockPolicy, Part, Result, StoreError, Unfinished};
+use crate::{
+    Access, ErrorKind, Lock, LockPolicy, Part, Result, StoreError, ThawSpeed, Unfinished, Use,
+};
 
 /// What a store knows of an object without reading it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +34,12 @@ pub trait Backend: Send + Sync {
     /// there is one of that key.
     fn create(&self, key: &str, body: Bytes) -> Result<()>;
 
+    /// The same, for an object that is stored according to its use.
+    fn create_for(&self, purpose: Use, key: &str, body: Bytes) -> Result<()> {
+        let _ = purpose;
+        self.create(key, body)
+    }
+
     /// The whole object.
     fn read(&self, key: &str) -> Result<Bytes>;
 
@@ -56,7 +64,8 @@ pub trait Backend: Send + Sync {
     }
 
     /// Begins an object in parts; the service's name for that. Nothing shows of it yet.
-    fn begin_upload(&self, key: &str) -> Result<String> {
+    fn begin_upload(&self, purpose: Use, key: &str) -> Result<String> {
+        let _ = purpose;
         Err(no_parts("begin", key))
     }
 
@@ -68,8 +77,8 @@ pub trait Backend: Send + Sync {
 
     /// Makes an object that must not exist of its parts; like [`create`](Self::create) otherwise.
     /// [`NotFound`](crate::ErrorKind::NotFound) when the parts are gone.
-    fn finish_upload(&self, key: &str, upload: &str, parts: &[Part], size: u64) -> Result<()> {
-        let _ = (upload, parts, size);
+    fn finish_upload(&self, purpose: Use, key: &str, upload: &str, parts: &[Part]) -> Result<()> {
+        let _ = (purpose, upload, parts);
         Err(no_parts("create", key))
     }
 
@@ -84,6 +93,23 @@ pub trait Backend: Send + Sync {
     fn unfinished_uploads(&self, prefix: &str) -> Result<Option<Vec<Unfinished>>> {
         let _ = prefix;
         Ok(None)
+    }
+
+    /// Whether new data goes where it must be fetched from before it can be read.
+    fn archives_data(&self) -> bool {
+        false
+    }
+
+    /// Whether an object can be read now.
+    fn access(&self, key: &str) -> Result<Access> {
+        self.head(key).map(|_| Access::Ready { until: None })
+    }
+
+    /// Asks for an object in an archive.
+    fn thaw(&self, key: &str, speed: ThawSpeed, days: u32) -> Result<()> {
+        let _ = (speed, days);
+        Err(StoreError::new(ErrorKind::Configuration, "thaw", key)
+            .with_detail("this kind of store has no archive"))
     }
 
     /// How new objects are locked; none: they are not.

@@ -26,6 +26,7 @@ mod probe;
 #[cfg(any(feature = "s3", feature = "gcs", feature = "azure", feature = "key-services"))]
 mod remote;
 mod store;
+mod tier;
 
 pub use backend::{Backend, ObjectMeta};
 pub use bytes::Bytes;
@@ -43,6 +44,7 @@ pub use memory::Memory;
 pub use options::{RetryPolicy, StoreOptions};
 pub use parts::{Part, Unfinished};
 pub use store::Store;
+pub use tier::{Access, StorageClasses, ThawSpeed, Use};
 
 /// The result of everything that touches a store.
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;

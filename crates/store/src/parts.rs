@@ -14,7 +14,7 @@ use bytes::Bytes;
 
 use crate::failpoint;
 use crate::key::{check_key, check_prefix};
-use crate::{ErrorKind, LockPolicy, Result, Store, StoreError};
+use crate::{ErrorKind, LockPolicy, Result, Store, StoreError, Use};
 
 /// Parts of one object that are sent at once. Packs are sent several at once already.
 const AT_ONCE: usize = 4;
@@ -70,8 +70,14 @@ enum Sent {
 
 impl Store {
     /// Creates an object in parts of `size`; none when the store refuses parts after all.
-    pub(crate) fn create_in_parts(&self, key: &str, body: &Bytes, size: u64) -> Result<Option<()>> {
-        let created = self.create_of_parts(key, body, size)?;
+    pub(crate) fn create_in_parts(
+        &self,
+        purpose: Use,
+        key: &str,
+        body: &Bytes,
+        size: u64,
+    ) -> Result<Option<()>> {
+        let created = self.create_of_parts(purpose, key, body, size)?;
         if created.is_some() {
             self.must_be_locked(key)?;
         }
@@ -91,9 +97,15 @@ impl Store {
         self.extend_lock(key, now + policy.period)
     }
 
-    fn create_of_parts(&self, key: &str, body: &Bytes, size: u64) -> Result<Option<()>> {
+    fn create_of_parts(
+        &self,
+        purpose: Use,
+        key: &str,
+        body: &Bytes,
+        size: u64,
+    ) -> Result<Option<()>> {
         for _ in 0..BEGINNINGS {
-            let sent = match self.send(key, body, size) {
+            let sent = match self.send(purpose, key, body, size) {
                 Ok(sent) => sent,
                 // It may create objects and no parts: so say policies that were made before these.
                 Err(error)
@@ -125,12 +137,12 @@ impl Store {
             .with_detail("its parts were removed again and again before all had arrived"))
     }
 
-    fn send(&self, key: &str, body: &Bytes, size: u64) -> Result<Sent> {
-        let upload = self.retried(|| self.backend().begin_upload(key))?;
+    fn send(&self, purpose: Use, key: &str, body: &Bytes, size: u64) -> Result<Sent> {
+        let upload = self.retried(|| self.backend().begin_upload(purpose, key))?;
         failpoint::hit("upload-begun");
         let sent = self.send_parts(key, body, size, &upload).and_then(|parts| {
             failpoint::hit("upload-parts-sent");
-            self.put_together(key, body, &upload, &parts)
+            self.put_together(purpose, key, &upload, &parts)
         });
         if !matches!(sent, Ok(Sent::Created | Sent::PartsGone)) {
             // What stays is removed by maintenance; the error that counts is the other one.
@@ -189,9 +201,9 @@ impl Store {
         })
     }
 
-    fn put_together(&self, key: &str, body: &Bytes, upload: &str, parts: &[Part]) -> Result<Sent> {
+    fn put_together(&self, purpose: Use, key: &str, upload: &str, parts: &[Part]) -> Result<Sent> {
         let mut failed_before = false;
-        self.retried(|| match self.backend().finish_upload(key, upload, parts, body.len() as u64) {
+        self.retried(|| match self.backend().finish_upload(purpose, key, upload, parts) {
             Ok(()) => Ok(Sent::Created),
             Err(error) if error.is_already_exists() => {
                 Ok(Sent::Exists { perhaps_ours: failed_before })

@@ -28,8 +28,8 @@ use object_store::{
 
 use crate::key::is_valid_key;
 use crate::{
-    Backend, ErrorKind, Lock, LockPolicy, ObjectMeta, Part, Result, StoreError, StoreOptions,
-    Unfinished,
+    Access, Backend, ErrorKind, Lock, LockPolicy, ObjectMeta, Part, Result, StorageClasses,
+    StoreError, StoreOptions, ThawSpeed, Unfinished, Use,
 };
 
 #[cfg(feature = "azure")]
@@ -47,6 +47,7 @@ mod s3;
 #[cfg(feature = "s3")]
 mod s3_parts;
 mod service;
+mod tiers;
 
 use extras::SharedExtras;
 use line::{Expected, Extra, Line};
@@ -70,6 +71,7 @@ pub(crate) struct Remote {
     lock: Option<LockPolicy>,
     /// Whether objects of the bucket can be locked, once it was asked.
     has_locks: OnceLock<bool>,
+    classes: StorageClasses,
     /// Objects of more bytes are sent in parts.
     parts_above: u64,
     /// Parts were refused, and so everything is sent in one piece.
@@ -203,6 +205,9 @@ fn reason(words: &str) -> String {
     }
 }
 
+/// What services say of an object that must be fetched out of an archive first.
+const ARCHIVED: [&str; 3] = ["InvalidObjectState", "BlobArchived", "BlobBeingRehydrated"];
+
 /// What services say of a body that did not arrive as it was sent.
 const ON_THE_WAY: [&str; 5] =
     ["RequestTimeout", "BadDigest", "IncompleteBody", "Md5Mismatch", "XAmzContentSHA256Mismatch"];
@@ -212,6 +217,7 @@ fn translate(doing: &'static str, key: &str, error: &object_store::Error) -> Sto
     let words = words(error);
     let says = |parts: &[&str]| parts.iter().any(|part| words.contains(part));
     let kind = match error {
+        _ if says(&ARCHIVED) => ErrorKind::Archived,
         // Decided by `absent`, where it matters.
         object_store::Error::NotFound { .. } => ErrorKind::NotFound,
         object_store::Error::AlreadyExists { .. } => match status(&words) {
@@ -293,13 +299,14 @@ impl Remote {
             extras,
             lock: options.lock,
             has_locks: OnceLock::new(),
+            classes: options.classes.clone(),
             parts_above: options.parts_above.unwrap_or(crate::parts::USUAL),
             no_parts: AtomicBool::new(false),
         }
     }
 
     /// What a creation says besides: the sum of its bytes, and how long it is locked.
-    fn dress(&self, key: &str, body: &Bytes) -> object_store::Extensions {
+    fn dress(&self, purpose: Use, key: &str, body: &Bytes) -> object_store::Extensions {
         let mut extensions = object_store::Extensions::new();
         let (mut extra, mut expected) = (HeaderMap::new(), HeaderMap::new());
         let sum = match self.sum {
@@ -321,6 +328,7 @@ impl Remote {
         {
             extra.extend(extras.lock_headers(policy, SystemTime::now() + policy.period));
         }
+        extra.extend(self.class_header(purpose));
         if !extra.is_empty() {
             extensions.insert(Extra(extra));
             extensions.insert(Expected(expected));
@@ -445,9 +453,13 @@ impl Backend for Remote {
     }
 
     fn create(&self, key: &str, body: Bytes) -> Result<()> {
+        self.create_for(Use::Everything, key, body)
+    }
+
+    fn create_for(&self, purpose: Use, key: &str, body: Bytes) -> Result<()> {
         let path = self.path("create", key)?;
         let (service, name) = (Arc::clone(&self.service), key.to_owned());
-        let (pace, extensions) = (Arc::clone(&self.line.pace), self.dress(key, &body));
+        let (pace, extensions) = (Arc::clone(&self.line.pace), self.dress(purpose, key, &body));
         wait("create", key, async move {
             let _turn = pace.turn().await;
             let length = body.len() as u64;
@@ -579,16 +591,16 @@ impl Backend for Remote {
         self.size_of_parts(key, length)
     }
 
-    fn begin_upload(&self, key: &str) -> Result<String> {
-        self.begin_parts(key)
+    fn begin_upload(&self, purpose: Use, key: &str) -> Result<String> {
+        self.begin_parts(purpose, key)
     }
 
     fn upload_part(&self, key: &str, upload: &str, number: u32, part: Bytes) -> Result<Part> {
         self.send_part(key, upload, number, part)
     }
 
-    fn finish_upload(&self, key: &str, upload: &str, parts: &[Part], _: u64) -> Result<()> {
-        self.finish_parts(key, upload, parts)
+    fn finish_upload(&self, purpose: Use, key: &str, upload: &str, parts: &[Part]) -> Result<()> {
+        self.finish_parts(purpose, key, upload, parts)
     }
 
     fn abort_upload(&self, key: &str, upload: &str) -> Result<()> {
@@ -597,6 +609,18 @@ impl Backend for Remote {
 
     fn unfinished_uploads(&self, prefix: &str) -> Result<Option<Vec<Unfinished>>> {
         self.list_parts(prefix)
+    }
+
+    fn archives_data(&self) -> bool {
+        self.classes.data.as_deref().is_some_and(crate::tier::is_archive)
+    }
+
+    fn access(&self, key: &str) -> Result<Access> {
+        self.access_to(key)
+    }
+
+    fn thaw(&self, key: &str, speed: ThawSpeed, days: u32) -> Result<()> {
+        self.fetch(key, speed, days)
     }
 
     fn lock_policy(&self) -> Option<LockPolicy> {

@@ -11,7 +11,7 @@ use crate::key::{check_key, check_prefix};
 use crate::limit::Limit;
 use crate::{
     Backend, Environment, ErrorKind, Lock, LockPolicy, Memory, ObjectMeta, Result, RetryPolicy,
-    StoreError,
+    StoreError, Use,
 };
 
 /// A handle to a store. Cheap to clone; safe to use from any thread.
@@ -108,17 +108,22 @@ impl Store {
     /// is read: the same bytes are ours. So two writers of the same bytes may both succeed, and
     /// bytes that decide a race must differ from writer to writer.
     pub fn create(&self, key: &str, body: Bytes) -> Result<()> {
+        self.create_for(Use::Everything, key, body)
+    }
+
+    /// The same, for an object that is stored according to its use.
+    pub fn create_for(&self, purpose: Use, key: &str, body: Bytes) -> Result<()> {
         check_key("create", key)?;
         let inner = &self.inner;
         if let Some(size) = inner.backend.part_size(key, body.len() as u64)
-            && let Some(()) = self.create_in_parts(key, &body, size)?
+            && let Some(()) = self.create_in_parts(purpose, key, &body, size)?
         {
             return Ok(());
         }
         let mut failed_before = false;
         let created = inner.retried(|| {
             inner.wait(&inner.upload, body.len());
-            let result = inner.backend.create(key, body.clone());
+            let result = inner.backend.create_for(purpose, key, body.clone());
             match &result {
                 Err(error) if error.is_already_exists() && failed_before => Ok(Some(())),
                 Err(_) => {

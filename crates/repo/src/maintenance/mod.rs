@@ -330,7 +330,7 @@ pub(crate) fn samples() -> Vec<Vec<u8>> {
 pub(crate) fn must_rest(repository: &Repository) -> Result<()> {
     run::must_rest(repository)
 }
-pub(crate) use locked::{hold, is_held};
+pub(crate) use locked::{each, hold, is_held, needed};
 
 pub(crate) fn maintain(
     repository: &Repository,

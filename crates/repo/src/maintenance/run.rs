@@ -254,7 +254,10 @@ impl<'r> Maintenance<'r> {
         self.report.bytes_live = live.values().sum();
         self.report.bytes_of_old_keys = of_old_keys(&view, &live, self.repository.epoch());
         let reseal = self.options.reseal.then(|| self.repository.epoch());
-        let mut victims = choose(&view, &live, self.options.max_repack, reseal);
+        // What lies in an archive cannot be read, and the early removal is paid for.
+        let archived = self.repository.store().archives_data();
+        let most = if archived { 0 } else { self.options.max_repack };
+        let mut victims = choose(&view, &live, most, reseal);
         // What is locked cannot be removed, so it is not emptied yet; and it is not locked again.
         let mut packs = view.packs.clone();
         packs.retain(|pack| victims.contains(&pack.id));

@@ -12,12 +12,13 @@ use object_store::client::{HttpClient, HttpRequest, HttpRequestBody};
 
 use super::line::Line;
 use super::parts::Parts;
+use super::tiers::Tiers;
 use super::{PATIENCE, SLOWEST, translate};
 use crate::{ErrorKind, Lock, LockPolicy, Result, StoreError};
 
 /// What one kind of service can do besides. Keys are whole names in the bucket.
 #[async_trait]
-pub(super) trait Extras: Parts + Send + Sync {
+pub(super) trait Extras: Parts + Tiers + Send + Sync {
     /// The headers of a creation that lock the object until `until`.
     fn lock_headers(&self, policy: &LockPolicy, until: SystemTime) -> HeaderMap;
 

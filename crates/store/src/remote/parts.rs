@@ -13,7 +13,7 @@ use http::HeaderMap;
 use super::extras::SharedExtras;
 use super::{Ordering, Remote, wait};
 use crate::key::is_valid_key;
-use crate::{ErrorKind, LockPolicy, Part, Result, StoreError, Unfinished};
+use crate::{ErrorKind, LockPolicy, Part, Result, StoreError, Unfinished, Use};
 
 /// Requests about parts. Keys are whole names in the bucket.
 #[async_trait]
@@ -97,10 +97,11 @@ impl Remote {
         }
     }
 
-    pub(super) fn begin_parts(&self, key: &str) -> Result<String> {
+    pub(super) fn begin_parts(&self, purpose: Use, key: &str) -> Result<String> {
         let extras = self.parts("create", key)?;
         let (path, name) = (self.path("create", key)?, key.to_owned());
-        let extra = self.locked_until(&extras, key);
+        let mut extra = self.locked_until(&extras, key);
+        extra.extend(self.class_header(purpose));
         self.refused(wait(
             "create",
             key,
@@ -125,10 +126,17 @@ impl Remote {
         }))
     }
 
-    pub(super) fn finish_parts(&self, key: &str, upload: &str, parts: &[Part]) -> Result<()> {
+    pub(super) fn finish_parts(
+        &self,
+        purpose: Use,
+        key: &str,
+        upload: &str,
+        parts: &[Part],
+    ) -> Result<()> {
         let extras = self.parts("create", key)?;
         let (path, name) = (self.path("create", key)?, key.to_owned());
-        let extra = self.locked_until(&extras, key);
+        let mut extra = self.locked_until(&extras, key);
+        extra.extend(self.class_header(purpose));
         let (upload, parts) = (upload.to_owned(), parts.to_vec());
         wait("create", key, async move {
             extras.finish(path.as_ref(), &name, &upload, parts, extra).await

@@ -69,7 +69,7 @@ fn mode(mode: LockMode) -> &'static str {
 }
 
 /// Of a request about a lock, S3 demands a sum.
-fn summed(body: &str) -> HeaderMap {
+pub(super) fn summed(body: &str) -> HeaderMap {
     let sum = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, body.as_bytes());
     let mut headers = HeaderMap::new();
     if let Ok(value) = HeaderValue::from_str(&STANDARD.encode(sum)) {
