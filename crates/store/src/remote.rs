@@ -431,6 +431,15 @@ fn locked(key: &str, lock: &Lock) -> StoreError {
     StoreError::new(ErrorKind::Locked, "delete", key).with_detail(why)
 }
 
+/// Whether a removal was refused because of a retention policy or a hold, in Google's words.
+fn is_kept(error: &StoreError) -> bool {
+    let said = error.detail().to_ascii_lowercase();
+    error.kind() == ErrorKind::Denied
+        && ["retentionpolicynotmet", "retention policy", "under active"]
+            .iter()
+            .any(|part| said.contains(part))
+}
+
 fn says_no_bucket(words: &str) -> bool {
     ["NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist"]
         .iter()
@@ -577,7 +586,15 @@ impl Backend for Remote {
                 Ok(Ok(())) => Ok(()),
                 Ok(Err(error)) => {
                     let error = Self::absent(&service, &path, "delete", &name, &error).await;
-                    if error.is_not_found() { Ok(()) } else { Err(error) }
+                    match error.is_not_found() {
+                        true => Ok(()),
+                        // Of a lock that was not asked about: Google's, or one that is new.
+                        false if is_kept(&error) => {
+                            Err(StoreError::new(ErrorKind::Locked, "delete", name)
+                                .with_detail(error.detail()))
+                        }
+                        false => Err(error),
+                    }
                 }
                 Err(_) => {
                     Err(StoreError::new(ErrorKind::Transient, "delete", name)

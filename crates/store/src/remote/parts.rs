@@ -138,9 +138,9 @@ impl Remote {
         let mut extra = self.locked_until(&extras, key);
         extra.extend(self.class_header(purpose));
         let (upload, parts) = (upload.to_owned(), parts.to_vec());
-        wait("create", key, async move {
+        self.refused(wait("create", key, async move {
             extras.finish(path.as_ref(), &name, &upload, parts, extra).await
-        })
+        }))
     }
 
     pub(super) fn abort_parts(&self, key: &str, upload: &str) -> Result<()> {
