@@ -8,7 +8,7 @@ use backstay_repo::{
     Environment, InitOptions, OpenOptions, RepoErrorKind, Repository, Secret, SlotKind, Snapshot,
     Store,
 };
-use backstay_store::{LockPolicy, RetryPolicy, StoreOptions};
+use backstay_store::{LockPolicy, RetryPolicy, StorageClasses, StoreOptions};
 
 use crate::Result;
 use crate::config::{Config, RepositoryConfig, Search, Warning, listed};
@@ -77,6 +77,10 @@ impl Context {
             region: keys.region.clone(),
             allow_http: keys.allow_http,
             upload_limit: keys.upload_limit.map(|size| size.0),
+            classes: keys.storage_class.as_ref().map_or_else(StorageClasses::default, |class| {
+                StorageClasses { data: class.data.clone(), rest: class.rest.clone() }
+            }),
+            parts_above: keys.parts_above.map(|size| size.0),
             download_limit: keys.download_limit.map(|size| size.0),
             retries: retries.unwrap_or_default(),
             lock: keys.lock.as_ref().map(|lock| LockPolicy {

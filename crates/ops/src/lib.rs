@@ -11,6 +11,7 @@ mod error;
 pub mod forget;
 pub mod jobs;
 pub mod key_log;
+pub mod lifecycle;
 pub mod moment;
 pub mod nearest;
 pub mod privilege;

@@ -96,7 +96,8 @@ impl Host {
     /// The policy of an S3 bucket.
     ///
     /// What is denied is denied whatever other policies allow. A creation must carry
-    /// `If-None-Match`, which the parts of a multipart upload cannot: so none overwrites.
+    /// `If-None-Match`: so none overwrites. Parts of a large object cannot carry it, and create
+    /// nothing; the request that puts them together must.
     pub fn s3(&self) -> Value {
         let bucket = format!("arn:aws:s3:::{}", self.bucket);
         let everything = format!("{bucket}/*");
@@ -140,7 +141,7 @@ impl Host {
                 "Sid": "Create",
                 "Effect": "Allow",
                 "Principal": principal,
-                "Action": "s3:PutObject",
+                "Action": ["s3:PutObject", "s3:AbortMultipartUpload"],
                 "Resource": creates,
             }),
             json!({
@@ -149,7 +150,10 @@ impl Host {
                 "Principal": principal,
                 "Action": "s3:PutObject",
                 "Resource": everything,
-                "Condition": { "Null": { "s3:if-none-match": "true" } },
+                "Condition": {
+                    "Null": { "s3:if-none-match": "true" },
+                    "Bool": { "s3:ObjectCreationOperation": "true" },
+                },
             }),
             json!({
                 "Sid": "NowhereElse",

@@ -100,6 +100,8 @@ pub struct VerifyReport {
     /// Percent of what the level covers in full.
     pub covered: f64,
     pub damages: Vec<Damage>,
+    /// Objects that the store keeps in an archive: whether they are good is unknown.
+    pub unread: Vec<String>,
 }
 
 impl VerifyReport {
@@ -113,6 +115,7 @@ struct Check<'r> {
     options: &'r VerifyOptions,
     progress: &'r Progress,
     damages: Mutex<Vec<Damage>>,
+    unread: Mutex<Vec<String>>,
     objects: AtomicU64,
     bytes: AtomicU64,
     chunks: AtomicU64,
@@ -130,6 +133,12 @@ impl Check<'_> {
             Ok(value) => Ok(Some(value)),
             Err(error) if error.is_about_an_object() => {
                 self.damage(object, error);
+                Ok(None)
+            }
+            // What nobody can read now is not known to be damaged, nor to be good.
+            Err(error) if error.is_of_an_archived_object() => {
+                let mut unread = self.unread.lock().unwrap_or_else(|e| e.into_inner());
+                unread.push(object.to_owned());
                 Ok(None)
             }
             Err(error) => Err(error),
@@ -190,6 +199,7 @@ pub(crate) fn verify(
         options: &options,
         progress,
         damages: Mutex::default(),
+        unread: Mutex::default(),
         objects: AtomicU64::new(0),
         bytes: AtomicU64::new(0),
         chunks: AtomicU64::new(0),
@@ -278,7 +288,11 @@ fn report(check: Check<'_>, snapshots: u64, archived: u64, covered: f64) -> Veri
     let mut damages = check.damages.into_inner().unwrap_or_else(|e| e.into_inner());
     damages.sort();
     damages.dedup();
+    let mut unread = check.unread.into_inner().unwrap_or_else(|e| e.into_inner());
+    unread.sort();
+    unread.dedup();
     VerifyReport {
+        unread,
         level: check.options.level,
         objects: check.objects.into_inner(),
         bytes: check.bytes.into_inner(),

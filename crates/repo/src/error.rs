@@ -117,6 +117,13 @@ impl RepoError {
         matches!(self.kind(), RepoErrorKind::Damaged | RepoErrorKind::Unsupported)
     }
 
+    /// Whether an object lies in an archive of the store and must be fetched first.
+    pub fn is_of_an_archived_object(&self) -> bool {
+        let source = self.inner.source.as_deref();
+        let source = source.and_then(|source| source.downcast_ref::<StoreError>());
+        source.is_some_and(|error| error.kind() == ErrorKind::Archived)
+    }
+
     /// Whether an object is not in the store.
     pub(crate) fn is_of_a_missing_object(&self) -> bool {
         let source = self.inner.source.as_deref();

@@ -37,6 +37,7 @@ mod restore;
 mod session;
 mod signing;
 mod snapshot;
+mod thaw;
 mod tree;
 
 pub use archive::{Archive, ArchivedFile, Pushed, push_to_all};
@@ -70,6 +71,7 @@ pub use session::{
     TreeWriter,
 };
 pub use snapshot::{Origin, Problem, Snapshot, SnapshotStats, SnapshotType, SourceKind};
+pub use thaw::{ThawOptions, ThawReport};
 pub use tree::{Tree, TreeIter};
 
 /// The result of everything that touches a repository.

@@ -643,6 +643,17 @@ impl Repository {
         maintenance::hold(self, snapshot, on, progress)
     }
 
+    /// Asks the store for all that one snapshot needs and that lies in an archive, or says how it
+    /// stands with that.
+    pub fn thaw(
+        &self,
+        snapshot: &Snapshot,
+        options: &crate::ThawOptions,
+        progress: &Arc<Progress>,
+    ) -> Result<crate::ThawReport> {
+        crate::thaw::thaw(self, snapshot, options, progress)
+    }
+
     /// Whether a snapshot is on hold, and so must not be forgotten.
     pub fn is_held(&self, snapshot: &Snapshot) -> Result<bool> {
         maintenance::is_held(self, snapshot)

@@ -3,7 +3,9 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 
-use crate::{ErrorKind, Lock, LockPolicy, Result, StoreError};
+use crate::{
+    Access, ErrorKind, Lock, LockPolicy, Part, Result, StoreError, ThawSpeed, Unfinished, Use,
+};
 
 /// What a store knows of an object without reading it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +34,12 @@ pub trait Backend: Send + Sync {
     /// there is one of that key.
     fn create(&self, key: &str, body: Bytes) -> Result<()>;
 
+    /// The same, for an object that is stored according to its use.
+    fn create_for(&self, purpose: Use, key: &str, body: Bytes) -> Result<()> {
+        let _ = purpose;
+        self.create(key, body)
+    }
+
     /// The whole object.
     fn read(&self, key: &str) -> Result<Bytes>;
 
@@ -47,6 +55,62 @@ pub trait Backend: Send + Sync {
 
     /// Removes an object; one that is not there is not an error.
     fn delete(&self, key: &str) -> Result<()>;
+
+    /// In parts of how many bytes an object is sent; `None`: in one piece, by
+    /// [`create`](Self::create).
+    fn part_size(&self, key: &str, length: u64) -> Option<u64> {
+        let _ = (key, length);
+        None
+    }
+
+    /// Begins an object in parts; the service's name for that. Nothing shows of it yet.
+    fn begin_upload(&self, purpose: Use, key: &str) -> Result<String> {
+        let _ = purpose;
+        Err(no_parts("begin", key))
+    }
+
+    /// Sends one part; the first is number 1. Sent again, it replaces what was sent before.
+    fn upload_part(&self, key: &str, upload: &str, number: u32, part: Bytes) -> Result<Part> {
+        let _ = (upload, number, part);
+        Err(no_parts("send a part of", key))
+    }
+
+    /// Makes an object that must not exist of its parts; like [`create`](Self::create) otherwise.
+    /// [`NotFound`](crate::ErrorKind::NotFound) when the parts are gone.
+    fn finish_upload(&self, purpose: Use, key: &str, upload: &str, parts: &[Part]) -> Result<()> {
+        let _ = (purpose, upload, parts);
+        Err(no_parts("create", key))
+    }
+
+    /// Removes the parts of an object that was not finished.
+    fn abort_upload(&self, key: &str, upload: &str) -> Result<()> {
+        let _ = upload;
+        Err(no_parts("remove parts of", key))
+    }
+
+    /// What was begun below `prefix` and not finished; `None` where the service removes that by
+    /// itself, or has no parts.
+    fn unfinished_uploads(&self, prefix: &str) -> Result<Option<Vec<Unfinished>>> {
+        let _ = prefix;
+        Ok(None)
+    }
+
+    /// Whether new data goes where it must be fetched from before it can be read.
+    fn archives_data(&self) -> bool {
+        false
+    }
+
+    /// Whether an object can be read now.
+    fn access(&self, key: &str) -> Result<Access> {
+        self.head(key).map(|_| Access::Ready { until: None })
+    }
+
+    /// Asks for an object in an archive.
+    fn thaw(&self, key: &str, speed: ThawSpeed, days: u32) -> Result<()> {
+        let _ = (speed, days);
+        Err(StoreError::new(ErrorKind::Configuration, "thaw", key)
+            .with_detail("this kind of store has no archive"))
+    }
 
     /// How new objects are locked; none: they are not.
     fn lock_policy(&self) -> Option<LockPolicy> {
@@ -70,6 +134,11 @@ pub trait Backend: Send + Sync {
         let _ = on;
         Err(no_locks("hold", key))
     }
+}
+
+fn no_parts(doing: &'static str, key: &str) -> StoreError {
+    StoreError::new(ErrorKind::Configuration, doing, key)
+        .with_detail("this kind of store takes no objects in parts")
 }
 
 fn no_locks(doing: &'static str, key: &str) -> StoreError {

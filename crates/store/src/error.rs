@@ -12,6 +12,8 @@ pub enum ErrorKind {
     Denied,
     /// The store keeps the object until a moment that has not come, or until a hold is lifted.
     Locked,
+    /// The store has put it into an archive, out of which it must be fetched first.
+    Archived,
     /// No space, or a quota is used up.
     NoSpace,
     /// The store did not answer, or asked to be tried again.
@@ -82,6 +84,11 @@ impl StoreError {
         self.kind
     }
 
+    /// What the store said, without secrets.
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
     /// The key of the object, as given by the caller.
     pub fn key(&self) -> &str {
         &self.key
@@ -107,6 +114,9 @@ impl StoreError {
                 "check the credentials, and that they or the file's owner allow this operation",
             ),
             ErrorKind::Locked => Some("it can be removed when its lock has run out"),
+            ErrorKind::Archived => {
+                Some("run `backstay thaw SNAPSHOT`, and again until it says that all can be read")
+            }
             ErrorKind::NoSpace => {
                 Some("free space in the store; nothing that was there before is affected")
             }
@@ -128,6 +138,7 @@ impl fmt::Display for StoreError {
             ErrorKind::AlreadyExists => "it exists already",
             ErrorKind::Denied => "access denied",
             ErrorKind::Locked => "the store keeps it",
+            ErrorKind::Archived => "it lies in an archive and must be fetched first",
             ErrorKind::NoSpace => "no space left in the store",
             ErrorKind::Transient => "the store did not answer",
             ErrorKind::Damaged => "the object is damaged",

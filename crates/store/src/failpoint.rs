@@ -13,6 +13,10 @@ pub const ALL: &[&str] = &[
     "local-create-synced",
     "local-create-linked",
     "local-create-settled",
+    // large objects of a bucket
+    "upload-begun",
+    "upload-part-sent",
+    "upload-parts-sent",
     // repository
     "init-keys-created",
     "key-recorded",

@@ -21,10 +21,12 @@ mod lock;
 mod memory;
 mod open;
 mod options;
+mod parts;
 mod probe;
 #[cfg(any(feature = "s3", feature = "gcs", feature = "azure", feature = "key-services"))]
 mod remote;
 mod store;
+mod tier;
 
 pub use backend::{Backend, ObjectMeta};
 pub use bytes::Bytes;
@@ -40,7 +42,9 @@ pub use local::Local;
 pub use lock::{Lock, LockMode, LockPolicy};
 pub use memory::Memory;
 pub use options::{RetryPolicy, StoreOptions};
+pub use parts::{Part, Unfinished};
 pub use store::Store;
+pub use tier::{Access, StorageClasses, ThawSpeed, Use};
 
 /// The result of everything that touches a store.
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;

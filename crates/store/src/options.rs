@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::LockPolicy;
+use crate::{LockPolicy, StorageClasses};
 
 /// How a store is reached. [`Default`] suits a local directory and the public clouds.
 #[derive(Clone, Default)]
@@ -19,6 +19,11 @@ pub struct StoreOptions {
     pub upload_limit: Option<u64>,
     /// Bytes a second that may be received; none: no limit.
     pub download_limit: Option<u64>,
+    /// Packs of more bytes than this are sent in parts, where the service can do that; none: of
+    /// more than 32 MiB.
+    pub parts_above: Option<u64>,
+    /// The storage classes of new objects, in the service's words.
+    pub classes: StorageClasses,
     /// How new objects are locked; none: they are not.
     pub lock: Option<LockPolicy>,
     /// How long transient failures are tried again.
@@ -72,6 +77,8 @@ impl fmt::Debug for StoreOptions {
             .field("allow_http", &self.allow_http)
             .field("upload_limit", &self.upload_limit)
             .field("download_limit", &self.download_limit)
+            .field("parts_above", &self.parts_above)
+            .field("classes", &self.classes)
             .field("lock", &self.lock)
             .field("retries", &self.retries)
             // Their values are secrets.

@@ -10,6 +10,7 @@
 use std::error::Error as _;
 use std::future::Future;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::time::{Duration, SystemTime};
 
@@ -26,18 +27,27 @@ use object_store::{
 };
 
 use crate::key::is_valid_key;
-use crate::{Backend, ErrorKind, Lock, LockPolicy, ObjectMeta, Result, StoreError};
+use crate::{
+    Access, Backend, ErrorKind, Lock, LockPolicy, ObjectMeta, Part, Result, StorageClasses,
+    StoreError, StoreOptions, ThawSpeed, Unfinished, Use,
+};
 
 #[cfg(feature = "azure")]
 mod azure;
+#[cfg(feature = "azure")]
+mod azure_parts;
 #[cfg(feature = "s3")]
 mod credentials;
 mod extras;
 mod line;
 mod pace;
+mod parts;
 #[cfg(feature = "s3")]
 mod s3;
+#[cfg(feature = "s3")]
+mod s3_parts;
 mod service;
+mod tiers;
 
 use extras::SharedExtras;
 use line::{Expected, Extra, Line};
@@ -61,6 +71,11 @@ pub(crate) struct Remote {
     lock: Option<LockPolicy>,
     /// Whether objects of the bucket can be locked, once it was asked.
     has_locks: OnceLock<bool>,
+    classes: StorageClasses,
+    /// Objects of more bytes are sent in parts.
+    parts_above: u64,
+    /// Parts were refused, and so everything is sent in one piece.
+    no_parts: AtomicBool,
 }
 
 /// The sum of its own that a service makes of what it receives.
@@ -190,11 +205,19 @@ fn reason(words: &str) -> String {
     }
 }
 
+/// What services say of an object that must be fetched out of an archive first.
+const ARCHIVED: [&str; 3] = ["InvalidObjectState", "BlobArchived", "BlobBeingRehydrated"];
+
+/// What services say of a body that did not arrive as it was sent.
+const ON_THE_WAY: [&str; 5] =
+    ["RequestTimeout", "BadDigest", "IncompleteBody", "Md5Mismatch", "XAmzContentSHA256Mismatch"];
+
 /// What a service says, in our words.
 fn translate(doing: &'static str, key: &str, error: &object_store::Error) -> StoreError {
     let words = words(error);
     let says = |parts: &[&str]| parts.iter().any(|part| words.contains(part));
     let kind = match error {
+        _ if says(&ARCHIVED) => ErrorKind::Archived,
         // Decided by `absent`, where it matters.
         object_store::Error::NotFound { .. } => ErrorKind::NotFound,
         object_store::Error::AlreadyExists { .. } => match status(&words) {
@@ -207,10 +230,9 @@ fn translate(doing: &'static str, key: &str, error: &object_store::Error) -> Sto
         _ => match status(&words) {
             Some(416) => ErrorKind::Damaged,
             Some(507) => ErrorKind::NoSpace,
+            Some(501) => ErrorKind::Configuration,
             Some(408 | 409 | 425 | 429 | 500..=599) => ErrorKind::Transient,
-            Some(400) if says(&["RequestTimeout", "BadDigest", "IncompleteBody"]) => {
-                ErrorKind::Transient
-            }
+            Some(400) if says(&ON_THE_WAY) => ErrorKind::Transient,
             Some(400) if says(&["ExpiredToken", "InvalidToken", "InvalidAccessKeyId"]) => {
                 ErrorKind::Denied
             }
@@ -265,14 +287,26 @@ fn unanswered(error: &object_store::Error, words: &str) -> ErrorKind {
 }
 
 impl Remote {
-    fn new(url: String, opened: service::Opened, prefix: &str, lock: Option<LockPolicy>) -> Self {
+    fn new(url: String, opened: service::Opened, prefix: &str, options: &StoreOptions) -> Self {
         let service::Opened { service, line, sum, extras } = opened;
         let prefix = prefix.trim_matches('/').to_owned();
-        Self { url, service, prefix, line, sum, extras, lock, has_locks: OnceLock::new() }
+        Self {
+            url,
+            service,
+            prefix,
+            line,
+            sum,
+            extras,
+            lock: options.lock,
+            has_locks: OnceLock::new(),
+            classes: options.classes.clone(),
+            parts_above: options.parts_above.unwrap_or(crate::parts::USUAL),
+            no_parts: AtomicBool::new(false),
+        }
     }
 
     /// What a creation says besides: the sum of its bytes, and how long it is locked.
-    fn dress(&self, key: &str, body: &Bytes) -> object_store::Extensions {
+    fn dress(&self, purpose: Use, key: &str, body: &Bytes) -> object_store::Extensions {
         let mut extensions = object_store::Extensions::new();
         let (mut extra, mut expected) = (HeaderMap::new(), HeaderMap::new());
         let sum = match self.sum {
@@ -294,6 +328,7 @@ impl Remote {
         {
             extra.extend(extras.lock_headers(policy, SystemTime::now() + policy.period));
         }
+        extra.extend(self.class_header(purpose));
         if !extra.is_empty() {
             extensions.insert(Extra(extra));
             extensions.insert(Expected(expected));
@@ -396,6 +431,15 @@ fn locked(key: &str, lock: &Lock) -> StoreError {
     StoreError::new(ErrorKind::Locked, "delete", key).with_detail(why)
 }
 
+/// Whether a removal was refused because of a retention policy or a hold, in Google's words.
+fn is_kept(error: &StoreError) -> bool {
+    let said = error.detail().to_ascii_lowercase();
+    error.kind() == ErrorKind::Denied
+        && ["retentionpolicynotmet", "retention policy", "under active"]
+            .iter()
+            .any(|part| said.contains(part))
+}
+
 fn says_no_bucket(words: &str) -> bool {
     ["NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist"]
         .iter()
@@ -418,9 +462,13 @@ impl Backend for Remote {
     }
 
     fn create(&self, key: &str, body: Bytes) -> Result<()> {
+        self.create_for(Use::Everything, key, body)
+    }
+
+    fn create_for(&self, purpose: Use, key: &str, body: Bytes) -> Result<()> {
         let path = self.path("create", key)?;
         let (service, name) = (Arc::clone(&self.service), key.to_owned());
-        let (pace, extensions) = (Arc::clone(&self.line.pace), self.dress(key, &body));
+        let (pace, extensions) = (Arc::clone(&self.line.pace), self.dress(purpose, key, &body));
         wait("create", key, async move {
             let _turn = pace.turn().await;
             let length = body.len() as u64;
@@ -538,7 +586,15 @@ impl Backend for Remote {
                 Ok(Ok(())) => Ok(()),
                 Ok(Err(error)) => {
                     let error = Self::absent(&service, &path, "delete", &name, &error).await;
-                    if error.is_not_found() { Ok(()) } else { Err(error) }
+                    match error.is_not_found() {
+                        true => Ok(()),
+                        // Of a lock that was not asked about: Google's, or one that is new.
+                        false if is_kept(&error) => {
+                            Err(StoreError::new(ErrorKind::Locked, "delete", name)
+                                .with_detail(error.detail()))
+                        }
+                        false => Err(error),
+                    }
                 }
                 Err(_) => {
                     Err(StoreError::new(ErrorKind::Transient, "delete", name)
@@ -546,6 +602,42 @@ impl Backend for Remote {
                 }
             }
         })
+    }
+
+    fn part_size(&self, key: &str, length: u64) -> Option<u64> {
+        self.size_of_parts(key, length)
+    }
+
+    fn begin_upload(&self, purpose: Use, key: &str) -> Result<String> {
+        self.begin_parts(purpose, key)
+    }
+
+    fn upload_part(&self, key: &str, upload: &str, number: u32, part: Bytes) -> Result<Part> {
+        self.send_part(key, upload, number, part)
+    }
+
+    fn finish_upload(&self, purpose: Use, key: &str, upload: &str, parts: &[Part]) -> Result<()> {
+        self.finish_parts(purpose, key, upload, parts)
+    }
+
+    fn abort_upload(&self, key: &str, upload: &str) -> Result<()> {
+        self.abort_parts(key, upload)
+    }
+
+    fn unfinished_uploads(&self, prefix: &str) -> Result<Option<Vec<Unfinished>>> {
+        self.list_parts(prefix)
+    }
+
+    fn archives_data(&self) -> bool {
+        self.classes.data.as_deref().is_some_and(crate::tier::is_archive)
+    }
+
+    fn access(&self, key: &str) -> Result<Access> {
+        self.access_to(key)
+    }
+
+    fn thaw(&self, key: &str, speed: ThawSpeed, days: u32) -> Result<()> {
+        self.fetch(key, speed, days)
     }
 
     fn lock_policy(&self) -> Option<LockPolicy> {

@@ -11,7 +11,7 @@ use crate::key::{check_key, check_prefix};
 use crate::limit::Limit;
 use crate::{
     Backend, Environment, ErrorKind, Lock, LockPolicy, Memory, ObjectMeta, Result, RetryPolicy,
-    StoreError,
+    StoreError, Use,
 };
 
 /// A handle to a store. Cheap to clone; safe to use from any thread.
@@ -84,6 +84,20 @@ impl Store {
         self.inner.backend.is_remote()
     }
 
+    pub(crate) fn backend(&self) -> &dyn Backend {
+        &*self.inner.backend
+    }
+
+    /// Calls until it succeeds, fails for good, or the policy is used up.
+    pub(crate) fn retried<T>(&self, call: impl FnMut() -> Result<T>) -> Result<T> {
+        self.inner.retried(call)
+    }
+
+    /// Waits until so many bytes more may be sent.
+    pub(crate) fn wait_to_send(&self, bytes: usize) {
+        self.inner.wait(&self.inner.upload, bytes);
+    }
+
     pub(crate) fn environment(&self) -> &Environment {
         &self.inner.env
     }
@@ -94,12 +108,22 @@ impl Store {
     /// is read: the same bytes are ours. So two writers of the same bytes may both succeed, and
     /// bytes that decide a race must differ from writer to writer.
     pub fn create(&self, key: &str, body: Bytes) -> Result<()> {
+        self.create_for(Use::Everything, key, body)
+    }
+
+    /// The same, for an object that is stored according to its use.
+    pub fn create_for(&self, purpose: Use, key: &str, body: Bytes) -> Result<()> {
         check_key("create", key)?;
         let inner = &self.inner;
+        if let Some(size) = inner.backend.part_size(key, body.len() as u64)
+            && let Some(()) = self.create_in_parts(purpose, key, &body, size)?
+        {
+            return Ok(());
+        }
         let mut failed_before = false;
         let created = inner.retried(|| {
             inner.wait(&inner.upload, body.len());
-            let result = inner.backend.create(key, body.clone());
+            let result = inner.backend.create_for(purpose, key, body.clone());
             match &result {
                 Err(error) if error.is_already_exists() && failed_before => Ok(Some(())),
                 Err(_) => {
@@ -112,8 +136,13 @@ impl Store {
         if created.is_none() {
             return Ok(());
         }
+        self.must_be_ours(key, &body)
+    }
+
+    /// There is an object after an attempt whose answer was lost: the same bytes are ours.
+    pub(crate) fn must_be_ours(&self, key: &str, body: &Bytes) -> Result<()> {
         match self.read(key) {
-            Ok(found) if found == body => Ok(()),
+            Ok(found) if found == *body => Ok(()),
             Ok(_) => Err(StoreError::new(ErrorKind::AlreadyExists, "create", key)),
             // It was there a moment ago, and whose it was will never be known.
             Err(error) if error.is_not_found() => {

@@ -192,3 +192,56 @@ fn azures_managed_identity_is_asked_for() {
     // A creation is dressed and signed again: the token stays the only one.
     store.create("k", vec![1].into()).unwrap();
 }
+
+const BUCKET: &str = "BACKSTAY_TEST_BUCKET";
+
+/// Reads by the token of the machine until that was renewed. Does nothing when it is run as a test.
+#[test]
+fn reads_as_a_machine_of_google() {
+    let Ok(endpoint) = std::env::var(BUCKET) else { return };
+    let options = StoreOptions {
+        endpoint: Some(endpoint),
+        allow_http: true,
+        retries: RetryPolicy::NONE,
+        ..StoreOptions::default()
+    };
+    let store = Store::open("gs://bucket/p", &options).unwrap();
+    let started = std::time::Instant::now();
+    while store.read("k").unwrap() != "renewed" {
+        assert!(started.elapsed().as_secs() < 20, "the token is never renewed");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn a_machine_of_google_asks_its_metadata_service_and_again() {
+    let count = AtomicU64::new(0);
+    let metadata = Server::start(move |request| {
+        assert_eq!(request.headers["metadata-flavor"], "Google");
+        let path = "/computeMetadata/v1/instance/service-accounts/default/token";
+        assert_eq!(request.path, path);
+        let n = count.fetch_add(1, Ordering::SeqCst);
+        Response::status(200).header("content-type", "application/json").body(format!(
+            "{{\"access_token\":\"token-{n}\",\"expires_in\":1,\"token_type\":\"Bearer\"}}"
+        ))
+    });
+    let server = Server::start(|request| {
+        let token = request.headers["authorization"].strip_prefix("Bearer token-").unwrap();
+        let renewed = token.parse::<u64>().unwrap() > 0;
+        Response::status(200)
+            .header("last-modified", "Sat, 21 Nov 2026 08:00:00 GMT")
+            .header("etag", "\"e\"")
+            .body(if renewed { "renewed" } else { "first" })
+    });
+    let home = tempfile::tempdir().unwrap();
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["reads_as_a_machine_of_google", "--exact", "--test-threads=1"])
+        .env_clear()
+        // No files of an administrator who runs the tests.
+        .env("HOME", home.path())
+        .env(BUCKET, server.url())
+        .env("GCE_METADATA_HOST", metadata.url().trim_start_matches("http://"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+}

@@ -195,6 +195,41 @@ fn azure_is_asked_for_immutability_in_its_own_words() {
 }
 
 #[test]
+fn what_google_keeps_is_locked_and_not_denied() {
+    // No emulator has retention policies: the answers are those of Google's reference.
+    let cases = [
+        (
+            "Forbidden",
+            "Object 'b/k' is subject to bucket's retention policy and cannot be deleted, \
+             overwritten or archived until 2027-01-01T00:00:00-08:00",
+            ErrorKind::Locked,
+        ),
+        ("RetentionPolicyNotMet", "", ErrorKind::Locked),
+        (
+            "Forbidden",
+            "Object 'b/k' is under active Temporary hold and cannot be deleted, overwritten or \
+             archived until hold is removed.",
+            ErrorKind::Locked,
+        ),
+        ("AccessDenied", "the caller does not have storage.objects.delete", ErrorKind::Denied),
+    ];
+    for (code, message, kind) in cases {
+        let body = format!("<Error><Code>{code}</Code><Message>{message}</Message></Error>");
+        let server = Server::start(move |_| Response::status(403).body(body.clone()));
+        let options = StoreOptions {
+            endpoint: Some(server.url()),
+            allow_http: true,
+            variables: Some(vec![("GOOGLE_BEARER_TOKEN".to_owned(), "token".to_owned())]),
+            ..StoreOptions::default()
+        };
+        let store = Store::open("gs://bucket/p", &options).unwrap();
+        let error = store.delete("packs/k").unwrap_err();
+        assert_eq!(error.kind(), kind, "{error}");
+        assert_eq!(error.to_string().contains("the store keeps it"), kind == ErrorKind::Locked);
+    }
+}
+
+#[test]
 fn google_has_no_locks_of_single_objects_here() {
     let options = StoreOptions {
         variables: Some(vec![("GOOGLE_BEARER_TOKEN".to_owned(), "token".to_owned())]),

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use backstay_ops::config::{Config, RepositoryConfig, RepositoryFlags, Search, StoreUrl, absolute};
 use backstay_ops::discover::{self, Cluster};
+use backstay_ops::lifecycle::lifecycle;
 use backstay_ops::privilege::{Cloud, Host};
 use backstay_ops::{Context, Error, ErrorKind, secret};
 use backstay_repo::Environment;
@@ -27,6 +28,7 @@ Examples:
   backstay init
   backstay init -r s3://bucket/backstay -k /etc/backstay/main.key
   backstay init -r s3://bucket/backstay --policy s3 > policy.json
+  backstay init -r s3://bucket/backstay --lifecycle > rules.json
   backstay init --config ./backstay.toml -r ./repository -k ./main.key"
 )]
 pub struct InitArgs {
@@ -41,6 +43,10 @@ pub struct InitArgs {
     /// Print that policy for a cloud and do nothing else
     #[arg(long, value_name = "CLOUD", conflicts_with = "append_only")]
     policy: Option<PolicyOf>,
+
+    /// Print rules by which the bucket moves packs to a colder class, and do nothing else
+    #[arg(long, conflicts_with_all = ["append_only", "policy"])]
+    lifecycle: bool,
 
     /// The host, as the cloud calls it: an ARN, serviceAccount:NAME
     #[arg(long, value_name = "NAME")]
@@ -83,6 +89,17 @@ fn print_policy(args: &InitArgs, of: PolicyOf, app: &App) -> Result<Outcome> {
     }
     app.output.document(&json!({ "policy": document_of(&host, cloud) }))?;
     app.output.say(host.policy(cloud).trim_end().to_owned())?;
+    Ok(Outcome::Done)
+}
+
+/// Prints rules that move packs by age, for a repository that need not exist.
+fn print_lifecycle(app: &App) -> Result<Outcome> {
+    let url = &app.context()?.config.default_repository()?.keys.url.0;
+    let host = Host::of(url)?;
+    let Some(cloud) = Cloud::of(url) else { return Ok(Outcome::Done) };
+    let rules = lifecycle(cloud, &host.bucket, &host.prefix);
+    app.output.document(&json!({ "lifecycle": rules }))?;
+    app.output.say(format!("{rules:#}"))?;
     Ok(Outcome::Done)
 }
 
@@ -133,6 +150,9 @@ struct Repository {
 pub fn run(args: &InitArgs, app: &App) -> Result<Outcome> {
     if let Some(of) = args.policy {
         return print_policy(args, of, app);
+    }
+    if args.lifecycle {
+        return print_lifecycle(app);
     }
     let mut search = app.search();
     let mut done = Done::default();

@@ -140,6 +140,11 @@ fn present(
         let number = count(report.locks_extended, "object", "objects");
         app.output.say(format!("      {number} locked for another period"))?;
     }
+    if report.uploads_removed > 0 {
+        let number = count(report.uploads_removed, "pack", "packs");
+        let verb = if dry_run { "would go" } else { "gone" };
+        app.output.say(format!("      the parts of {number} that never became whole {verb}"))?;
+    }
     for one in &report.given_up {
         app.output.say(format!("      gave up {}", about(one)))?;
     }

@@ -22,6 +22,7 @@ pub mod restore;
 pub mod retention;
 pub mod show;
 pub mod status;
+pub mod thaw;
 pub mod verify;
 pub mod wal;
 
@@ -46,6 +47,7 @@ pub enum Command {
     Forget(forget::ForgetArgs),
     Hold(hold::HoldArgs),
     Restore(restore::RestoreArgs),
+    Thaw(thaw::ThawArgs),
     Dump(dump::DumpArgs),
     Copy(copy::CopyArgs),
     Replicate(replicate::ReplicateArgs),
@@ -83,6 +85,7 @@ pub fn run(command: Command, app: &App) -> Result<Outcome> {
         Command::Forget(args) => forget::run(&args, app),
         Command::Hold(args) => hold::run(&args, app),
         Command::Restore(args) => restore::run(&args, app),
+        Command::Thaw(args) => thaw::run(&args, app),
         Command::Dump(args) => dump::run(&args, app),
         Command::Copy(args) => copy::run(&args, app),
         Command::Replicate(args) => replicate::run(&args, app),

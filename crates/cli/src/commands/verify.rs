@@ -106,7 +106,12 @@ pub fn run(args: &VerifyArgs, app: &App) -> Result<Outcome> {
     let documents: Vec<Value> =
         reports.iter().map(|(name, report, seconds)| document(name, report, *seconds)).collect();
     app.output.document(&json!({ "good": good, "verifications": documents }))?;
-    Ok(if good { Outcome::Done } else { Outcome::Damage })
+    let all_read = reports.iter().all(|(_, report, _)| report.unread.is_empty());
+    Ok(match (good, all_read) {
+        (true, true) => Outcome::Done,
+        (true, false) => Outcome::Partial,
+        (false, _) => Outcome::Damage,
+    })
 }
 
 fn of_source(
@@ -247,6 +252,13 @@ fn say(app: &App, name: &str, report: &VerifyReport, took: Duration) -> Result<(
     app.output.say(format!("{name}  {mark}  level {}: {}", report.level, parts.join(", ")))?;
     if report.covered < 99.95 {
         app.output.say(format!("      covered {:.1} % this time", report.covered))?;
+    }
+    if !report.unread.is_empty() {
+        let number = count(report.unread.len() as u64, "object", "objects");
+        app.output.say(format!(
+            "      {number} in an archive of the store: not read, so whether they are good is \
+             unknown (`backstay thaw` fetches what a snapshot needs)"
+        ))?;
     }
     for damage in &report.damages {
         app.output.answer(format!(

@@ -62,6 +62,11 @@ section! {
         allow_http: bool { default: "false", example: "true" },
         /// Have the store itself keep each object for a time, whoever asks it to remove one.
         lock: Option<LockKeys> { example: "{ mode = \"governance\", period = \"30d\" }" },
+        /// The storage class of new objects, in the cloud's words (docs/clouds.md).
+        storage_class: Option<StorageClassKeys> { example: "{ data = \"GLACIER_IR\" }" },
+        /// Packs larger than this are sent in parts, several at once, each tried again by itself:
+        /// S3 and Azure, from 5 MiB on.
+        parts_above: Option<Size> { example: "\"16 MiB\"" },
         /// The most that is sent in a second.
         upload_limit: Option<Size> { example: "\"50 MiB\"" },
         /// The most that is received in a second.
@@ -79,6 +84,16 @@ section! {
         period: Duration { example: "\"30d\"" },
         /// Have `maintenance` lock what is still needed for another period, in time.
         extend: bool { default: "true", example: "false" },
+    }
+}
+
+section! {
+    /// In which class of the cloud new objects are stored. Absent: as the bucket says.
+    pub struct StorageClassKeys {
+        /// Of the content of files, which only restores and deep checks read.
+        data: Option<String> { example: "\"GLACIER_IR\"" },
+        /// Of everything else: every command reads it, so no class that must be thawed.
+        rest: Option<String> { example: "\"STANDARD\"" },
     }
 }
 
@@ -323,7 +338,7 @@ section! {
     }
 }
 
-nested!(AwsKmsKeys, VaultKeys, LockKeys, VerifyKeys, DrillKeys, RetentionKeys);
+nested!(AwsKmsKeys, VaultKeys, LockKeys, StorageClassKeys, VerifyKeys, DrillKeys, RetentionKeys);
 
 /// The address of a store or of a lake.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -199,6 +199,8 @@ impl Config {
             endpoint: None,
             region: None,
             allow_http: false,
+            parts_above: None,
+            storage_class: None,
             lock: None,
             upload_limit: None,
             download_limit: None,

@@ -39,7 +39,7 @@ pub(super) fn among(
     each(store, &keys, progress, |key| {
         match store.lock(key) {
             Ok(Some(lock)) if lock.keeps(now) => {
-                found.lock().unwrap_or_else(|e| e.into_inner()).insert(key.to_owned(), lock);
+                found.lock().unwrap_or_else(|e| e.into_inner()).insert(key.clone(), lock);
             }
             Ok(_) => {}
             Err(error) if error.is_not_found() => {}
@@ -175,7 +175,7 @@ pub(crate) fn is_held(repository: &Repository, snapshot: &Snapshot) -> Result<bo
 }
 
 /// The objects, besides their own, without which `snapshots` cannot be restored.
-fn needed(
+pub(crate) fn needed(
     repository: &Repository,
     snapshots: &[Snapshot],
     progress: &Arc<Progress>,
@@ -199,11 +199,11 @@ fn needed(
 }
 
 /// Calls `ask` for each key, by several threads where a network lies between.
-fn each(
+pub(crate) fn each<T: Sync>(
     store: &Store,
-    keys: &[String],
-    progress: &Arc<Progress>,
-    ask: impl Fn(&str) -> std::result::Result<(), StoreError> + Sync,
+    keys: &[T],
+    progress: &Progress,
+    ask: impl Fn(&T) -> std::result::Result<(), StoreError> + Sync,
 ) -> Result<()> {
     let next = AtomicUsize::new(0);
     let work = || -> Result<()> {

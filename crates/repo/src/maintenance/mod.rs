@@ -24,7 +24,7 @@
 //!
 //! `view` is one look at the repository, `mark` finds what is reachable, `repack` moves chunks out of
 //! packs that are mostly garbage, `run` takes the steps, `mend` puts right what is damaged of them,
-//! `signed` is how its objects are sealed.
+//! `signed` is how its objects are sealed, `unfinished` removes packs that never became objects.
 
 mod expire;
 mod locked;
@@ -33,6 +33,7 @@ mod mend;
 mod repack;
 mod run;
 mod signed;
+mod unfinished;
 mod view;
 
 use std::collections::HashSet;
@@ -112,6 +113,8 @@ pub struct MaintenanceReport {
     pub locked_until: Option<Timestamp>,
     /// Needed, and locked for another period.
     pub locks_extended: u64,
+    /// Packs that were begun in parts and never became objects, whose parts were removed.
+    pub uploads_removed: u64,
 }
 
 /// A session without an outcome.
@@ -332,7 +335,7 @@ pub(crate) fn samples() -> Vec<Vec<u8>> {
 pub(crate) fn must_rest(repository: &Repository) -> Result<()> {
     run::must_rest(repository)
 }
-pub(crate) use locked::{hold, is_held};
+pub(crate) use locked::{each, hold, is_held, needed};
 
 pub(crate) fn maintain(
     repository: &Repository,

@@ -11,6 +11,7 @@ use super::locked;
 use super::mark::Marks;
 use super::mend::Runs;
 use super::repack::{choose, needed_after_all, of_old_keys, repack};
+use super::unfinished;
 use super::view::{StoredPack, View, at_work, ended};
 use super::{MaintenanceOptions, MaintenanceReport, Reason, Tombstone, Waiting, open, signed};
 use crate::crypto::Class;
@@ -165,6 +166,8 @@ impl<'r> Maintenance<'r> {
     /// Whatever comes of a run, the locks of what is needed must not run out.
     pub fn run(mut self) -> Result<MaintenanceReport> {
         self.steps()?;
+        self.report.uploads_removed =
+            unfinished::remove(self.repository, self.options.dry_run, self.progress)?;
         if !self.options.dry_run {
             self.report.locks_extended =
                 locked::extend(self.repository, &self.unneeded, self.progress)?;
@@ -251,7 +254,10 @@ impl<'r> Maintenance<'r> {
         self.report.bytes_live = live.values().sum();
         self.report.bytes_of_old_keys = of_old_keys(&view, &live, self.repository.epoch());
         let reseal = self.options.reseal.then(|| self.repository.epoch());
-        let mut victims = choose(&view, &live, self.options.max_repack, reseal);
+        // What lies in an archive cannot be read, and the early removal is paid for.
+        let archived = self.repository.store().archives_data();
+        let most = if archived { 0 } else { self.options.max_repack };
+        let mut victims = choose(&view, &live, most, reseal);
         // What is locked cannot be removed, so it is not emptied yet; and it is not locked again.
         let mut packs = view.packs.clone();
         packs.retain(|pack| victims.contains(&pack.id));

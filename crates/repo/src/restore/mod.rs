@@ -404,6 +404,12 @@ pub(crate) fn restore(
         }
         small(batch)
     })?;
+    let mut packs: Vec<u32> = wanted.iter().map(|w| w.location.pack).collect();
+    packs.sort_unstable();
+    packs.dedup();
+    let packs = packs.into_iter().filter_map(|pack| index.pack(pack));
+    let packs = packs.map(|pack| (pack.key(), pack.size)).collect();
+    crate::thaw::must_be_ready(repository, packs, progress)?;
     failpoint::hit("restore-planned");
     progress.set_phase("restoring");
 

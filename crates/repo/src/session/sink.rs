@@ -24,7 +24,7 @@ use crate::{
     Compression, Kind, ObjectId, Problem, Progress, RepoError, RepoErrorKind, Result,
     SessionOptions, SnapshotStats,
 };
-use backstay_store::failpoint;
+use backstay_store::{Use, failpoint};
 
 /// Data packs that are open at once. A chunk goes to one of them at random, so that neither order
 /// nor lengths of chunks can be read from a pack.
@@ -309,7 +309,11 @@ impl Shared {
         checker.check(&info, &key, &records, &body)?;
         info.sha256.copy_from_slice(digest(&SHA256, &body).as_ref());
         failpoint::hit("pack-sealed");
-        self.repository.store().create(&info.key(), Bytes::clone(&body))?;
+        let purpose = match class {
+            Class::DataPack => Use::Restores,
+            _ => Use::Everything,
+        };
+        self.repository.store().create_for(purpose, &info.key(), Bytes::clone(&body))?;
         failpoint::hit("pack-created");
         self.stored_bytes.fetch_add(info.size, Relaxed);
         self.progress.add_stored(info.size);

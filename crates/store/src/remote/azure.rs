@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method};
 
 use super::extras::{Desk, Extras, moment};
-use crate::{Lock, LockMode, LockPolicy, Result};
+use crate::{ErrorKind, Lock, LockMode, LockPolicy, Result};
 
 pub(super) struct Azure(pub Desk);
 
@@ -88,8 +88,15 @@ impl Extras for Azure {
             ]
             .iter()
             .any(|name| answer.header(name) == Some("true"))),
-            Err(error) if error.is_transient() => Err(error),
-            Err(_) => Ok(false),
+            // A signature for the container cannot ask about the container. Each blob says itself
+            // what keeps it, to whoever may read it.
+            Err(error) if error.kind() == ErrorKind::Denied => Ok(true),
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Configuration) =>
+            {
+                Ok(false)
+            }
+            Err(error) => Err(error),
         }
     }
 

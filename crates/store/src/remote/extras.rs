@@ -3,7 +3,7 @@
 //! Requests are made here, and signed with the same credentials as all others.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -11,12 +11,14 @@ use http::{HeaderMap, Method};
 use object_store::client::{HttpClient, HttpRequest, HttpRequestBody};
 
 use super::line::Line;
-use super::{PATIENCE, translate};
+use super::parts::Parts;
+use super::tiers::Tiers;
+use super::{PATIENCE, SLOWEST, translate};
 use crate::{ErrorKind, Lock, LockPolicy, Result, StoreError};
 
 /// What one kind of service can do besides. Keys are whole names in the bucket.
 #[async_trait]
-pub(super) trait Extras: Send + Sync {
+pub(super) trait Extras: Parts + Tiers + Send + Sync {
     /// The headers of a creation that lock the object until `until`.
     fn lock_headers(&self, policy: &LockPolicy, until: SystemTime) -> HeaderMap;
 
@@ -106,7 +108,8 @@ impl Desk {
             Ok::<_, StoreError>((parts, String::from_utf8_lossy(&body).into_owned()))
         };
         let turn = self.line.pace.turn().await;
-        let (parts, body) = match tokio::time::timeout(PATIENCE, work).await {
+        let patience = PATIENCE + Duration::from_secs(length as u64 / SLOWEST);
+        let (parts, body) = match tokio::time::timeout(patience, work).await {
             Ok(result) => result?,
             Err(_) => {
                 return Err(
@@ -123,6 +126,11 @@ impl Desk {
         let path = name.to_owned();
         let error = match parts.status.as_u16() {
             404 => object_store::Error::NotFound { path, source },
+            412 => object_store::Error::AlreadyExists { path, source },
+            // Azure says it like this.
+            409 if body.contains("BlobAlreadyExists") => {
+                object_store::Error::AlreadyExists { path, source }
+            }
             _ => object_store::Error::Generic { store: "", source },
         };
         Err(translate(doing, key, &error))

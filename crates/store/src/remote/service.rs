@@ -79,7 +79,7 @@ fn open_with(
                     policy of its own instead"
             .to_owned());
     }
-    Ok(Remote::new(url.trim_end_matches('/').to_owned(), opened, prefix, options.lock))
+    Ok(Remote::new(url.trim_end_matches('/').to_owned(), opened, prefix, options))
 }
 
 /// The variables that begin with `start`, as given or from the process.
@@ -113,6 +113,7 @@ macro_rules! configure {
 
 #[cfg(feature = "s3")]
 fn s3(bucket: &str, options: &StoreOptions) -> Opening {
+    crate::tier::unusable(&options.classes, &super::tiers::OF_S3, options.endpoint.is_some())?;
     use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum, S3ConditionalPut};
     let value = |builder: &AmazonS3Builder, key| builder.get_config_value(key);
     let mut builder = AmazonS3Builder::new().with_client_options(client_options());
@@ -179,12 +180,13 @@ fn s3(bucket: &str, options: &StoreOptions) -> Opening {
     let credentials = Arc::clone(service.credentials());
     let _ = line.signer.set(Signer::Aws { credentials, region });
     let desk = desk(&line, address, options)?;
-    let extras: Option<SharedExtras> = Some(Arc::new(super::s3::S3(desk)));
+    let extras: Option<SharedExtras> = Some(Arc::new(super::s3::S3::new(desk)));
     Ok(Opened { service: Arc::new(service), line, sum: Sum::Sha256, extras })
 }
 
 #[cfg(feature = "gcs")]
 fn gcs(bucket: &str, options: &StoreOptions) -> Opening {
+    crate::tier::unusable(&options.classes, &super::tiers::OF_GOOGLE, false)?;
     use object_store::gcp::GoogleCloudStorageBuilder;
     let client = client_options().with_allow_http(options.allow_http);
     let mut builder = GoogleCloudStorageBuilder::new().with_client_options(client);
@@ -200,6 +202,7 @@ fn gcs(bucket: &str, options: &StoreOptions) -> Opening {
 
 #[cfg(feature = "azure")]
 fn azure(container: &str, options: &StoreOptions) -> Opening {
+    crate::tier::unusable(&options.classes, &super::tiers::OF_AZURE, false)?;
     use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
     let mut builder = MicrosoftAzureBuilder::new().with_client_options(client_options());
     configure!(builder, options, "AZURE_");

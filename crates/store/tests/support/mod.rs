@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod gcs;
 pub mod http;
+pub mod proxy;
 pub mod servers;
 
 use backstay_store::{ErrorKind, Store};
