@@ -20,6 +20,7 @@ pub mod session;
 mod settings;
 mod tls;
 pub mod wal;
+mod wire;
 
 pub use backup::{Backup, BackupOptions, Backups, Target, backup, backup_to};
 pub use check::{CheckItem, check};
