@@ -38,6 +38,7 @@ mod signing;
 mod snapshot;
 mod tree;
 
+pub use archive::slices::Slice;
 pub use archive::{Archive, ArchivedFile, Pushed, push_to_all};
 pub use audit::{KeyAction, KeyRecord, user};
 pub use authority::change::Rotation;

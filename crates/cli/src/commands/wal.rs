@@ -12,7 +12,7 @@ use backstay_ops::{Context, Error, moment};
 use backstay_postgres::BackupDetail;
 use backstay_postgres::control::ControlFile;
 use backstay_postgres::wal::{
-    self, ArchiveHealth, FetchOptions, FetchOutcome, PushOptions, RecoveryBase, window,
+    self, ArchiveHealth, FetchOptions, FetchOutcome, PushOptions, RecoveryBase, SegmentName, window,
 };
 use backstay_repo::{Pushed, Repository, SourceKind};
 use clap::{Args, Subcommand};
@@ -214,6 +214,8 @@ fn fetch(args: &FetchArgs, app: &App) -> Result<Outcome> {
         system_identifier,
         prefetch: 0,
         spool: context.cache().map(|folder| folder.join("spool")),
+        // With several, one that has the whole segment comes before one that has slices of it.
+        slices: configs.len() == 1,
         retry_for: args.retry_for,
     };
     // The first that has it gives it, and the others are not even opened. One that cannot be used
@@ -246,6 +248,10 @@ fn fetch(args: &FetchArgs, app: &App) -> Result<Outcome> {
         }
     }
     match failed {
+        None if configs.len() > 1 && args.name.parse::<SegmentName>().is_ok() => {
+            options.slices = true;
+            fetch_again(&configs, args, options, context)
+        }
         None => {
             tracing::info!(file = %args.name, "the archive has no such file");
             Ok(Outcome::Absent)
@@ -264,7 +270,7 @@ fn fetch_again(
 ) -> Result<Outcome> {
     let repositories: Vec<Repository> =
         configs.iter().map(|config| context.open(config)).collect::<Result<_>>()?;
-    let options = FetchOptions { retry_for: args.retry_for, ..options };
+    let options = FetchOptions { retry_for: args.retry_for, slices: true, ..options };
     match wal::fetch(&repositories, &args.name, &args.destination, &options) {
         FetchOutcome::Complete => Ok(Outcome::Done),
         FetchOutcome::Absent => Ok(Outcome::Absent),

@@ -120,11 +120,6 @@ impl Wire {
         Ok(self.show("transaction_read_only")? == "on")
     }
 
-    /// As the server counts: 150018 for 15.18.
-    pub(crate) fn version(&self) -> u32 {
-        self.version
-    }
-
     pub(crate) fn major(&self) -> u32 {
         self.version / 10000
     }
