@@ -27,6 +27,7 @@ use crate::output::Style;
 pub enum WalCommand {
     Push(PushArgs),
     Fetch(FetchArgs),
+    Receive(super::receive::ReceiveArgs),
     Status(StatusArgs),
 }
 
@@ -98,6 +99,7 @@ pub fn run(command: &WalCommand, app: &App) -> Result<Outcome> {
     match command {
         WalCommand::Push(args) => push(args, app),
         WalCommand::Fetch(args) => fetch(args, app),
+        WalCommand::Receive(args) => super::receive::run(args, app),
         WalCommand::Status(args) => status(args, app),
     }
 }

@@ -104,7 +104,12 @@ impl<'env> Shipper<'env> {
     pub(super) fn known(&self, segment: &str) -> Result<Vec<u8>> {
         let mut known: Option<Vec<u8>> = None;
         for archive in self.archives {
-            let has = archive.assemble(segment)?.unwrap_or_default();
+            let has = match archive.assemble(segment) {
+                Ok(has) => has.unwrap_or_default(),
+                // A host that may only add cannot look: it stores once more what is there.
+                Err(error) if error.kind() == RepoErrorKind::WrongKey => Vec::new(),
+                Err(error) => return Err(error.into()),
+            };
             known = Some(match known {
                 Some(less) if less.len() <= has.len() => less,
                 _ => has,
