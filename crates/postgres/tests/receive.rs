@@ -261,6 +261,45 @@ fn a_promotion_is_followed_with_its_history_before_its_segments() {
 }
 
 #[test]
+fn wal_that_the_server_removed_is_a_gap_that_somebody_has_to_agree_to() {
+    let Some(installation) = version(15).or_else(|| version(18)) else {
+        skip!("neither PostgreSQL 15 nor 18 is installed");
+    };
+    let shape = Shape { segment_mib: Some(1), ..Shape::default() };
+    let settings = [("archive_mode", "off"), ("min_wal_size", "2MB"), ("max_wal_size", "2MB")];
+    let fixture = Fixture::with(&installation, shape, &settings);
+    let cluster = &fixture.cluster;
+    cluster.sql("create table t (i int)");
+    let without = || ReceiveOptions { slot: None, ..options() };
+    let first = without();
+    let ((), _) = while_receiving(&fixture, &first, |state| {
+        cluster.switch_wal();
+        wait_for(state, here(cluster));
+    });
+    for _ in 0..8 {
+        cluster.sql("insert into t values (1)");
+        cluster.switch_wal();
+    }
+    cluster.sql("checkpoint");
+    let error =
+        receive(std::slice::from_ref(&fixture.repo), &fixture.source(), &without()).unwrap_err();
+    assert!(error.to_string().contains("removed"), "{error}");
+    assert!(error.hint().unwrap().contains("--skip-gap"), "{error:?}");
+    let skipping = ReceiveOptions { skip_gap: true, ..without() };
+    let ((), status) = while_receiving(&fixture, &skipping, |state| {
+        cluster.switch_wal();
+        cluster.sql("insert into t values (2)");
+        wait_for(state, here(cluster));
+        // A new connection skips nothing more.
+        cluster.stop();
+        cluster.start();
+        cluster.sql("insert into t values (3)");
+        wait_for(state, here(cluster));
+    });
+    assert!(status.reconnects >= 1 && status.segments >= 1, "{status:?}");
+}
+
+#[test]
 fn what_does_not_pass_by_itself_ends_receiving_with_a_hint() {
     let Some(installation) = version(15).or_else(|| version(18)) else {
         skip!("neither PostgreSQL 15 nor 18 is installed");

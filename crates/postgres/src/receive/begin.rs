@@ -81,6 +81,16 @@ fn names(setting: &str) -> impl Iterator<Item = &str> {
     setting.split([',', '(', ')']).map(|name| name.trim().trim_matches('"'))
 }
 
+/// The segment that the server writes now.
+pub(super) fn now(server: &Server) -> Position {
+    Position { timeline: server.timeline, number: server.end.segment(server.segment_size) }
+}
+
+/// Whether the server has removed what was asked for.
+pub(super) fn was_removed(error: &PostgresError) -> bool {
+    code(error) == Some("58P01")
+}
+
 /// Where to begin: behind the last whole segment that every archive has; where there is none, at what
 /// the slot holds back, or else where the server is.
 pub(super) fn position(
@@ -90,10 +100,7 @@ pub(super) fn position(
     options: &ReceiveOptions,
 ) -> Result<Position> {
     let size = server.segment_size;
-    let here = Position { timeline: server.timeline, number: server.end.segment(size) };
-    if options.skip_gap {
-        return Ok(here);
-    }
+    let here = now(server);
     let mut positions = Vec::new();
     for archive in archives {
         positions.push(behind_last(&Inventory::read(archive, size)?));
@@ -222,6 +229,10 @@ pub(super) fn cannot_start(wire: &Wire, name: SegmentName, said: ServerSaid) -> 
         "58P01" => error.with_hint(
             "use a slot, so that the server keeps what was not received; --skip-gap goes on where \
              the server is now, then make a full backup: nothing recovers across the gap",
+        ),
+        // object_not_in_prerequisite_state: the slot lost what it should have kept.
+        "55000" => error.with_hint(
+            "max_slot_wal_keep_size may have ended the slot: --drop-slot, then --create-slot",
         ),
         "42704" => error.with_hint("make the slot with --create-slot"),
         // Another receiver has the slot: it may be our own that the server has not missed yet.

@@ -145,13 +145,21 @@ pub fn receive(
     let mut parameters = Parameters::new(&source.connection)?;
     parameters.set_application_name(&options.application_name);
     let mut pause = FIRST_PAUSE;
+    let mut skip = false;
     while !options.progress.is_cancelled() {
         let started = Instant::now();
-        let done = receive_once(repositories, &parameters, options);
+        let skipped = std::mem::take(&mut skip);
+        let done = receive_once(repositories, &parameters, options, skipped);
         options.state.change(|state| state.connected = false);
         let error = match done {
             Ok(()) => continue,
             Err(error) if options.progress.is_cancelled() && error.is_transient() => break,
+            // Only then, and once: a gap at every new connection would be one too many.
+            Err(error) if options.skip_gap && !skipped && begin::was_removed(&error) => {
+                tracing::warn!(source = source.name, %error, "a gap stays in the archive");
+                skip = true;
+                continue;
+            }
             Err(error) => error,
         };
         if !options.reconnect || !error.is_transient() {
@@ -184,6 +192,7 @@ fn receive_once(
     repositories: &[Repository],
     parameters: &Parameters,
     options: &ReceiveOptions,
+    skip: bool,
 ) -> Result<()> {
     let mut wire = Wire::connect(parameters)?;
     let server = begin::identify(&mut wire)?;
@@ -200,7 +209,10 @@ fn receive_once(
     begin::slot(&mut wire, options)?;
     let synchronous =
         options.synchronous || begin::is_synchronous(&mut wire, &options.application_name)?;
-    let mut at = begin::position(&mut wire, &server, &archives, options)?;
+    let mut at = match skip {
+        true => begin::now(&server),
+        false => begin::position(&mut wire, &server, &archives, options)?,
+    };
     options.state.change(|state| {
         state.connected = true;
         state.synchronous = synchronous;
@@ -289,7 +301,10 @@ impl Stream<'_, '_> {
         let mut ended = false;
         loop {
             self.shipper.check()?;
-            stopping |= self.options.progress.is_cancelled();
+            if self.options.progress.is_cancelled() {
+                stopping = true;
+                self.shipper.hurry();
+            }
             let over = stopping || ended;
             let due = over || urgent || self.synchronous || shipped.elapsed() >= self.options.every;
             // One slice at a time: what comes meanwhile is in the next one.

@@ -140,6 +140,11 @@ impl<'env> Shipper<'env> {
         lock(&self.shared).segments
     }
 
+    /// From here on each parcel is tried once more at most: somebody waits for the end.
+    pub(super) fn hurry(&self) {
+        lock(&self.shared).stopped = true;
+    }
+
     /// Says why nothing is shipped any more.
     pub(super) fn check(&self) -> Result<()> {
         lock(&self.shared).failure.take().map_or(Ok(()), Err)
