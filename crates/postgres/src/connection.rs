@@ -3,15 +3,21 @@
 //! What people have for `psql` works here word for word, `sslmode=verify-full` included. Passwords
 //! live in [`Parameters`] and nowhere else: its `Debug` leaves them out, and no message has them.
 
+mod service;
+
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::{IpAddr, TcpStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use postgres::config::{ChannelBinding, Host, SslMode};
+use postgres::config::{ChannelBinding, Host, SslMode, TargetSessionAttrs};
+
+use rustls::ClientConfig;
 
 use crate::tls::{Tls, Verify};
-use crate::{PostgresError, Result};
+use crate::{PostgresError, PostgresErrorKind, Result};
 
 /// Keywords that are understood. Those of libpq that are not here change nothing for a backup, and
 /// are refused rather than ignored.
@@ -28,10 +34,12 @@ const KEYWORDS: &[&str] = &[
     "passfile",
     "password",
     "port",
+    "service",
     "sslcert",
     "sslkey",
     "sslmode",
     "sslrootcert",
+    "target_session_attrs",
     "tcp_user_timeout",
     "user",
 ];
@@ -52,11 +60,53 @@ const ENVIRONMENT: &[(&str, &str)] = &[
     ("PGSSLKEY", "sslkey"),
     ("PGSSLMODE", "sslmode"),
     ("PGSSLROOTCERT", "sslrootcert"),
+    ("PGTARGETSESSIONATTRS", "target_session_attrs"),
     ("PGUSER", "user"),
 ];
 
 /// Where Debian's and most other packages put the socket, then where PostgreSQL itself does.
 const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
+
+/// One server that a connection string names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Endpoint {
+    /// A name, an address, or the folder of a socket; may be empty where there is an address.
+    pub(crate) host: String,
+    pub(crate) address: Option<IpAddr>,
+    pub(crate) port: u16,
+}
+
+impl Endpoint {
+    /// For messages.
+    pub(crate) fn place(&self) -> String {
+        match &self.address {
+            Some(address) if self.host.is_empty() => format!("{address} port {}", self.port),
+            _ => format!("{} port {}", self.host, self.port),
+        }
+    }
+}
+
+/// When a connection is encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Encryption {
+    Never,
+    /// When the server does not take it plain.
+    IfRefused,
+    /// When the server can.
+    IfOffered,
+    Always,
+}
+
+/// What `target_session_attrs` asks of a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    Any,
+    ReadWrite,
+    ReadOnly,
+    Primary,
+    Standby,
+    PreferStandby,
+}
 
 /// A parsed connection string, completed from the environment.
 #[derive(Clone, PartialEq, Eq)]
@@ -80,6 +130,13 @@ impl Parameters {
         } else {
             parse_keywords(text)?
         };
+        if let Some(name) = pairs.remove("service").or_else(|| environment("PGSERVICE"))
+            && !name.is_empty()
+        {
+            for (key, value) in service::read(&name, &environment)? {
+                pairs.entry(key).or_insert(value);
+            }
+        }
         for key in pairs.keys() {
             if !KEYWORDS.contains(&key.as_str()) {
                 return Err(PostgresError::usage(format!(
@@ -158,12 +215,8 @@ impl Parameters {
         if let Some(options) = self.get("options") {
             config.options(options);
         }
-        let timeout = match self.get("connect_timeout") {
-            Some(seconds) => self.number::<u64>("connect_timeout", seconds)?,
-            None => 30,
-        };
-        if timeout > 0 {
-            config.connect_timeout(Duration::from_secs(timeout));
+        if let Some(time) = self.connect_timeout()? {
+            config.connect_timeout(time);
         }
         config.keepalives(self.get("keepalives") != Some("0"));
         if let Some(seconds) = self.get("keepalives_idle") {
@@ -173,58 +226,174 @@ impl Parameters {
             config
                 .tcp_user_timeout(Duration::from_millis(self.number("tcp_user_timeout", millis)?));
         }
-        config.channel_binding(match self.get("channel_binding") {
-            None | Some("prefer") => ChannelBinding::Prefer,
-            Some("disable") => ChannelBinding::Disable,
-            Some("require") => ChannelBinding::Require,
-            Some(other) => {
-                return Err(PostgresError::usage(format!("channel_binding={other} is not known"))
-                    .with_hint("say disable, prefer or require"));
-            }
+        config.channel_binding(match self.channel_binding()? {
+            "disable" => ChannelBinding::Disable,
+            "require" => ChannelBinding::Require,
+            _ => ChannelBinding::Prefer,
         });
-        if let Some(password) = self.get("password") {
-            config.password(password);
-        } else if let Some(password) = self.password_from_file(&config)? {
+        let first = self.endpoints()?.into_iter().next();
+        if let Some(endpoint) = &first
+            && let Some(password) =
+                self.password(endpoint, self.get("dbname").unwrap_or_default())?
+        {
             config.password(password);
         }
+        config.target_session_attrs(match self.wanted()? {
+            Wanted::Any | Wanted::PreferStandby => TargetSessionAttrs::Any,
+            Wanted::ReadWrite | Wanted::Primary => TargetSessionAttrs::ReadWrite,
+            Wanted::ReadOnly | Wanted::Standby => TargetSessionAttrs::ReadOnly,
+        });
         let sockets = config.get_hosts().iter().all(|host| matches!(host, Host::Unix(_)))
             && config.get_hostaddrs().is_empty();
-        let verify = match self.get("sslmode").unwrap_or("prefer") {
-            // A socket of this machine has nobody in between, and servers offer no TLS on it.
-            _ if sockets => None,
-            "disable" => None,
-            "allow" | "prefer" => {
-                config.ssl_mode(SslMode::Prefer);
-                Some(Verify::Nothing)
-            }
+        // A socket of this machine has nobody in between, and servers offer no TLS on it.
+        let (encryption, tls) =
+            if sockets { (Encryption::Never, Tls::none()) } else { self.tls()? };
+        config.ssl_mode(match encryption {
+            Encryption::Never => SslMode::Disable,
+            // What SQL sessions cannot do the other way round.
+            Encryption::IfRefused | Encryption::IfOffered => SslMode::Prefer,
+            Encryption::Always => SslMode::Require,
+        });
+        Ok((config, tls))
+    }
+
+    /// When to encrypt, and how the server is checked then.
+    fn tls(&self) -> Result<(Encryption, Tls)> {
+        let (encryption, verify) = match self.get("sslmode").unwrap_or("prefer") {
+            "disable" => return Ok((Encryption::Never, Tls::none())),
+            "allow" => (Encryption::IfRefused, Verify::Nothing),
+            "prefer" => (Encryption::IfOffered, Verify::Nothing),
             // As libpq has it: with a certificate to trust at hand, it is heeded.
-            "require" if self.get("sslrootcert").is_none() => {
-                config.ssl_mode(SslMode::Require);
-                Some(Verify::Nothing)
-            }
-            "require" | "verify-ca" => {
-                config.ssl_mode(SslMode::Require);
-                Some(Verify::Authority)
-            }
-            "verify-full" => {
-                config.ssl_mode(SslMode::Require);
-                Some(Verify::Full)
-            }
+            "require" if self.get("sslrootcert").is_none() => (Encryption::Always, Verify::Nothing),
+            "require" | "verify-ca" => (Encryption::Always, Verify::Authority),
+            "verify-full" => (Encryption::Always, Verify::Full),
             other => {
                 return Err(PostgresError::usage(format!("sslmode={other} is not known"))
                     .with_hint("say disable, prefer, require, verify-ca or verify-full"));
             }
         };
-        let tls = match verify {
-            None => {
-                config.ssl_mode(SslMode::Disable);
-                Tls::none()
-            }
-            Some(verify) => {
-                Tls::new(verify, self.get("sslrootcert"), self.get("sslcert"), self.get("sslkey"))?
-            }
+        let tls =
+            Tls::new(verify, self.get("sslrootcert"), self.get("sslcert"), self.get("sslkey"))?;
+        Ok((encryption, tls))
+    }
+
+    /// The same for a client that encrypts by itself.
+    pub(crate) fn encryption(&self) -> Result<(Encryption, Option<Arc<ClientConfig>>)> {
+        let (encryption, tls) = self.tls()?;
+        Ok((encryption, tls.into_config().map(Arc::new)))
+    }
+
+    /// The servers that may be meant, in order.
+    pub(crate) fn endpoints(&self) -> Result<Vec<Endpoint>> {
+        let list = |key: &str| -> Vec<&str> {
+            self.get(key).map(|all| all.split(',').map(str::trim).collect()).unwrap_or_default()
         };
-        Ok((config, tls))
+        let (hosts, addresses, ports) = (list("host"), list("hostaddr"), list("port"));
+        let count = hosts.len().max(addresses.len());
+        let fits = |given: usize| given <= 1 || given == count;
+        if !fits(ports.len())
+            || (!hosts.is_empty() && !addresses.is_empty() && hosts.len() != addresses.len())
+        {
+            return Err(PostgresError::usage(format!(
+                "the connection has {count} hosts, {} addresses and {} ports",
+                addresses.len(),
+                ports.len()
+            ))
+            .with_hint("give one port for all hosts, or as many ports as hosts"));
+        }
+        (0..count)
+            .map(|at| {
+                let address = match addresses.get(at) {
+                    Some(address) => Some(address.parse().map_err(|_| {
+                        PostgresError::usage(format!("hostaddr {address:?} is no address"))
+                    })?),
+                    None => None,
+                };
+                let port = match ports.get(at).or(ports.first()) {
+                    Some(port) if !port.is_empty() => self.number("port", port)?,
+                    _ => 5432,
+                };
+                Ok(Endpoint {
+                    host: hosts.get(at).map(|host| (*host).to_owned()).unwrap_or_default(),
+                    address,
+                    port,
+                })
+            })
+            .collect()
+    }
+
+    /// Which of the servers are good enough.
+    pub(crate) fn wanted(&self) -> Result<Wanted> {
+        Ok(match self.get("target_session_attrs").unwrap_or("any") {
+            "any" => Wanted::Any,
+            "read-write" => Wanted::ReadWrite,
+            "read-only" => Wanted::ReadOnly,
+            "primary" => Wanted::Primary,
+            "standby" => Wanted::Standby,
+            "prefer-standby" => Wanted::PreferStandby,
+            other => {
+                return Err(PostgresError::usage(format!(
+                    "target_session_attrs={other} is not known"
+                ))
+                .with_hint("say any, read-write, read-only, primary, standby or prefer-standby"));
+            }
+        })
+    }
+
+    pub(crate) fn channel_binding(&self) -> Result<&str> {
+        match self.get("channel_binding") {
+            None => Ok("prefer"),
+            Some(known @ ("disable" | "prefer" | "require")) => Ok(known),
+            Some(other) => {
+                Err(PostgresError::usage(format!("channel_binding={other} is not known"))
+                    .with_hint("say disable, prefer or require"))
+            }
+        }
+    }
+
+    pub(crate) fn application_name(&self) -> &str {
+        self.get("application_name").unwrap_or("backstay")
+    }
+
+    pub(crate) fn set_application_name(&mut self, name: &str) {
+        self.0.insert("application_name".to_owned(), name.to_owned());
+    }
+
+    pub(crate) fn options(&self) -> Option<&str> {
+        self.get("options")
+    }
+
+    /// How long to try; none for ever.
+    pub(crate) fn connect_timeout(&self) -> Result<Option<Duration>> {
+        let seconds = match self.get("connect_timeout") {
+            Some(seconds) => self.number::<u64>("connect_timeout", seconds)?,
+            None => 30,
+        };
+        Ok((seconds > 0).then(|| Duration::from_secs(seconds)))
+    }
+
+    /// Has the system notice that the other end is gone.
+    pub(crate) fn keep_alive(&self, socket: &TcpStream) -> Result<()> {
+        use rustix::net::sockopt;
+        let failed = |error: rustix::io::Errno| {
+            PostgresError::new(
+                PostgresErrorKind::Connection,
+                format!("the connection cannot be set up: {error}"),
+            )
+        };
+        if self.get("keepalives") != Some("0") {
+            sockopt::set_socket_keepalive(socket, true).map_err(failed)?;
+            let idle = match self.get("keepalives_idle") {
+                Some(seconds) => self.number("keepalives_idle", seconds)?,
+                None => 60,
+            };
+            sockopt::set_tcp_keepidle(socket, Duration::from_secs(idle)).map_err(failed)?;
+        }
+        if let Some(millis) = self.get("tcp_user_timeout") {
+            let millis = self.number("tcp_user_timeout", millis)?;
+            sockopt::set_tcp_user_timeout(socket, millis).map_err(failed)?;
+        }
+        Ok(())
     }
 
     fn number<T: std::str::FromStr>(&self, key: &str, value: &str) -> Result<T> {
@@ -233,9 +402,13 @@ impl Parameters {
         })
     }
 
-    /// The password for this server in libpq's password file. A file that others may read is
-    /// refused, as libpq does, but said aloud.
-    fn password_from_file(&self, config: &postgres::Config) -> Result<Option<String>> {
+    /// The password for `database` on one server: from the connection string or the environment, else
+    /// from libpq's password file. A file that others may read is refused, as libpq does, but said
+    /// aloud.
+    pub(crate) fn password(&self, endpoint: &Endpoint, database: &str) -> Result<Option<String>> {
+        if let Some(password) = self.get("password") {
+            return Ok(Some(password.to_owned()));
+        }
         let path = match self.get("passfile") {
             Some(path) => PathBuf::from(path),
             None => match std::env::var_os("HOME") {
@@ -258,17 +431,16 @@ impl Parameters {
             ))
             .with_hint(format!("chmod 600 {}", path.display())));
         }
-        let host = match config.get_hosts().first() {
-            Some(Host::Tcp(host)) => host.as_str(),
-            Some(Host::Unix(_)) => "localhost",
-            None => self.get("hostaddr").unwrap_or_default(),
+        let host = match (&endpoint.address, endpoint.host.as_str()) {
+            (_, host) if host.starts_with('/') => "localhost".to_owned(),
+            (Some(address), "") => address.to_string(),
+            (_, host) => host.to_owned(),
         };
-        let socket = self.get("host").unwrap_or_default();
         Ok(find_password(&text, |fields| {
             let is = |pattern: &str, value: &str| pattern == "*" || pattern == value;
-            (is(&fields[0], host) || fields[0] == socket)
-                && is(&fields[1], self.get("port").unwrap_or("5432"))
-                && is(&fields[2], self.get("dbname").unwrap_or_default())
+            (is(&fields[0], &host) || fields[0] == endpoint.host)
+                && is(&fields[1], &endpoint.port.to_string())
+                && is(&fields[2], database)
                 && is(&fields[3], self.user())
         }))
     }
@@ -447,6 +619,34 @@ mod tests {
         assert_eq!(it.get("host"), Some("here"));
         assert_eq!(it.get("password"), Some("p"));
         assert_eq!(it.get("dbname"), Some("postgres"));
+    }
+
+    #[test]
+    fn several_hosts_have_their_ports_or_share_one() {
+        let places = |text: &str| -> Result<Vec<String>> {
+            Ok(parse(text).endpoints()?.iter().map(Endpoint::place).collect())
+        };
+        assert_eq!(places("host=a,b port=1,2").unwrap(), ["a port 1", "b port 2"]);
+        assert_eq!(places("host=a,b port=7").unwrap(), ["a port 7", "b port 7"]);
+        assert_eq!(places("hostaddr=::1").unwrap(), ["::1 port 5432"]);
+        assert!(places("host=a,b,c port=1,2").is_err());
+        assert!(places("host=a hostaddr=1.2.3.4,1.2.3.5").is_err());
+        assert!(parse("host=a target_session_attrs=best").wanted().is_err());
+    }
+
+    #[test]
+    fn the_password_of_replication_is_that_of_the_server_meant() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pgpass");
+        std::fs::write(&path, "a:5432:replication:me:one\nb:6000:*:me:two\n").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let it = parse(&format!("host=a,b port=5432,6000 user=me passfile={}", path.display()));
+        let all = it.endpoints().unwrap();
+        let password = |at: usize, database| it.password(&all[at], database).unwrap();
+        assert_eq!(password(0, "replication").as_deref(), Some("one"));
+        assert_eq!(password(0, "postgres"), None);
+        assert_eq!(password(1, "replication").as_deref(), Some("two"));
     }
 
     #[test]

@@ -83,6 +83,11 @@ impl Tls {
         Ok(Self(Some(config)))
     }
 
+    /// The configuration, for a client that encrypts by itself.
+    pub(crate) fn into_config(self) -> Option<ClientConfig> {
+        self.0
+    }
+
     /// Connects; the two kinds of stream end in the same type.
     pub(crate) fn connect(
         self,

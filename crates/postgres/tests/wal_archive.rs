@@ -71,6 +71,7 @@ impl Place {
             system_identifier: SYSTEM,
             prefetch: 0,
             spool: Some(self.folder.path().join("spool")),
+            slices: true,
             retry_for: Duration::from_secs(60),
         }
     }

@@ -1,7 +1,8 @@
 //! The archive: files of a database's log, each an object of its own.
 //!
 //! `wal/<system id>/<timeline>/<log>/<name>` for segments and what hangs on them,
-//! `wal/<system id>/<timeline>/<name>` for timeline histories.
+//! `wal/<system id>/<timeline>/<name>` for timeline histories. Pieces of a segment that is still being
+//! written are files as well (slices.rs).
 //!
 //! ```text
 //! header (160 bytes, crypto.rs, class 4)
@@ -17,6 +18,7 @@
 //! short is not taken for one that is there.
 
 mod blocks;
+pub(crate) mod slices;
 
 use std::time::SystemTime;
 
@@ -486,6 +488,7 @@ fn object_key(system_id: u64, name: &str) -> Option<String> {
     let (segment, rest) = (rest.get(..8)?, rest.get(8..)?);
     let suffix = rest.is_empty()
         || rest == ".partial"
+        || slices::Slice::parse(name).is_some()
         || rest
             .strip_prefix('.')
             .and_then(|rest| rest.strip_suffix(".backup"))

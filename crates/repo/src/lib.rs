@@ -40,6 +40,7 @@ mod snapshot;
 mod thaw;
 mod tree;
 
+pub use archive::slices::Slice;
 pub use archive::{Archive, ArchivedFile, Pushed, push_to_all};
 pub use audit::{KeyAction, KeyRecord, user};
 pub use authority::change::Rotation;

@@ -69,6 +69,8 @@ pub const ALL: &[&str] = &[
     "postgres-backup-stopped",
     "postgres-archive-complete",
     "wal-push-read",
+    "wal-receive-slice",
+    "wal-receive-segment",
     "wal-fetch-temporary",
     "wal-fetch-renamed",
     "postgres-restore-copied",

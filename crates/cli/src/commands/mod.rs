@@ -17,6 +17,7 @@ pub mod man;
 #[cfg(all(feature = "mount", target_os = "linux"))]
 pub mod mount;
 pub mod postgres;
+pub mod receive;
 pub mod replicate;
 pub mod restore;
 pub mod retention;

@@ -16,7 +16,7 @@ use backstay_ops::config::{RepositoryConfig, SourceConfig, SourceSettings};
 use backstay_ops::units::parse_duration;
 use backstay_ops::{Context, Error};
 use backstay_postgres::control::ControlFile;
-use backstay_postgres::wal::{self, FetchOptions, FetchOutcome, PushOptions};
+use backstay_postgres::wal::{self, FetchOptions, FetchOutcome, PushOptions, SegmentName};
 use backstay_repo::{Pushed, Repository};
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -33,6 +33,7 @@ pub enum WalCommand {
     Expire(expire::ExpireArgs),
     Summarize(summarize::SummarizeArgs),
     Dump(dump::DumpArgs),
+    Receive(super::receive::ReceiveArgs),
 }
 
 /// Put a finished file of the log into the archive; PostgreSQL's `archive_command` runs this
@@ -100,6 +101,7 @@ pub fn run(command: &WalCommand, app: &App) -> Result<Outcome> {
         WalCommand::Expire(args) => expire::run(args, app),
         WalCommand::Summarize(args) => summarize::run(args, app),
         WalCommand::Dump(args) => dump::run(args, app),
+        WalCommand::Receive(args) => super::receive::run(args, app),
     }
 }
 
@@ -215,6 +217,8 @@ fn fetch(args: &FetchArgs, app: &App) -> Result<Outcome> {
         system_identifier,
         prefetch: 0,
         spool: context.cache().map(|folder| folder.join("spool")),
+        // With several, one that has the whole segment comes before one that has slices of it.
+        slices: configs.len() == 1,
         retry_for: args.retry_for,
     };
     // The first that has it gives it, and the others are not even opened. One that cannot be used
@@ -247,6 +251,10 @@ fn fetch(args: &FetchArgs, app: &App) -> Result<Outcome> {
         }
     }
     match failed {
+        None if configs.len() > 1 && args.name.parse::<SegmentName>().is_ok() => {
+            options.slices = true;
+            fetch_again(&configs, args, options, context)
+        }
         None => {
             tracing::info!(file = %args.name, "the archive has no such file");
             Ok(Outcome::Absent)
@@ -265,7 +273,7 @@ fn fetch_again(
 ) -> Result<Outcome> {
     let repositories: Vec<Repository> =
         configs.iter().map(|config| context.open(config)).collect::<Result<_>>()?;
-    let options = FetchOptions { retry_for: args.retry_for, ..options };
+    let options = FetchOptions { retry_for: args.retry_for, slices: true, ..options };
     match wal::fetch(&repositories, &args.name, &args.destination, &options) {
         FetchOutcome::Complete => Ok(Outcome::Done),
         FetchOutcome::Absent => Ok(Outcome::Absent),

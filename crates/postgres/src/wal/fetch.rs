@@ -12,7 +12,7 @@ use backstay_repo::{RepoErrorKind, Repository};
 
 use super::deliver::deliver;
 use super::spool::Spool;
-use super::{History, WalName, check_segment};
+use super::{History, SegmentHeader, SegmentName, WalName, check_segment};
 use crate::{PostgresError, PostgresErrorKind, Result};
 
 /// The first pause before a file is asked for again; each further one is twice as long.
@@ -29,6 +29,8 @@ pub struct FetchOptions {
     pub prefetch: usize,
     /// Where prefetched segments wait. None: no prefetching.
     pub spool: Option<PathBuf>,
+    /// Whether a segment that is nowhere whole is put together from its slices, zeros behind them.
+    pub slices: bool,
     /// How long a store that does not answer is asked again.
     pub retry_for: Duration,
 }
@@ -81,7 +83,13 @@ fn try_fetch(
         spool.remove(segment);
         return Ok(true);
     }
-    let Some(content) = get(repositories, name, options)? else { return Ok(false) };
+    let content = match (get(repositories, name, options)?, name) {
+        (Some(content), _) => content,
+        (None, WalName::Segment(segment)) if options.slices => {
+            return begun(repositories, segment, destination, options);
+        }
+        (None, _) => return Ok(false),
+    };
     deliver(&content, destination)?;
     if let (Some(spool), WalName::Segment(segment)) = (&spool, name) {
         // Delivered already: the memory is better used for those that follow.
@@ -92,13 +100,49 @@ fn try_fetch(
     Ok(true)
 }
 
+/// Delivers what a receiver shipped of a segment that is not whole yet, as the server has it on its
+/// own disk: with zeros behind the end, where recovery stops.
+fn begun(
+    repositories: &[Repository],
+    name: SegmentName,
+    destination: &Path,
+    options: &FetchOptions,
+) -> Result<bool> {
+    let mut longest: Option<Vec<u8>> = None;
+    for repository in repositories {
+        let archive = repository.archive(options.system_identifier);
+        let content = archive.assemble(&name.to_string())?;
+        if content.as_ref().map(Vec::len) > longest.as_ref().map(Vec::len) {
+            longest = content;
+        }
+    }
+    // It may have become whole since it was asked for, and its slices removed.
+    if let Some(whole) = get(repositories, WalName::Segment(name), options)? {
+        return deliver(&whole, destination).map(|()| true);
+    }
+    let Some(mut content) = longest else { return Ok(false) };
+    let header = SegmentHeader::parse(&content).map_err(|error| {
+        PostgresError::new(
+            PostgresErrorKind::Damaged,
+            format!("the slices of the WAL segment {name} cannot be used: {error}"),
+        )
+    })?;
+    let size = header.segment_size.bytes() as usize;
+    tracing::info!(segment = %name, bytes = content.len(), "the segment is not whole yet: it is delivered as far as it came");
+    if content.len() < size {
+        content.resize(size, 0);
+    }
+    check_segment(name, &content, Some(options.system_identifier))?;
+    deliver(&content, destination).map(|()| true)
+}
+
 /// Fills the spool with the segments that follow `name`, for a caller that does so beside recovery
 /// instead of within [`fetch`]. Answers how many are new there.
 ///
 /// # Errors
 /// Only what the caller did wrong: that nothing could be fetched is no error.
 pub fn prefetch(repositories: &[Repository], name: &str, options: &FetchOptions) -> Result<usize> {
-    let name: super::SegmentName =
+    let name: SegmentName =
         name.parse().map_err(|error: super::NameError| PostgresError::usage(error.to_string()))?;
     let Some(path) = options.spool.as_deref() else {
         return Err(PostgresError::usage("there is no spool to prefetch into"));

@@ -12,9 +12,10 @@ use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use backstay_postgres::control::ControlFile;
-use backstay_postgres::wal::RecoveryTarget;
+use backstay_postgres::wal::{self, FetchOptions, FetchOutcome, RecoveryTarget};
 use backstay_postgres::{
-    Backup, BackupOptions, PostgresError, RestoreOptions, Restored, Source, backup, restore,
+    Backup, BackupOptions, PostgresError, ReceiveOptions, RestoreOptions, Restored, Slot, Source,
+    backup, receive, restore,
 };
 use backstay_repo::{
     Compression, Environment, InitOptions, OpenOptions, Repository, Secret, Snapshot,
@@ -198,7 +199,13 @@ impl Fixture {
 
     /// Runs a part of the work in another process, which a failpoint can kill.
     pub fn elsewhere(&self, work: &str, failpoint: &str, snapshot: &str, to: &Path) -> ExitStatus {
-        Command::new(&self.helper)
+        self.process(work, failpoint, snapshot, to).output().unwrap().status
+    }
+
+    /// The same, not started yet.
+    pub fn process(&self, work: &str, failpoint: &str, snapshot: &str, to: &Path) -> Command {
+        let mut command = Command::new(&self.helper);
+        command
             .args(["--exact", "common::helper", "--nocapture"])
             .env("BACKSTAY_TEST_WORK", work)
             .env("BACKSTAY_TEST_REPO", self.repo_directory())
@@ -206,10 +213,8 @@ impl Fixture {
             .env("BACKSTAY_TEST_PATH", to)
             .env("BACKSTAY_TEST_CONNECTION", self.cluster.connection_string())
             .env("BACKSTAY_TEST_RESTORE", self.restore_command())
-            .env("BACKSTAY_FAILPOINT", failpoint)
-            .output()
-            .unwrap()
-            .status
+            .env("BACKSTAY_FAILPOINT", failpoint);
+        command
     }
 }
 
@@ -247,6 +252,19 @@ fn helper() {
             restore(&repo, &repo.find_snapshot(&name).unwrap(), &options).unwrap();
             0
         }
+        "receive" => {
+            let source = Source {
+                name: "main".to_owned(),
+                connection: get("CONNECTION"),
+                data_directory: None,
+            };
+            let slot = Slot { name, create: true };
+            let mut options = ReceiveOptions::new("backstay");
+            options.slot = Some(slot);
+            options.every = Duration::from_millis(20);
+            receive(&[repo], &source, &options).unwrap();
+            0
+        }
         other => panic!("{other}"),
     };
     std::process::exit(code);
@@ -266,13 +284,17 @@ fn push(repo: &Repository, name: &str, path: &Path) -> i32 {
 
 fn fetch(repo: &Repository, name: &str, path: &Path) -> i32 {
     let system = ControlFile::read(Path::new(".")).unwrap().system_identifier;
-    match repo.archive(system).fetch(name) {
-        Ok(Some(content)) => {
-            std::fs::write(path, content).unwrap();
-            0
-        }
-        Ok(None) => 1,
-        Err(error) => {
+    let options = FetchOptions {
+        system_identifier: system,
+        prefetch: 0,
+        spool: None,
+        slices: true,
+        retry_for: Duration::ZERO,
+    };
+    match wal::fetch(std::slice::from_ref(repo), name, path, &options) {
+        FetchOutcome::Complete => 0,
+        FetchOutcome::Absent => 1,
+        FetchOutcome::Failed(error) => {
             let _ = writeln!(std::io::stderr(), "fetch {name}: {error}");
             255
         }

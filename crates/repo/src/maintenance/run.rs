@@ -14,6 +14,7 @@ use super::repack::{choose, needed_after_all, of_old_keys, repack};
 use super::unfinished;
 use super::view::{StoredPack, View, at_work, ended};
 use super::{MaintenanceOptions, MaintenanceReport, Reason, Tombstone, Waiting, open, signed};
+use crate::archive::slices::systems;
 use crate::crypto::Class;
 use crate::id::hex;
 use crate::index::{Current, Head, Index, keep_segment, open_object};
@@ -169,10 +170,23 @@ impl<'r> Maintenance<'r> {
         self.report.uploads_removed =
             unfinished::remove(self.repository, self.options.dry_run, self.progress)?;
         if !self.options.dry_run {
+            self.remove_slices()?;
             self.report.locks_extended =
                 locked::extend(self.repository, &self.unneeded, self.progress)?;
         }
         Ok(self.report)
+    }
+
+    /// What receivers of WAL left beside whole segments. Nobody reads it any more; what the store
+    /// keeps for now is for another run.
+    fn remove_slices(&self) -> Result<()> {
+        for system in systems(self.repository)? {
+            self.progress.check()?;
+            if let Err(error) = self.repository.archive(system).remove_superseded() {
+                tracing::warn!(system, %error, "slices of archived segments were not removed");
+            }
+        }
+        Ok(())
     }
 
     fn steps(&mut self) -> Result<()> {

@@ -1,0 +1,339 @@
+//! WAL received over the wire: what is in the archive then, and what is lost when somebody dies.
+#![allow(clippy::unwrap_used)] // all of this is tests
+
+mod common;
+
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use backstay_postgres::control::ControlFile;
+use backstay_postgres::wal::{Lsn, RecoveryTarget};
+use backstay_postgres::{
+    PostgresErrorKind, ReceiveOptions, ReceiveState, ReceiveStatus, Slot, drop_slot, receive,
+};
+use backstay_repo::{Archive, RepoErrorKind, Slice};
+use backstay_testing::postgres::{Cluster, Installation, version, versions};
+use backstay_testing::{skip, wait_until};
+use common::{Fixture, Shape};
+
+/// A cluster that archives nothing by itself, with small segments.
+fn quiet(installation: &Installation) -> Fixture {
+    let shape = Shape { segment_mib: Some(1), ..Shape::default() };
+    Fixture::with(installation, shape, &[("archive_mode", "off"), ("max_replication_slots", "4")])
+}
+
+fn options() -> ReceiveOptions {
+    let mut options = ReceiveOptions::new("backstay");
+    options.slot = Some(Slot { name: "backstay".to_owned(), create: true });
+    options.every = Duration::from_millis(20);
+    options
+}
+
+/// Does `work` while a receiver runs in another thread, then ends the receiver in order.
+fn while_receiving<T>(
+    fixture: &Fixture,
+    options: &ReceiveOptions,
+    work: impl FnOnce(&ReceiveState) -> T,
+) -> (T, ReceiveStatus) {
+    std::thread::scope(|scope| {
+        let receiver = scope
+            .spawn(|| receive(std::slice::from_ref(&fixture.repo), &fixture.source(), options));
+        // Whatever becomes of the work, the receiver must not be waited for for ever.
+        struct Stop<'a>(&'a ReceiveOptions);
+        impl Drop for Stop<'_> {
+            fn drop(&mut self) {
+                self.0.progress.cancel();
+            }
+        }
+        let stop = Stop(options);
+        wait_until("the receiver runs", 30, || {
+            assert!(!receiver.is_finished(), "{}", fixture.cluster.log());
+            options.state.get().durable.is_some()
+        });
+        let done = work(&options.state);
+        drop(stop);
+        (done, receiver.join().unwrap().unwrap())
+    })
+}
+
+fn here(cluster: &Cluster) -> Lsn {
+    cluster.value("select pg_current_wal_flush_lsn()").parse().unwrap()
+}
+
+fn wait_for(state: &ReceiveState, lsn: Lsn) {
+    wait_until(&format!("{lsn} is durable"), 30, || state.get().durable >= Some(lsn));
+}
+
+fn archive(fixture: &Fixture) -> Archive {
+    fixture.repo.archive(ControlFile::read(fixture.cluster.data()).unwrap().system_identifier)
+}
+
+/// Whole segments of the archive are those that the server has, byte for byte. Answers how many.
+fn compare(fixture: &Fixture) -> usize {
+    let archive = archive(fixture);
+    let mut compared = 0;
+    for file in archive.list(None).unwrap() {
+        let path = fixture.cluster.data().join("pg_wal").join(&file.name);
+        if let (24, Ok(own)) = (file.name.len(), std::fs::read(path)) {
+            assert!(archive.fetch(&file.name).unwrap().unwrap() == own, "{} differs", file.name);
+            compared += 1;
+        }
+    }
+    compared
+}
+
+fn names(archive: &Archive) -> Vec<String> {
+    archive.list(None).unwrap().into_iter().map(|file| file.name).collect()
+}
+
+/// Both ways bring the same WAL; the slices of what is not whole yet reach to its end.
+#[test]
+fn every_version_is_received_beside_its_own_archive_command() {
+    let found: Vec<_> = versions().into_iter().filter(|v| (13..=18).contains(&v.major)).collect();
+    if found.is_empty() {
+        skip!("no PostgreSQL is installed");
+    }
+    for installation in found {
+        let shape = Shape { segment_mib: Some(1), ..Shape::default() };
+        let fixture = Fixture::with(&installation, shape, &[("wal_keep_size", "64MB")]);
+        let cluster = &fixture.cluster;
+        let options = options();
+        let (last, status) = while_receiving(&fixture, &options, |state| {
+            cluster.sql("create table t as select generate_series(1, 30000) i");
+            fixture.archived(cluster);
+            cluster.sql("insert into t values (0)");
+            let last = here(cluster);
+            wait_for(state, last);
+            last
+        });
+        assert!(status.segments >= 2 && status.slices >= 1, "{status:?}");
+        assert!(!status.synchronous);
+        assert!(compare(&fixture) >= 2);
+        // What is not whole reaches to the last commit, and to nowhere else.
+        let archive = archive(&fixture);
+        let segment = cluster.value("select pg_walfile_name(pg_current_wal_flush_lsn())");
+        let begun = archive.assemble(&segment).unwrap().unwrap();
+        let own = std::fs::read(cluster.data().join("pg_wal").join(&segment)).unwrap();
+        assert!(begun.len() as u64 >= last.0 % (1 << 20));
+        assert!(own[..begun.len()] == begun);
+        for name in names(&archive) {
+            assert!(Slice::parse(&name).is_none_or(|(of, _)| of == segment), "{name} is left over");
+        }
+        drop_slot(&fixture.source(), "backstay").unwrap();
+        assert_eq!(cluster.value("select count(*) from pg_replication_slots"), "0");
+    }
+}
+
+/// A commit waits for the repository; what it returned for outlives the server, all of it.
+#[test]
+fn a_commit_that_returned_is_restored_after_the_server_died_at_once() {
+    let Some(installation) = version(15).or_else(|| version(18)) else {
+        skip!("neither PostgreSQL 15 nor 18 is installed");
+    };
+    let fixture = quiet(&installation);
+    let cluster = &fixture.cluster;
+    let options = options();
+    cluster.sql("create table t (i int)");
+    cluster.configure(&[("synchronous_standby_names", "backstay")]);
+    cluster.reload();
+    let (made, status) = while_receiving(&fixture, &options, |_| {
+        wait_until("commits wait for the receiver", 30, || {
+            cluster.value("select count(*) from pg_stat_replication where sync_state = 'sync'")
+                == "1"
+        });
+        // Something whole is in the archive, as a backup wants it.
+        cluster.switch_wal();
+        let made = fixture.backup();
+        let mut client = cluster.connect();
+        for row in 1..=50 {
+            client.execute("insert into t values ($1)", &[&row]).unwrap();
+        }
+        cluster.kill();
+        made
+    });
+    assert!(status.synchronous, "{status:?}");
+    // The machine is gone: nothing of it is used from here on.
+    std::fs::remove_dir_all(cluster.data().join("pg_wal")).unwrap();
+    let restoring = fixture.restoring("restored", RecoveryTarget::Latest);
+    fixture.restore(&made.snapshot, &restoring);
+    // It would wait for a receiver.
+    let restored = Cluster::adopt(&installation, &restoring.to)
+        .config(&[("synchronous_standby_names", "")])
+        .start();
+    wait_until("the restored server takes writes", 60, || {
+        restored.value("select pg_is_in_recovery()") == "f"
+    });
+    assert_eq!(restored.value("select count(*) || '|' || max(i) from t"), "50|50");
+}
+
+/// The receiver is killed where it hurts most, and the one after it goes on.
+#[test]
+fn a_receiver_that_dies_anywhere_loses_nothing_and_doubles_nothing() {
+    let Some(installation) = version(16).or_else(|| version(15)) else {
+        skip!("neither PostgreSQL 16 nor 15 is installed");
+    };
+    let fixture = quiet(&installation);
+    let cluster = &fixture.cluster;
+    cluster.sql("create table t (i int, v text)");
+    let mut rows = 0;
+    for failpoint in [
+        "wal-receive-slice",
+        "wal-receive-slice:3",
+        "wal-receive-segment",
+        "wal-receive-segment:2",
+        "archive-sealed",
+        "local-create-linked:2",
+    ] {
+        let mut receiver = fixture
+            .process("receive", failpoint, "backstay", fixture.folder.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        wait_until(&format!("it dies at {failpoint}"), 60, || {
+            cluster.sql("insert into t select i, repeat('x', 100) from generate_series(1, 2000) i");
+            rows += 2000;
+            receiver.try_wait().unwrap().is_some()
+        });
+        assert!(!receiver.wait().unwrap().success());
+    }
+    // One that is killed by nobody's plan.
+    let mut receiver = fixture
+        .process("receive", "", "backstay", fixture.folder.path())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    cluster.sql("insert into t select i, repeat('x', 100) from generate_series(1, 2000) i");
+    receiver.kill().unwrap();
+    receiver.wait().unwrap();
+
+    let options = options();
+    let ((), status) = while_receiving(&fixture, &options, |state| {
+        // The server dies too, and comes back on the same timeline.
+        cluster.kill();
+        cluster.start();
+        cluster.sql("insert into t values (0, 'last')");
+        wait_for(state, here(cluster));
+    });
+    assert!(status.reconnects >= 1, "{status:?}");
+    assert!(compare(&fixture) >= 1);
+    // From the first to the last there is no hole.
+    let mut segments: Vec<u64> = names(&archive(&fixture))
+        .iter()
+        .filter(|name| name.len() == 24)
+        .map(|name| u64::from_str_radix(&name[16..], 16).unwrap())
+        .collect();
+    segments.sort_unstable();
+    assert!(segments.windows(2).all(|pair| pair[1] == pair[0] + 1), "{segments:?}");
+    assert!(rows > 0);
+}
+
+#[test]
+fn a_promotion_is_followed_with_its_history_before_its_segments() {
+    let Some(installation) = version(17).or_else(|| version(15)) else {
+        skip!("neither PostgreSQL 17 nor 15 is installed");
+    };
+    let fixture = quiet(&installation);
+    let cluster = &fixture.cluster;
+    cluster.sql("create table t (i int)");
+    let options = options();
+    let ((), status) = while_receiving(&fixture, &options, |state| {
+        cluster.sql("insert into t values (1)");
+        cluster.switch_wal();
+        cluster.sql("insert into t values (2)");
+        wait_for(state, here(cluster));
+        cluster.stop();
+        cluster.write("standby.signal", "");
+        cluster.start();
+        cluster.promote();
+        cluster.sql("insert into t values (3)");
+        cluster.switch_wal();
+        cluster.sql("insert into t values (4)");
+        wait_until("timeline 2 is received", 30, || state.get().timeline == 2);
+        wait_for(state, here(cluster));
+    });
+    assert_eq!(status.timeline, 2);
+    let names = names(&archive(&fixture));
+    assert!(names.contains(&"00000002.history".to_owned()), "{names:?}");
+    assert!(names.iter().any(|name| name.len() == 24 && name.starts_with("00000002")), "{names:?}");
+    assert!(compare(&fixture) >= 1);
+}
+
+#[test]
+fn wal_that_the_server_removed_is_a_gap_that_somebody_has_to_agree_to() {
+    let Some(installation) = version(15).or_else(|| version(18)) else {
+        skip!("neither PostgreSQL 15 nor 18 is installed");
+    };
+    let shape = Shape { segment_mib: Some(1), ..Shape::default() };
+    let settings = [("archive_mode", "off"), ("min_wal_size", "2MB"), ("max_wal_size", "2MB")];
+    let fixture = Fixture::with(&installation, shape, &settings);
+    let cluster = &fixture.cluster;
+    cluster.sql("create table t (i int)");
+    let without = || ReceiveOptions { slot: None, ..options() };
+    let first = without();
+    let ((), _) = while_receiving(&fixture, &first, |state| {
+        cluster.switch_wal();
+        wait_for(state, here(cluster));
+    });
+    for _ in 0..8 {
+        cluster.sql("insert into t values (1)");
+        cluster.switch_wal();
+    }
+    cluster.sql("checkpoint");
+    let error =
+        receive(std::slice::from_ref(&fixture.repo), &fixture.source(), &without()).unwrap_err();
+    assert!(error.to_string().contains("removed"), "{error}");
+    assert!(error.hint().unwrap().contains("--skip-gap"), "{error:?}");
+    let skipping = ReceiveOptions { skip_gap: true, ..without() };
+    let ((), status) = while_receiving(&fixture, &skipping, |state| {
+        cluster.switch_wal();
+        cluster.sql("insert into t values (2)");
+        wait_for(state, here(cluster));
+        // A new connection skips nothing more.
+        cluster.stop();
+        cluster.start();
+        cluster.sql("insert into t values (3)");
+        wait_for(state, here(cluster));
+    });
+    assert!(status.reconnects >= 1 && status.segments >= 1, "{status:?}");
+}
+
+#[test]
+fn what_does_not_pass_by_itself_ends_receiving_with_a_hint() {
+    let Some(installation) = version(15).or_else(|| version(18)) else {
+        skip!("neither PostgreSQL 15 nor 18 is installed");
+    };
+    let fixture = quiet(&installation);
+    let repositories = std::slice::from_ref(&fixture.repo);
+    let source = fixture.source();
+
+    let mut missing = options();
+    missing.slot = Some(Slot { name: "nobody".to_owned(), create: false });
+    let error = receive(repositories, &source, &missing).unwrap_err();
+    assert!(error.to_string().contains("nobody"), "{error}");
+    assert!(error.hint().unwrap().contains("--create-slot"), "{error:?}");
+
+    let mut wrong = options();
+    wrong.slot = Some(Slot { name: "No-Name".to_owned(), create: true });
+    let error = receive(repositories, &source, &wrong).unwrap_err();
+    assert_eq!(error.kind(), PostgresErrorKind::Usage, "{error}");
+
+    // The archive is ahead of the server: WAL that this server never had.
+    let archive = archive(&fixture);
+    let segment = fixture.cluster.value("select pg_walfile_name(pg_current_wal_flush_lsn())");
+    archive.push_slice(&segment, 0, &[7; 100]).unwrap();
+    let once = options();
+    let error = receive(repositories, &source, &once).unwrap_err();
+    assert_eq!(error.repo_kind(), Some(RepoErrorKind::Conflict), "{error:?}");
+    assert!(error.to_string().contains(&segment), "{error}");
+
+    // Nobody answers, and nobody asks to try again.
+    fixture.cluster.stop();
+    let mut once = options();
+    once.reconnect = false;
+    once.state = Arc::default();
+    let error = receive(repositories, &source, &once).unwrap_err();
+    assert_eq!(error.kind(), PostgresErrorKind::Connection, "{error}");
+    assert!(error.is_transient());
+}
