@@ -40,7 +40,7 @@ fn while_receiving<T>(
         let receiver = scope.spawn(|| {
             let done = receive(std::slice::from_ref(&fixture.repo), &fixture.source(), options);
             // A test that waits in vain then says why.
-            done.inspect_err(|error| println!("the receiver ended: {error:?}"))
+            done.inspect_err(|error| eprintln!("the receiver ended: {error:?}"))
         });
         // Whatever becomes of the work, the receiver must not be waited for for ever.
         struct Stop<'a>(&'a ReceiveOptions);
