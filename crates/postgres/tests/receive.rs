@@ -37,8 +37,11 @@ fn while_receiving<T>(
     work: impl FnOnce(&ReceiveState) -> T,
 ) -> (T, ReceiveStatus) {
     std::thread::scope(|scope| {
-        let receiver = scope
-            .spawn(|| receive(std::slice::from_ref(&fixture.repo), &fixture.source(), options));
+        let receiver = scope.spawn(|| {
+            let done = receive(std::slice::from_ref(&fixture.repo), &fixture.source(), options);
+            // A test that waits in vain then says why.
+            done.inspect_err(|error| eprintln!("the receiver ended: {error:?}"))
+        });
         // Whatever becomes of the work, the receiver must not be waited for for ever.
         struct Stop<'a>(&'a ReceiveOptions);
         impl Drop for Stop<'_> {

@@ -103,7 +103,8 @@ pub struct ReceiveState(Mutex<ReceiveStatus>);
 pub struct ReceiveStatus {
     pub connected: bool,
     pub synchronous: bool,
-    pub system_identifier: Option<u64>,
+    /// In digits: many readers of JSON round numbers of this size.
+    pub system_identifier: Option<String>,
     pub timeline: u32,
     /// The end of what the server has, as it last said.
     pub server: Option<Lsn>,
@@ -148,16 +149,17 @@ pub fn receive(
     let mut skip = false;
     while !options.progress.is_cancelled() {
         let started = Instant::now();
-        let skipped = std::mem::take(&mut skip);
-        let done = receive_once(repositories, &parameters, options, skipped);
+        let done = receive_once(repositories, &parameters, options, std::mem::take(&mut skip));
         options.state.change(|state| state.connected = false);
         let error = match done {
             Ok(()) => continue,
             Err(error) if options.progress.is_cancelled() && error.is_transient() => break,
-            // Only then, and once: a gap at every new connection would be one too many.
-            Err(error) if options.skip_gap && !skipped && begin::was_removed(&error) => {
+            // Only then: a gap at every new connection would be one too many. A server that removes
+            // much may also remove where it was a moment ago.
+            Err(error) if options.skip_gap && begin::was_removed(&error) => {
                 tracing::warn!(source = source.name, %error, "a gap stays in the archive");
                 skip = true;
+                std::thread::sleep(TICK);
                 continue;
             }
             Err(error) => error,
@@ -216,7 +218,7 @@ fn receive_once(
     options.state.change(|state| {
         state.connected = true;
         state.synchronous = synchronous;
-        state.system_identifier = Some(server.system_identifier);
+        state.system_identifier = Some(server.system_identifier.to_string());
     });
     std::thread::scope(|scope| {
         let shipper = Shipper::start(scope, &archives, &options.state);
