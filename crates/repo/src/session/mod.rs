@@ -13,6 +13,7 @@
 
 mod content;
 mod lanes;
+mod members;
 mod sink;
 mod worker;
 mod writer;
@@ -173,7 +174,9 @@ impl Lane {
         let index = self.shared.index();
         let leaves = match &content.body {
             Body::Inline(_) => return Ok(true),
-            Body::Extents(extents) => return Ok(extents.iter().all(|e| index.holds(&e.chunk))),
+            body @ (Body::Extents(_) | Body::Member(_)) => {
+                return Ok(body.extents().iter().all(|e| index.holds(&e.chunk)));
+            }
             Body::Leaves(leaves) => leaves,
         };
         for leaf in leaves {
