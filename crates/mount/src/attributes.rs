@@ -49,7 +49,9 @@ pub fn of_entry(entry: &Entry, number: u64, links: u32) -> FileAttr {
     // What lies in leaves is not looked up for this.
     let data = match &entry.kind {
         EntryKind::File(content) => match &content.body {
-            Body::Extents(extents) => extents.iter().map(|e| u64::from(e.length)).sum(),
+            body @ (Body::Extents(_) | Body::Member(_)) => {
+                body.extents().iter().map(|e| u64::from(e.length)).sum()
+            }
             _ => content.size,
         },
         _ => 0,

@@ -144,7 +144,7 @@ fn copy_through(
             writer.entry(entry)?;
             continue;
         };
-        let known = base.as_mut().and_then(|base| base.unchanged(&entry));
+        let known = base.as_mut().and_then(|base| base.unchanged(&entry, &session));
         let known = known.filter(|known| match &known.kind {
             EntryKind::File(content) => session.can_reuse(0, content),
             _ => false,
@@ -207,9 +207,12 @@ impl Base {
     }
 
     /// The file as the other repository has it, with the metadata that it has here.
-    fn unchanged(&mut self, entry: &Entry) -> Option<Entry> {
+    fn unchanged(&mut self, entry: &Entry, session: &Session) -> Option<Entry> {
         // Both must be passed by, whatever comes of it.
         let there = self.there.at(&entry.path);
+        if let Some(Entry { kind: EntryKind::File(content), .. }) = &there {
+            session.remember(0, content);
+        }
         let here = self.here.at(&entry.path)?;
         let there = there.filter(|there| there.may_stand_for(here.size(), &here.meta))?;
         let same = here.kind == entry.kind && matches!(there.kind, EntryKind::File(_));

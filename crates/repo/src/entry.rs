@@ -85,6 +85,17 @@ pub enum Body {
     Extents(Vec<Extent>),
     /// Leaves of the extent map, in order.
     Leaves(Vec<LeafRef>),
+    /// All of it, in a chunk that it shares with other small files.
+    Member(Member),
+}
+
+/// A small file among others in a chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    pub extent: Extent,
+    /// Of the content of this file alone: the first half of the id that it would have as a chunk of
+    /// its own. By this it is found again when it is read again, renamed or copied.
+    pub hash: [u8; 16],
 }
 
 /// A range of a file that lies in a chunk.
@@ -105,6 +116,17 @@ pub struct LeafRef {
     /// The first byte of the file that the leaf is about; its own offsets count from here, so that
     /// equal regions share a leaf wherever they lie.
     pub offset: u64,
+}
+
+impl Body {
+    /// The extents that the entry carries itself; none where they lie in leaves.
+    pub fn extents(&self) -> &[Extent] {
+        match self {
+            Self::Extents(extents) => extents,
+            Self::Member(member) => std::slice::from_ref(&member.extent),
+            Self::Inline(_) | Self::Leaves(_) => &[],
+        }
+    }
 }
 
 impl FileContent {

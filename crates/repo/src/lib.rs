@@ -52,7 +52,7 @@ pub use check::{Damage, Level, VerifyOptions, VerifyReport};
 pub use codec::Compression;
 pub use copy::{ArchiveCopied, Copied, CopyOptions, Original, copy, copy_archive};
 pub use entry::{
-    Body, Entry, EntryKind, Extent, FileContent, INLINE_LIMIT, LeafRef, Metadata, Time,
+    Body, Entry, EntryKind, Extent, FileContent, INLINE_LIMIT, LeafRef, Member, Metadata, Time,
     compare_paths,
 };
 pub use error::{RepoError, RepoErrorKind};

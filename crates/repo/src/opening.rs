@@ -29,6 +29,9 @@ pub(crate) struct Format {
     pub seal: String,
 }
 
+/// To read: entries of grouped files carry a hash of their own ([`Body::Member`](crate::Body)).
+pub(crate) const MEMBERS: &str = "members";
+
 /// Flags that a program must know to do something here.
 #[derive(Serialize, Deserialize, Clone, Default)]
 pub(crate) struct Features {
@@ -36,6 +39,17 @@ pub(crate) struct Features {
     pub write: Vec<String>,
     pub check: Vec<String>,
     pub delete: Vec<String>,
+}
+
+impl Features {
+    /// Those of a new repository.
+    pub fn of_new() -> Self {
+        Self { read: vec![MEMBERS.to_owned()], ..Self::default() }
+    }
+
+    pub fn has_members(&self) -> bool {
+        self.read.iter().any(|flag| flag == MEMBERS)
+    }
 }
 
 /// For [`internals`](crate::internals).

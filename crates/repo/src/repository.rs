@@ -19,7 +19,7 @@ use crate::index::{Index, PackInfo};
 use crate::keys::{self, Secret, timestamp};
 use crate::layout::{FORMAT, INDEX, KEYS, PACKS, SNAPSHOTS, WAL, Work};
 use crate::maintenance::{self, Tombstone};
-use crate::opening::{Features, Format, Opened, open_host, open_owner, write_only_secret};
+use crate::opening::{Features, Format, MEMBERS, Opened, open_host, open_owner, write_only_secret};
 use crate::snapshot::split_signature;
 use crate::{Environment, Progress, RepoError, RepoErrorKind, Result, Snapshot, Store, Tree};
 use backstay_store::failpoint;
@@ -136,7 +136,7 @@ impl Repository {
             chunker: "fastcdc-1".into(),
             epoch: 0,
             commitment: hex(&root.derive::<32>("commitment")),
-            features: Features::default(),
+            features: Features::of_new(),
             seal: String::new(),
         };
         format.seal = format.sealed_with(&keys);
@@ -261,7 +261,7 @@ impl Repository {
 
     /// Refuses an operation that a flag of the repository guards and this program does not know.
     pub(crate) fn allow(&self, operation: &str, flags: &[String]) -> Result<()> {
-        match flags.first() {
+        match flags.iter().find(|flag| *flag != MEMBERS) {
             None => Ok(()),
             Some(flag) => Err(RepoError::new(
                 RepoErrorKind::Unsupported,
@@ -275,6 +275,11 @@ impl Repository {
 
     pub(crate) fn allow_write(&self) -> Result<()> {
         self.allow("write to", &self.inner.features.write)
+    }
+
+    /// Whether entries of grouped files may carry a hash of their own here.
+    pub(crate) fn has_members(&self) -> bool {
+        self.inner.features.has_members()
     }
 
     pub(crate) fn allow_check(&self) -> Result<()> {

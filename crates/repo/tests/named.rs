@@ -155,7 +155,7 @@ const CASES: &[Damaging] = &[
     ("a format that was altered", "it was altered", |it| {
         let body = it.store.read("format").unwrap();
         let text = String::from_utf8(body.to_vec()).unwrap();
-        it.put("format", text.replace("\"read\": []", "\"read\": [\"x\"]").into_bytes());
+        it.put("format", text.replace("\"write\": []", "\"write\": [\"x\"]").into_bytes());
         opened(&it.store)
     }),
     ("an unknown flag", "this program does not", |it| {

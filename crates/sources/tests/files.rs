@@ -686,3 +686,35 @@ fn comparing_trees_finds_every_kind_of_difference() {
     assert_eq!(found, expected.map(str::to_owned).into());
     assert!(compare_trees(&a, &a, CompareOptions::default()).unwrap().is_empty());
 }
+
+/// Its time says that it may have changed, and reading it that it has not.
+#[test]
+fn small_files_that_were_touched_or_renamed_are_not_stored_again() {
+    let repo = repository();
+    let (_keep, source) = folder();
+    let mut numbers = Numbers(77);
+    for name in 0..40 {
+        let content: Vec<u8> = (0..1000).flat_map(|_| numbers.next().to_le_bytes()).collect();
+        fs::write(source.join(format!("{name:02}")), content).unwrap();
+    }
+    let first = full(&repo, &files(&[&source]));
+    for name in 0..40 {
+        let path = source.join(format!("{name:02}"));
+        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000 + name);
+        File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+        if name % 4 == 0 {
+            fs::rename(&path, source.join(format!("{name:02}.old"))).unwrap();
+        }
+    }
+    let second = backup(&repo, &files(&[&source]), &after(&first)).unwrap();
+    assert_eq!(second.stats.bytes_read, 40 * 8000);
+    // The tree alone is new.
+    assert!(second.stats.new_bytes < 20_000, "{:?}", second.stats);
+    let target = tempfile::tempdir_in("/var/tmp").unwrap();
+    restore(&repo, &second, target.path());
+    for name in 0..40 {
+        let name = if name % 4 == 0 { format!("{name:02}.old") } else { format!("{name:02}") };
+        let found = fs::read(target.path().join(source.strip_prefix("/").unwrap()).join(&name));
+        assert!(found.unwrap() == fs::read(source.join(&name)).unwrap(), "{name}");
+    }
+}

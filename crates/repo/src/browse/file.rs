@@ -52,8 +52,8 @@ impl FileReader {
             Body::Inline(bytes) if bytes.len() as u64 != content.size => {
                 Err(it.damaged("a file has another size than its content"))
             }
-            Body::Extents(extents) => {
-                it.check(extents, 0, content.size)?;
+            body @ (Body::Extents(_) | Body::Member(_)) => {
+                it.check(body.extents(), 0, content.size)?;
                 Ok(it)
             }
             Body::Leaves(leaves) => {
@@ -143,7 +143,9 @@ impl FileReader {
         let mut found = Vec::new();
         match &self.content().body {
             Body::Inline(_) => {}
-            Body::Extents(extents) => found.extend(within(extents, 0, from, to)),
+            body @ (Body::Extents(_) | Body::Member(_)) => {
+                found.extend(within(body.extents(), 0, from, to));
+            }
             Body::Leaves(leaves) => {
                 let first = leaves.partition_point(|leaf| leaf.offset <= from).saturating_sub(1);
                 for (at, leaf) in leaves.iter().enumerate().skip(first) {

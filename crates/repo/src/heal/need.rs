@@ -132,8 +132,8 @@ impl Need {
         };
         match &content.body {
             Body::Inline(_) => {}
-            Body::Extents(extents) => {
-                for extent in extents {
+            body @ (Body::Extents(_) | Body::Member(_)) => {
+                for extent in body.extents() {
                     place(self, extent, extent.offset);
                 }
             }

@@ -249,7 +249,7 @@ fn advance(here: &mut Walk, there: &mut Walk, path: &[u8]) -> Result<()> {
 /// Whether all leaves of a file are in packs that are whole.
 fn leaves_are_there(session: &Session, content: &FileContent) -> Result<bool> {
     match &content.body {
-        Body::Inline(_) | Body::Extents(_) => Ok(true),
+        Body::Inline(_) | Body::Extents(_) | Body::Member(_) => Ok(true),
         Body::Leaves(_) => session.has_leaves(content),
     }
 }

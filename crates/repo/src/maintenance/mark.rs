@@ -86,8 +86,8 @@ impl Marks {
                         let EntryKind::File(content) = entry.kind else { continue };
                         match content.body {
                             Body::Inline(_) => {}
-                            Body::Extents(extents) => {
-                                for extent in &extents {
+                            Body::Extents(_) | Body::Member(_) => {
+                                for extent in content.body.extents() {
                                     self.mark(Kind::Data, &extent.chunk)?;
                                 }
                             }

@@ -139,6 +139,8 @@ pub(super) struct File {
     pub entry: Entry,
     /// Empty: all lanes want it read.
     pub known: Known,
+    /// Of each lane, how many small files of the parent were met before it.
+    pub met: Vec<u64>,
     pub content: Box<dyn Content>,
     pub chunking: Chunking,
     pub results: Sender<(u64, Outcome)>,

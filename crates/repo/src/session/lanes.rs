@@ -189,6 +189,14 @@ impl Session {
         })
     }
 
+    /// Takes note of a file of the parent: one that is handed in after it and has the same content
+    /// stays where that lies, also under another name.
+    pub fn remember(&self, lane: usize, content: &FileContent) {
+        if let Some(lane) = self.lanes.get(lane) {
+            lane.shared.remember(content);
+        }
+    }
+
     /// An error once it was told to stop, or no lane is left.
     pub fn check(&self) -> Result<()> {
         self.progress.check()?;

@@ -15,6 +15,7 @@
 mod content;
 mod grid;
 mod lanes;
+mod members;
 mod parent;
 mod sink;
 mod worker;
@@ -176,7 +177,9 @@ impl Lane {
         let index = self.shared.index();
         let leaves = match &content.body {
             Body::Inline(_) => return Ok(true),
-            Body::Extents(extents) => return Ok(extents.iter().all(|e| index.holds(&e.chunk))),
+            body @ (Body::Extents(_) | Body::Member(_)) => {
+                return Ok(body.extents().iter().all(|e| index.holds(&e.chunk)));
+            }
             Body::Leaves(leaves) => leaves,
         };
         for leaf in leaves {

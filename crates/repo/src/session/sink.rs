@@ -11,9 +11,11 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender};
 
 use super::lanes::Fate;
+use super::members::{Members, short};
 use super::parent::Parent;
 use crate::codec::{Codec, MAX_CHUNK};
 use crate::crypto::{Class, PackKey, SessionKey};
+use crate::entry::{Body, FileContent, Member};
 use crate::id::CellHasher;
 use crate::index::{Index, Location, PackInfo};
 use crate::layout::Work;
@@ -101,6 +103,7 @@ pub(crate) struct Shared {
     /// From which size on a data pack is full. Bytes.
     pack_size: usize,
     problems: Mutex<Vec<Problem>>,
+    members: Mutex<Members>,
     bytes_read: AtomicU64,
     files_unchanged: AtomicU64,
     new_chunks: AtomicU64,
@@ -143,6 +146,7 @@ impl Shared {
             fate: options.fate.clone(),
             pack_size,
             problems: Mutex::default(),
+            members: Mutex::default(),
             bytes_read: AtomicU64::new(0),
             files_unchanged: AtomicU64::new(0),
             new_chunks: AtomicU64::new(0),
@@ -205,6 +209,31 @@ impl Shared {
     /// The index as it was when the session began.
     pub fn index(&self) -> &Index {
         &self.index
+    }
+
+    /// Takes note of a file of the parent.
+    pub fn remember(&self, content: &FileContent) {
+        if matches!(content.body, Body::Member(_)) {
+            lock(&self.members).remember(content);
+        }
+    }
+
+    pub fn met(&self) -> u64 {
+        lock(&self.members).met()
+    }
+
+    /// The content of a small file, if one of the parent has it in a pack that is there; and the hash
+    /// by which it is found, where this repository keeps those.
+    pub fn member(&self, content: &[u8], met: u64) -> (Option<FileContent>, Option<[u8; 16]>) {
+        if !self.repository.has_members() {
+            return (None, None);
+        }
+        let id = content_id(&self.repository.keys().data_id, Kind::Data, content);
+        let (hash, size) = (short(&id), content.len() as u64);
+        let found = lock(&self.members).find(&hash, content.len() as u32, met);
+        let found = found.filter(|extent| self.index.holds(&extent.chunk));
+        let of = |extent| FileContent { size, body: Body::Member(Member { extent, hash }) };
+        (found.map(of), Some(hash))
     }
 
     fn knows(&self, id: &ObjectId) -> bool {

@@ -17,7 +17,7 @@ use super::grid::Region;
 use super::lanes::LaneSet;
 use super::sink::{Encoded, Shared, Sink};
 use crate::chunker::MAX;
-use crate::entry::{Body, Entry, EntryKind, Extent, FileContent, INLINE_LIMIT, LeafRef};
+use crate::entry::{Body, Entry, EntryKind, Extent, FileContent, INLINE_LIMIT, LeafRef, Member};
 use crate::tree::{ChunkSink, ExtentLeaf, PageHashes, encode_leaf};
 use crate::{Kind, Progress, RepoError, RepoErrorKind, Result};
 
@@ -183,7 +183,7 @@ impl Worker {
     }
 
     fn one(&mut self, file: File) -> Result<()> {
-        let File { ticket, mut entry, known, content, chunking, results } = file;
+        let File { ticket, mut entry, known, content, chunking, results, .. } = file;
         let wanting = self.wanting(&known);
         let stored = match content.open() {
             Ok(reader) => self.whole(reader.as_ref(), chunking, &mut entry, wanting),
@@ -460,9 +460,9 @@ impl Worker {
 
     fn group(&mut self, files: Vec<File>) -> Result<()> {
         let mut group = Vec::with_capacity((GROUP + GROUPED) as usize);
-        let mut members: Vec<Member> = Vec::new();
+        let mut members: Vec<Grouped> = Vec::new();
         for file in files {
-            let File { ticket, mut entry, known, content, chunking, results } = file;
+            let File { ticket, mut entry, known, met, content, chunking, results } = file;
             let reader = match content.open() {
                 Ok(reader) => reader,
                 Err(error) => {
@@ -515,27 +515,40 @@ impl Worker {
             }
             let contents = vec![None; self.sinks.len()];
             let range = start..start + size;
-            members.push(Member { ticket, entry, known, results, range, wanting, contents });
+            let hashes = vec![None; self.sinks.len()];
+            let member =
+                Grouped { ticket, entry, known, met, results, range, wanting, contents, hashes };
+            members.push(member);
         }
         self.store_group(&group, &mut members);
-        for Member { ticket, entry, known, results, contents, .. } in members {
+        for Grouped { ticket, entry, known, results, contents, .. } in members {
             self.deliver(ticket, entry, known, &results, Ok(contents))?;
         }
         Ok(())
     }
 
     /// Stores the files of a group as one chunk in each lane.
-    fn store_group(&mut self, group: &[u8], members: &mut [Member]) {
+    fn store_group(&mut self, group: &[u8], members: &mut [Grouped]) {
         self.encoded.clear();
         for (lane, sink) in self.sinks.iter_mut().enumerate() {
-            let wanted = members.iter().filter(|member| member.wanting.has(lane)).count();
-            if wanted == 0 || !sink.shared.is_alive() {
+            if !sink.shared.is_alive() {
+                continue;
+            }
+            for member in members.iter_mut().filter(|member| member.wanting.has(lane)) {
+                let met = member.met.get(lane).copied().unwrap_or(0);
+                let (found, hash) = sink.shared.member(&group[member.range.clone()], met);
+                member.contents[lane] = found;
+                member.hashes[lane] = hash;
+            }
+            let wants = |member: &&Grouped| member.wants(lane);
+            let wanted = members.iter().filter(wants).count();
+            if wanted == 0 {
                 continue;
             }
             let all = wanted == members.len();
-            // A lane that has some of the files from before has a group of the others.
+            // A lane that has some of the files from before, or finds them, has a group of the others.
             let mut own = Vec::new();
-            for member in members.iter().filter(|member| !all && member.wanting.has(lane)) {
+            for member in members.iter().filter(|member| !all && member.wants(lane)) {
                 own.extend_from_slice(&group[member.range.clone()]);
             }
             let stored = if all {
@@ -551,10 +564,14 @@ impl Worker {
                 }
             };
             let mut at = 0;
-            for member in members.iter_mut().filter(|member| member.wanting.has(lane)) {
+            for member in members.iter_mut().filter(|member| member.wants(lane)) {
                 let length = member.range.len() as u32;
                 let extent = Extent { offset: 0, length, chunk, chunk_offset: at };
-                let (size, body) = (u64::from(length), Body::Extents(vec![extent]));
+                let body = match member.hashes[lane] {
+                    Some(hash) => Body::Member(Member { extent, hash }),
+                    None => Body::Extents(vec![extent]),
+                };
+                let size = u64::from(length);
                 member.contents[lane] = Some(FileContent { size, body });
                 at += length;
             }
@@ -563,15 +580,25 @@ impl Worker {
 }
 
 /// A file of a group.
-struct Member {
+struct Grouped {
     ticket: u64,
     entry: Entry,
     known: Known,
+    met: Vec<u64>,
     results: Sender<(u64, Outcome)>,
     /// Of its content in the group.
     range: Range<usize>,
     wanting: LaneSet,
     contents: Contents,
+    /// Of each lane, the hash by which it is found again.
+    hashes: Vec<Option<[u8; 16]>>,
+}
+
+impl Grouped {
+    /// Whether a lane wants its content stored, which it has not found.
+    fn wants(&self, lane: usize) -> bool {
+        self.wanting.has(lane) && self.contents.get(lane).is_some_and(Option::is_none)
+    }
 }
 
 /// Cuts what a lane has not cut yet of a buffer, whose first byte is the `at`-th of the file, until

@@ -166,7 +166,11 @@ impl<'s> TreeWriter<'s> {
         self.waiting += 1;
         let ends_group = group_ends_after(&entry);
         let results = self.sender.clone();
-        let file = File { ticket, entry, known, content, chunking, results };
+        let met = match expected <= GROUPED {
+            true => self.session.lanes.iter().map(|lane| lane.shared.met()).collect(),
+            false => Vec::new(),
+        };
+        let file = File { ticket, entry, known, met, content, chunking, results };
         if expected <= GROUPED {
             self.group.push(file);
             self.group_bytes += expected.max(64);

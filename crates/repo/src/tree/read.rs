@@ -133,7 +133,7 @@ impl Tree {
         let mut damage = None;
         let extents = match &content.body {
             Body::Inline(_) => Vec::new(),
-            Body::Extents(extents) => extents.clone(),
+            body @ (Body::Extents(_) | Body::Member(_)) => body.extents().to_vec(),
             Body::Leaves(leaves) => {
                 let mut all = Vec::new();
                 for leaf in leaves {

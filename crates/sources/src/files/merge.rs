@@ -1,7 +1,10 @@
 //! The parent snapshot beside the walk: both sorted, so that each is passed once.
 
+use std::collections::VecDeque;
+
 use backstay_repo::{
-    Entry, EntryKind, Repository, Result, Snapshot, Time, TreeIter, compare_paths,
+    Body, Entry, EntryKind, FileContent, Repository, Result, Snapshot, Time, TreeIter,
+    compare_paths,
 };
 use jiff::Timestamp;
 
@@ -33,10 +36,15 @@ fn at_rest() -> i64 {
     (expire.saturating_add(wakes.saturating_mul(2)) / 100).saturating_add(1).max(AT_REST)
 }
 
+/// Small files that are kept while no file comes: a directory of millions may be gone.
+const PASSED: usize = 16 << 10;
+
 /// The entries of the parent, asked for in path order.
 pub(super) struct Parent {
     entries: Option<TreeIter>,
     next: Option<Entry>,
+    /// Small files that were passed since somebody asked for them.
+    passed: VecDeque<FileContent>,
     /// Only files whose status changed before this moment are taken over.
     before: Time,
 }
@@ -53,14 +61,19 @@ impl Parent {
         }
         let before =
             Time { seconds: snapshot.time.as_second().saturating_sub(at_rest()), nanos: 0 };
-        let mut parent = Self { entries: Some(repo.tree(snapshot)?.iter()), next: None, before };
+        let mut parent = Self {
+            entries: Some(repo.tree(snapshot)?.iter()),
+            next: None,
+            passed: VecDeque::new(),
+            before,
+        };
         parent.advance();
         Ok(parent)
     }
 
     /// Without entries: every file is read.
     pub fn nothing() -> Self {
-        Self { entries: None, next: None, before: Time::default() }
+        Self { entries: None, next: None, passed: VecDeque::new(), before: Time::default() }
     }
 
     fn advance(&mut self) {
@@ -74,6 +87,19 @@ impl Parent {
                 None
             }
         };
+        if let Some(Entry { kind: EntryKind::File(content), .. }) = &self.next
+            && matches!(content.body, Body::Member(_))
+        {
+            if self.passed.len() >= PASSED {
+                self.passed.pop_front();
+            }
+            self.passed.push_back(content.clone());
+        }
+    }
+
+    /// The small files up to the path that was asked for last.
+    pub fn passed(&mut self) -> impl Iterator<Item = FileContent> {
+        self.passed.drain(..)
     }
 
     fn go_to(&mut self, path: &[u8]) -> bool {
@@ -149,8 +175,12 @@ mod tests {
     }
 
     fn is_taken_over(recorded: Time, now: Stat) -> bool {
-        let mut parent =
-            Parent { entries: None, next: Some(entry(recorded)), before: time(100, 0) };
+        let mut parent = Parent {
+            entries: None,
+            next: Some(entry(recorded)),
+            passed: VecDeque::new(),
+            before: time(100, 0),
+        };
         parent.unchanged(b"f", &now).is_some()
     }
 

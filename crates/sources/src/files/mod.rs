@@ -388,7 +388,11 @@ impl State<'_> {
     fn file(&mut self, writer: &mut TreeWriter<'_>, path: Vec<u8>, stat: Stat) -> Result<()> {
         let mut known: Vec<Option<Entry>> = Vec::with_capacity(self.parents.len());
         for (lane, parent) in self.parents.iter_mut().enumerate() {
-            let unchanged = parent.unchanged(&path, &stat).filter(|before| {
+            let unchanged = parent.unchanged(&path, &stat);
+            for passed in parent.passed() {
+                self.session.remember(lane, &passed);
+            }
+            let unchanged = unchanged.filter(|before| {
                 let EntryKind::File(content) = &before.kind else { return false };
                 self.session.can_reuse(lane, content)
             });
