@@ -553,6 +553,8 @@ fn every_failpoint_of_this_floor_is_met_by_some_test() {
             "archive-sealed",
             "archive-created",
             "host-added",
+            // in `authority.rs` and `deaths.rs`
+            "host-leaving",
             "rotate-keys-added",
             "rotate-begun",
             "rotate-in-force",

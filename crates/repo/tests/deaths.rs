@@ -83,6 +83,7 @@ const OPERATIONS: &[(&str, &[&str])] = &[
     ),
     ("copy", &["copy-read"]),
     ("add a host", &["host-added"]),
+    ("remove a host", &["host-leaving"]),
     ("rotate", &["rotate-keys-added", "rotate-begun", "rotate-in-force"]),
     ("add a key", &["key-recorded", "key-created"]),
     ("remove a key", &["key-removal-recorded", "key-removed"]),
@@ -225,6 +226,10 @@ fn do_it(work: &str, store: &Store, other: &Path, target: &Path) -> Result<()> {
             copy(&from, &snapshot, &repo, &CopyOptions::default()).map(drop)
         }
         "add a host" => repo.add_host("a host").map(drop),
+        "remove a host" => match repo.hosts()?.iter().find(|host| !host.removed) {
+            Some(host) => repo.remove_host(&host.id),
+            None => Ok(()),
+        },
         "rotate" => {
             let options = OpenOptions::default();
             let new = second_key();
@@ -261,6 +266,7 @@ fn prepare(store: &Store, work: &str) {
     let repo = make(store).unwrap();
     backup(&repo, &first_files()).unwrap();
     match work {
+        "remove a host" => drop(repo.add_host("to go").unwrap()),
         "remove a key" => drop(repo.add_key(&second_key(), "to go").unwrap()),
         "forget" => drop(backup(&repo, &few_files()).unwrap()),
         "maintain" | "repair" => {

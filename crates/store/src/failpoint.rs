@@ -28,6 +28,7 @@ pub const ALL: &[&str] = &[
     "archive-created",
     // keys
     "host-added",
+    "host-leaving",
     "rotate-keys-added",
     "rotate-begun",
     "rotate-in-force",
