@@ -19,13 +19,13 @@ mod spool;
 mod target;
 mod window;
 
-pub use fetch::{FetchOptions, FetchOutcome, fetch, prefetch};
+pub use fetch::{FetchOptions, FetchOutcome, fetch, fetch_spooled, prefetch};
 pub use history::{History, HistoryError, Switch};
 pub use inventory::{Inventory, read_history};
 pub use lsn::{Lsn, LsnError, SegmentSize};
 pub use name::{NameError, SegmentName, WalName};
 pub use page::{SegmentHeader, check_segment};
-pub use push::{PushOptions, PushReport, push};
+pub use push::{Destination, PushOptions, PushReport, push};
 pub use reader::Reader;
 pub use record::{Event, Record, TransactionEnd};
 pub use spool::LIMIT as SPOOL_LIMIT;
