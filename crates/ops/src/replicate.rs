@@ -44,6 +44,8 @@ pub struct ArchiveDone {
 pub struct Report {
     pub snapshots: Vec<CopyDone>,
     pub archives: Vec<ArchiveDone>,
+    /// Snapshots that were left out because the other repository has forgotten its copy.
+    pub forgotten: usize,
 }
 
 impl Report {
@@ -78,6 +80,18 @@ pub fn run(
     }
     let (source, target) = (context.open(from)?, context.open(to)?);
     let chosen = choose(&source, &from.name, selection)?;
+    copy_chosen(context, &source, (&target, to), chosen, archive, progress)
+}
+
+/// Copies these snapshots of `source`.
+fn copy_chosen(
+    context: &Context,
+    source: &Repository,
+    (target, to): (&Repository, &RepositoryConfig),
+    chosen: Vec<Snapshot>,
+    archive: bool,
+    progress: &Arc<Progress>,
+) -> Result<Report> {
     let options = CopyOptions {
         workers: context.workers(),
         compression: to.keys.compression,
@@ -88,7 +102,7 @@ pub fn run(
     // The log first: a snapshot of a cluster without it could not be recovered.
     if archive {
         for system_identifier in systems(&chosen)? {
-            let copied = copy_archive(&source, &target, system_identifier, &options);
+            let copied = copy_archive(source, target, system_identifier, &options);
             let result = copied.map_err(Error::from);
             stop_if_interrupted(&result)?;
             report.archives.push(ArchiveDone { system_identifier, result });
@@ -96,7 +110,7 @@ pub fn run(
     }
     for original in chosen {
         let start = Instant::now();
-        let copied = copy(&source, &original, &target, &options);
+        let copied = copy(source, &original, target, &options);
         let result = copied.map_err(Error::from).map(|copied| match copied {
             Copied::New(made) => (*made, true),
             Copied::There(there) => (*there, false),
@@ -166,19 +180,27 @@ pub fn policy<'c>(
     Ok((keys, repository(&keys.from)?, repository(&keys.to)?))
 }
 
-/// Runs a policy. Done again, it copies only what is new.
+/// Runs a policy. Done again, it copies only what is new. What was forgotten in the other repository
+/// is not brought back: that takes a copy by hand.
 pub fn run_policy(context: &Context, name: &str, progress: &Arc<Progress>) -> Result<Report> {
     let (keys, from, to) = policy(context, name)?;
-    let selection = match keys.sources.as_slice() {
-        [] => Selection::All,
-        // One of which there is no snapshot yet is no mistake.
-        sources => {
-            let here = context.open(from)?.snapshots()?;
-            let exists = |name: &&String| here.iter().any(|one| &one.source == *name);
-            Selection::Named(sources.iter().filter(exists).cloned().collect())
-        }
+    let (source, target) = (context.open(from)?, context.open(to)?);
+    let mut chosen = source.snapshots()?;
+    // A source of which there is no snapshot yet is no mistake.
+    chosen.retain(|one| keys.sources.is_empty() || keys.sources.contains(&one.source));
+    let forgotten = target.forgotten_of(&waiting(&chosen, &target.snapshots()?))?;
+    chosen.retain(|one| !forgotten.contains(&one.id));
+    let mut report = copy_chosen(context, &source, (&target, to), chosen, keys.archive, progress)?;
+    report.forgotten = forgotten.len();
+    Ok(report)
+}
+
+/// Which of `here` are moments that `there` has nothing of.
+fn waiting<'s>(here: &'s [Snapshot], there: &[Snapshot]) -> Vec<&'s Snapshot> {
+    let waits = |one: &&Snapshot| {
+        !there.iter().any(|other| other.source == one.source && other.moment() == one.moment())
     };
-    run(context, from, to, &selection, keys.archive, progress)
+    here.iter().filter(waits).collect()
 }
 
 /// What a policy has still to copy.
@@ -214,11 +236,9 @@ pub fn lag(context: &Context, name: &str) -> Result<Lag> {
     let (source, target) = (context.open(from)?, context.open(to)?);
     let mut here = source.snapshots()?;
     here.retain(|one| keys.sources.is_empty() || keys.sources.contains(&one.source));
-    let there = target.snapshots()?;
-    let waits = |one: &&Snapshot| {
-        !there.iter().any(|other| other.source == one.source && other.moment() == one.moment())
-    };
-    let waiting: Vec<&Snapshot> = here.iter().filter(waits).collect();
+    let mut waiting = waiting(&here, &target.snapshots()?);
+    let forgotten = target.forgotten_of(&waiting)?;
+    waiting.retain(|one| !forgotten.contains(&one.id));
     let mut lag = Lag {
         replication: name.to_owned(),
         from: from.name.clone(),

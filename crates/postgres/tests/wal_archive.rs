@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use backstay_postgres::PostgresErrorKind;
 use backstay_postgres::wal::{
-    self, FetchOptions, FetchOutcome, PushOptions, SegmentName, SegmentSize,
+    self, Destination, FetchOptions, FetchOutcome, PushOptions, SegmentName, SegmentSize,
 };
 use backstay_repo::{InitOptions, OpenOptions, Pushed, RepoErrorKind, Repository, Secret};
 use backstay_store::{
@@ -72,6 +72,7 @@ impl Place {
             prefetch: 0,
             spool: Some(self.folder.path().join("spool")),
             slices: true,
+            origin: "here".to_owned(),
             retry_for: Duration::from_secs(60),
         }
     }
@@ -217,6 +218,52 @@ fn every_required_repository_must_have_it() {
     let report = place.push(&path).unwrap();
     assert!(matches!(report.repositories[..], [Pushed::Same, Pushed::New { .. }]), "{report:?}");
     assert!(other.has(&nth(3)));
+}
+
+/// With one of two repositories down PostgreSQL asked for the same segment for ever.
+#[test]
+fn a_repository_that_is_down_may_get_it_later_where_enough_others_have_it() {
+    let mut place = Place::new();
+    let other = Place::new();
+    place.repositories.extend(other.repositories.clone());
+    let path = place.ready(&nth(3), &segment(&nth(3), SYSTEM, 7));
+    let down = |kind| Rule::new(Operation::Create, When::Always, Fault::Fail(kind));
+    let late = Destination { may_be_late: true, ..Destination::default() };
+    let push = |copies, destinations: &[Destination]| {
+        let destinations = destinations.to_vec();
+        let system_identifier = Some(SYSTEM);
+        let options =
+            PushOptions { system_identifier, copies, destinations, ..PushOptions::default() };
+        wal::push(&place.repositories, &path, &options)
+    };
+    let strict = Destination::default();
+    other.faulty.add(down(ErrorKind::Denied));
+    // Not where all must have it, nor where nothing brings it there later.
+    assert!(push(None, &[strict, late]).is_err());
+    assert!(push(Some(1), &[late, strict]).is_err());
+    assert!(push(Some(2), &[late, late]).is_err());
+    let report = push(Some(1), &[strict, late]).unwrap();
+    assert_eq!(report.repositories, [Pushed::Same]);
+    assert_eq!(report.late, [place.repositories[1].store().url()]);
+    assert!(!other.has(&nth(3)));
+    // Never where none has it.
+    place.faulty.add(down(ErrorKind::Denied));
+    let path = place.ready(&nth(4), &segment(&nth(4), SYSTEM, 7));
+    for copies in [0, 1] {
+        let options = PushOptions {
+            system_identifier: Some(SYSTEM),
+            copies: Some(copies),
+            destinations: vec![late, late],
+            ..PushOptions::default()
+        };
+        assert!(wal::push(&place.repositories, &path, &options).is_err());
+    }
+    place.faulty.clear();
+    other.faulty.clear();
+    // Other content does not pass: somebody has to look.
+    other.push(&other.ready(&nth(3), &segment(&nth(3), SYSTEM, 8))).unwrap();
+    let error = push(Some(1), &[strict, late]).unwrap_err();
+    assert_eq!(error.repo_kind(), Some(RepoErrorKind::Conflict));
 }
 
 #[test]
@@ -442,6 +489,30 @@ fn a_spooled_file_is_never_trusted() {
     assert!(place.spooled().iter().all(|name| !name.starts_with("tmp.")));
     fs::remove_dir_all(&folder).unwrap();
     right(4);
+}
+
+#[test]
+fn what_waits_in_the_spool_is_delivered_without_a_repository() {
+    let place = Place::new();
+    for number in 3..6 {
+        place
+            .push(&place.ready(&nth(number), &segment(&nth(number), SYSTEM, number as u8)))
+            .unwrap();
+    }
+    let spooled = |options: &FetchOptions, number: u64| {
+        wal::fetch_spooled(&nth(number), &place.destination(), options).unwrap()
+    };
+    assert!(!spooled(&place.options(), 4));
+    assert!(matches!(place.fetch_ahead(&nth(3), 2), FetchOutcome::Complete));
+    assert!(spooled(&place.options(), 4));
+    assert_eq!(fs::read(place.destination()).unwrap(), segment(&nth(4), SYSTEM, 4));
+    assert!(!spooled(&place.options(), 4), "it is delivered once");
+    // What came from one repository is no answer of another.
+    assert!(!spooled(&FetchOptions { origin: "there".to_owned(), ..place.options() }, 5));
+    assert!(!spooled(&place.options(), 3) && !spooled(&place.options(), 6));
+    use std::os::unix::fs::PermissionsExt as _;
+    let key = fs::metadata(place.folder.path().join("spool/key")).unwrap();
+    assert_eq!(key.permissions().mode() & 0o777, 0o600);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::crypto::Class;
+use crate::crypto::{Class, epoch_of};
 use crate::id::{hex, unhex};
 use crate::keys::{KeySlot, SlotKind, timestamp};
 use crate::layout::AUDIT_KEYS;
@@ -114,11 +114,30 @@ pub fn user() -> String {
     }
 }
 
-/// Writes a record; its id.
+/// Writes a record of a slot; its id.
 pub(crate) fn record(
     repository: &Repository,
     action: KeyAction,
     slot: &KeySlot,
+    about: Option<&str>,
+) -> Result<String> {
+    write(repository, action, (&slot.id, slot.kind, &slot.label), about)
+}
+
+/// Writes a record of a host that may only write, which has no slot: its writer stands for it.
+pub(crate) fn record_host(
+    repository: &Repository,
+    action: KeyAction,
+    writer: &str,
+    label: &str,
+) -> Result<String> {
+    write(repository, action, (writer, SlotKind::WriteOnly, label), None)
+}
+
+fn write(
+    repository: &Repository,
+    action: KeyAction,
+    (slot, kind, label): (&str, SlotKind, &str),
     about: Option<&str>,
 ) -> Result<String> {
     repository.keys().must_own("record what is done with keys")?;
@@ -132,9 +151,9 @@ pub(crate) fn record(
         id: hex(&id),
         time,
         action,
-        slot: slot.id.clone(),
-        kind: Some(slot.kind),
-        label: slot.label.clone(),
+        slot: slot.to_owned(),
+        kind: Some(kind),
+        label: label.to_owned(),
         command: repository.command().to_owned(),
         opened_with: repository.slot().to_owned(),
         host: host(),
@@ -148,14 +167,22 @@ pub(crate) fn record(
     Ok(record.id)
 }
 
-fn read(repository: &Repository, key: &str, id: &str) -> Result<KeyRecord> {
+/// A record; `None` of one that was made with a root key after that was replaced, as whoever still
+/// has it can: it says nothing.
+fn read(repository: &Repository, key: &str, id: &str) -> Result<Option<KeyRecord>> {
     let object = repository.store().read(key)?;
     let keys = repository.keys();
-    // What was done with a root key stays on record when that is replaced.
     let body: String = maintenance::open_of_any_time(keys, Class::Audit, key, &object)?;
+    if !keys.counts_as_record(epoch_of(&object), key) {
+        tracing::warn!(
+            record = key,
+            "it does not count: it was made with a root key that had been replaced"
+        );
+        return Ok(None);
+    }
     let record: KeyRecord =
         serde_json::from_str(&body).map_err(|error| RepoError::damaged(key, error))?;
-    Ok(KeyRecord { id: id.to_owned(), ..record })
+    Ok(Some(KeyRecord { id: id.to_owned(), ..record }))
 }
 
 /// Every record, oldest first; those that cannot be used as errors.
@@ -166,10 +193,10 @@ pub(crate) fn records(repository: &Repository) -> Result<Vec<(String, Result<Key
         if unhex::<16>(id).is_none() {
             continue;
         }
-        let record = read(repository, &object.key, id);
-        match record {
-            Err(error) if !error.is_about_an_object() => return Err(error),
-            record => records.push((object.key, record)),
+        match read(repository, &object.key, id).transpose() {
+            Some(Err(error)) if !error.is_about_an_object() => return Err(error),
+            Some(record) => records.push((object.key, record)),
+            None => {}
         }
     }
     Ok(records)
@@ -189,7 +216,9 @@ pub(crate) fn leaving(repository: &Repository, own: &str) -> Result<BTreeSet<Str
             ))
         })?;
         match record.action {
-            KeyAction::Remove if record.id != own => removals.push((record.id, record.slot)),
+            KeyAction::Remove if record.id != own && record.kind != Some(SlotKind::WriteOnly) => {
+                removals.push((record.id, record.slot))
+            }
             KeyAction::Keep => kept.extend(record.about),
             _ => {}
         }

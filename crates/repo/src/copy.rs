@@ -10,6 +10,7 @@
 //! What was sent is listed in the index as the copy goes on, so that one that is interrupted is done
 //! again without sending it twice.
 
+use std::collections::HashSet;
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -17,6 +18,7 @@ use std::sync::{Arc, Mutex};
 
 use backstay_store::failpoint;
 
+use crate::archive::{Archive, ArchivedFile};
 use crate::chunks::Chunks;
 use crate::entry::{Body, Entry, EntryKind, Extent, FileContent, compare_paths};
 use crate::tree::{Tree, TreeIter, slice};
@@ -393,7 +395,11 @@ pub struct ArchiveCopied {
 }
 
 /// Copies what the archive of a cluster has in `from` and not in `to`, oldest first. Each file is
-/// opened, and so checked, on its way.
+/// opened, and so checked, on its way. What is there under the same name is compared, once.
+///
+/// # Errors
+/// `Conflict`, which names the files, where one is there with other content; nothing is overwritten.
+/// `Damaged`, where one cannot be read. Either costs the other files nothing.
 pub fn copy_archive(
     from: &Repository,
     to: &Repository,
@@ -402,50 +408,131 @@ pub fn copy_archive(
 ) -> Result<ArchiveCopied> {
     let source = from.archive(system_id);
     let target = to.archive(system_id).with_compression(options.compression);
-    let there: std::collections::HashSet<String> =
-        target.list(None)?.into_iter().map(|file| file.name).collect();
-    let (known, missing): (Vec<_>, Vec<_>) =
-        source.list(None)?.into_iter().partition(|file| there.contains(&file.name));
+    let there: HashSet<String> = target.list(None)?.into_iter().map(|file| file.name).collect();
+    let compared = Compared::read(from, to, system_id);
+    let files = source.list(None)?;
+    let known = files.iter().filter(|file| there.contains(&file.name)).count();
+    let wanted: Vec<_> = files
+        .into_iter()
+        .filter(|file| !(there.contains(&file.name) && compared.names.contains(&file.name)))
+        .collect();
     let progress = &options.progress;
     progress.set_phase("copying the archive");
-    progress.add_total(missing.iter().map(|file| file.stored).sum(), missing.len() as u64);
+    progress.add_total(wanted.iter().map(|file| file.stored).sum(), wanted.len() as u64);
     let next = AtomicUsize::new(0);
     let (files, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
-    let damaged = Mutex::new(None);
+    let (damaged, conflicts, same) = (Mutex::new(None), Mutex::default(), Mutex::default());
     let work = || -> Result<()> {
-        while let Some(file) = missing.get(next.fetch_add(1, Relaxed)) {
+        while let Some(file) = wanted.get(next.fetch_add(1, Relaxed)) {
             progress.check()?;
-            // Removed since it was listed, it is no more missing there than here.
-            let content = match source.fetch(&file.name) {
-                Ok(None) => continue,
-                Ok(Some(content)) => content,
+            let copied = match copy_archived(&source, &target, file, there.contains(&file.name)) {
                 // One that cannot be read costs the others nothing.
                 Err(error) if error.is_about_an_object() => {
                     damaged.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(error);
                     continue;
                 }
-                Err(error) => return Err(error),
+                Err(error) if error.kind() == RepoErrorKind::Conflict => {
+                    note(&conflicts, &file.name);
+                    continue;
+                }
+                copied => copied?,
             };
-            if let crate::Pushed::New { stored } = target.push(&file.name, &content)? {
-                files.fetch_add(1, Relaxed);
-                bytes.fetch_add(stored, Relaxed);
-                progress.add_stored(stored);
+            match copied {
+                None => continue,
+                Some(crate::Pushed::New { stored }) => {
+                    files.fetch_add(1, Relaxed);
+                    bytes.fetch_add(stored, Relaxed);
+                    progress.add_stored(stored);
+                }
+                Some(crate::Pushed::Same) => {}
             }
+            note(&same, &file.name);
             progress.add_done(file.stored, 1);
         }
         Ok(())
     };
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..AT_ONCE.min(missing.len())).map(|_| scope.spawn(work)).collect();
+    let done = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..AT_ONCE.min(wanted.len())).map(|_| scope.spawn(work)).collect();
         let panicked = || RepoError::new(RepoErrorKind::Io, "a thread that copied panicked");
         threads.into_iter().try_for_each(|t| t.join().unwrap_or_else(|_| Err(panicked())))
-    })?;
+    });
+    compared.keep(same.into_inner().unwrap_or_else(|e| e.into_inner()));
+    done?;
+    let mut conflicts = conflicts.into_inner().unwrap_or_else(|e| e.into_inner());
+    if !conflicts.is_empty() {
+        conflicts.sort_unstable();
+        return Err(conflict(to, &conflicts));
+    }
     if let Some(error) = damaged.into_inner().unwrap_or_else(|e| e.into_inner()) {
         return Err(error);
     }
-    Ok(ArchiveCopied {
-        files: files.into_inner(),
-        bytes: bytes.into_inner(),
-        there: known.len() as u64,
-    })
+    Ok(ArchiveCopied { files: files.into_inner(), bytes: bytes.into_inner(), there: known as u64 })
+}
+
+fn note(names: &Mutex<Vec<String>>, name: &str) {
+    names.lock().unwrap_or_else(|e| e.into_inner()).push(name.to_owned());
+}
+
+/// Copies one file of an archive, or compares it with what is there. `None`: it was removed since it
+/// was listed, and so is no more missing there than here.
+fn copy_archived(
+    source: &Archive,
+    target: &Archive,
+    file: &ArchivedFile,
+    there: bool,
+) -> Result<Option<crate::Pushed>> {
+    let Some(content) = source.fetch(&file.name)? else { return Ok(None) };
+    if there
+        && let Some(stored) = target.stored_hash(&file.name)?
+        && stored == target.hash(&content)
+    {
+        return Ok(Some(crate::Pushed::Same));
+    }
+    target.push(&file.name, &content).map(Some)
+}
+
+fn conflict(to: &Repository, names: &[String]) -> RepoError {
+    let first = names.first().map_or("", String::as_str);
+    let others = match names.len().saturating_sub(1) {
+        0 => String::new(),
+        1 => " and another file".to_owned(),
+        others => format!(" and {others} other files"),
+    };
+    RepoError::new(
+        RepoErrorKind::Conflict,
+        format!("{} holds another {first}{others}: the same name, other content", to.store().url()),
+    )
+    .with_hint(
+        "the two archives are of different histories of the cluster: see which one was recovered \
+         from, with `backstay wal status`; nothing was overwritten",
+    )
+}
+
+/// Which files of two archives were found to be the same, so that each is read for it once. It is
+/// kept in the cache; without it they are compared again.
+struct Compared {
+    path: Option<std::path::PathBuf>,
+    names: HashSet<String>,
+}
+
+impl Compared {
+    fn read(from: &Repository, to: &Repository, system_id: u64) -> Self {
+        let path =
+            to.cache().map(|folder| folder.join(format!("compared-{}-{system_id}", from.id())));
+        let text = path.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
+        let names = text.unwrap_or_default().lines().map(str::to_owned).collect();
+        Self { path, names }
+    }
+
+    fn keep(mut self, more: Vec<String>) {
+        if more.is_empty() {
+            return;
+        }
+        self.names.extend(more);
+        let mut names: Vec<String> = self.names.into_iter().collect();
+        names.sort_unstable();
+        if let Some(path) = self.path {
+            crate::index::keep(&path, (names.join("\n") + "\n").as_bytes());
+        }
+    }
 }

@@ -40,8 +40,9 @@ use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Salt};
 use backstay_store::Environment;
 use std::collections::HashSet;
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
+use crate::layout::AUDIT_KEYS;
 use crate::signing::{self, SIGNATURE, SigningKey};
 use crate::{RepoError, RepoErrorKind, Result};
 
@@ -130,10 +131,11 @@ pub(crate) fn seal_once(key: &[u8; 32], aad: &[u8], plain: &[u8]) -> Vec<u8> {
     sealed
 }
 
-pub(crate) fn open_once(key: &[u8; 32], aad: &[u8], sealed: &[u8]) -> Option<Vec<u8>> {
-    let mut plain = sealed.to_vec();
+/// What is sealed once is a key: it is wiped when it is dropped.
+pub(crate) fn open_once(key: &[u8; 32], aad: &[u8], sealed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+    let mut plain = Zeroizing::new(sealed.to_vec());
     let nonce = Nonce::assume_unique_for_key([0; 12]);
-    let length = aead(key).open_in_place(nonce, Aad::from(aad), &mut plain).ok()?.len();
+    let length = aead(key).open_in_place(nonce, Aad::from(aad), &mut plain[..]).ok()?.len();
     plain.truncate(length);
     Some(plain)
 }
@@ -149,6 +151,11 @@ impl RootKey {
 
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
+    }
+
+    /// The same, of bytes that came out of a seal; `None` of another length.
+    pub fn from_slice(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
     }
 
     pub fn bytes(&self) -> &[u8; 32] {
@@ -186,6 +193,8 @@ pub(crate) struct Era {
     /// Objects of this epoch that count, once it has ended. What comes later with its signature was
     /// made with a key that has been replaced.
     pub closed: Option<HashSet<String>>,
+    /// Whether records of keys are among those. The first programs listed none.
+    lists_records: bool,
     secrets: Option<Secrets>,
 }
 
@@ -206,24 +215,37 @@ enum Signer {
 impl Era {
     /// Of a root key.
     pub fn of(root: &RootKey) -> Self {
-        let private = PrivateKey::from_private_key(&X25519, &root.derive::<32>("read"))
+        // AWS-LC wipes the keys that it holds; what they were made from is ours to wipe.
+        let private = Zeroizing::new(root.derive::<32>("read"));
+        let private = PrivateKey::from_private_key(&X25519, &private[..])
             .expect("any 32 bytes are a private key of X25519");
-        let owner = SigningKey::from_seed(&root.derive("sign"));
+        let owner = SigningKey::from_seed(&Zeroizing::new(root.derive("sign")));
         Self {
             public: public_of(&private),
             owner: owner.public(),
             closed: None,
+            lists_records: false,
             secrets: Some(Secrets { private, owner }),
         }
     }
 
     /// As a host knows it that may only write.
     pub fn public(public: [u8; 32], owner: [u8; 32]) -> Self {
-        Self { public, owner, closed: None, secrets: None }
+        Self { public, owner, closed: None, lists_records: false, secrets: None }
+    }
+}
+
+impl Drop for Keys {
+    fn drop(&mut self) {
+        let Self { data_id, metadata_id, pages, chunker, index, format, .. } = self;
+        for key in [data_id, metadata_id, pages, chunker, index, format] {
+            key.zeroize();
+        }
     }
 }
 
 /// The keys by which things are named; they never change.
+#[derive(Zeroize, ZeroizeOnDrop)]
 pub(crate) struct Names {
     pub data_id: [u8; 32],
     pub metadata_id: [u8; 32],
@@ -279,6 +301,7 @@ impl Keys {
     /// Notes that an epoch has ended, and what of it counts.
     pub fn close(&mut self, epoch: u32, names: HashSet<String>) {
         if let Some(era) = self.eras.get_mut(epoch as usize) {
+            era.lists_records = names.iter().any(|name| name.starts_with(AUDIT_KEYS));
             era.closed = Some(names);
         }
     }
@@ -371,10 +394,17 @@ impl Keys {
         closed.is_none_or(|closed| closed.contains(object))
     }
 
+    /// The same of a record of keys. A replacement of the root key makes records before it comes into
+    /// force, so that a roll without any is one of the first programs.
+    pub fn counts_as_record(&self, epoch: u32, object: &str) -> bool {
+        self.era(epoch).is_none_or(|era| !era.lists_records) || self.counts(epoch, object)
+    }
+
     /// A new session key with its sealed form.
     pub fn new_session(&self, env: &Environment) -> SessionKey {
         let key: [u8; 32] = env.random();
-        let ephemeral = PrivateKey::from_private_key(&X25519, &env.random::<32>())
+        let ephemeral = Zeroizing::new(env.random::<32>());
+        let ephemeral = PrivateKey::from_private_key(&X25519, &ephemeral[..])
             .expect("any 32 bytes are a private key of X25519");
         let public = public_of(&ephemeral);
         let own = self.public();
@@ -445,11 +475,11 @@ impl Keys {
         id.copy_from_slice(&header[16..32]);
         let secret = match header[10] {
             SUITE_PUBLIC => match (kept, era.secrets.is_some()) {
-                (Some(key), _) => *key,
+                (Some(key), _) => Zeroizing::new(*key),
                 (None, false) => return Err(only_writes(&format!("read {object}"))),
                 (None, true) => self.unwrap_session(object, header)?,
             },
-            SUITE_INDEX => self.index,
+            SUITE_INDEX => Zeroizing::new(self.index),
             other => return Err(RepoError::damaged(object, format!("it names suite {other}"))),
         };
         let key = PackKey::new(&secret, id, class);
@@ -459,7 +489,7 @@ impl Keys {
         Ok(key)
     }
 
-    fn unwrap_session(&self, object: &str, header: &[u8; HEADER]) -> Result<[u8; 32]> {
+    fn unwrap_session(&self, object: &str, header: &[u8; HEADER]) -> Result<Zeroizing<[u8; 32]>> {
         let wrong_key =
             || RepoError::damaged(object, "its header does not open with this repository's key");
         let epoch = epoch_of(header);
@@ -474,7 +504,7 @@ impl Keys {
             |shared| Ok(wrap_key(shared, &public, &era.public)),
         )?;
         let key = open_once(&wrap, &epoch.to_le_bytes(), &header[64..112]).ok_or_else(wrong_key)?;
-        <[u8; 32]>::try_from(key).map_err(|_| wrong_key())
+        <[u8; 32]>::try_from(&key[..]).map(Zeroizing::new).map_err(|_| wrong_key())
     }
 
     /// The key of the session that wrote the object with this header: with it another object of that
@@ -492,7 +522,7 @@ impl Keys {
         let key = self.unwrap_session(object, header)?;
         let mut wrapped = [0; 80];
         wrapped.copy_from_slice(&header[32..112]);
-        Ok(SessionKey { key, wrapped, epoch: epoch_of(header) })
+        Ok(SessionKey { key: *key, wrapped, epoch: epoch_of(header) })
     }
 
     /// The key of a pack of which only the sealed session key has to be left of the header. What it
@@ -541,11 +571,11 @@ pub(crate) fn can_be_sealed_to(public: &[u8; 32]) -> bool {
     })
 }
 
-fn wrap_key(shared: &[u8], ephemeral: &[u8; 32], repository: &[u8; 32]) -> [u8; 32] {
+fn wrap_key(shared: &[u8], ephemeral: &[u8; 32], repository: &[u8; 32]) -> Zeroizing<[u8; 32]> {
     let mut salt = [0; 64];
     salt[..32].copy_from_slice(ephemeral);
     salt[32..].copy_from_slice(repository);
-    derive(shared, &salt, &[b"backstay v1 session key"])
+    Zeroizing::new(derive(shared, &salt, &[b"backstay v1 session key"]))
 }
 
 /// The root key was replaced since this handle was opened, or the header is altered.

@@ -69,6 +69,12 @@ pub fn forged_pack(records: usize, footer: &[u8], trailer: [u8; 16]) -> Option<u
     read_footer("a pack", &body, &key).ok().map(|records| records.len())
 }
 
+/// From now on this process merges the index into parts of so many entries or packs, so that a test has
+/// runs of several parts without a million chunks. The first call counts.
+pub fn with_small_parts_of_runs(entries: usize, packs: usize) {
+    crate::index::with_small_parts(entries, packs);
+}
+
 /// As [`forged_pack`], of bytes that nobody sealed.
 pub fn pack(body: &[u8]) -> Option<usize> {
     read_footer("a pack", body, &SessionKey::for_benchmarks()).ok().map(|records| records.len())

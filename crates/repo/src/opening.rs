@@ -139,7 +139,7 @@ pub(crate) fn open_host(bundle: &Bundle, id: &[u8; 16], epochs: &mut Epochs) -> 
     epochs.follow(&mut eras)?;
     let host = Some((bundle.writer, bundle.signing_key()));
     let keys = Keys::new(bundle.names(), eras, host);
-    let kept = Some(Zeroizing::new(bundle.kept_key()));
+    let kept = Some(bundle.kept_key());
     Ok(Opened { roots: Vec::new(), keys, kept, slot: hex(&bundle.writer) })
 }
 

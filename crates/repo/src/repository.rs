@@ -331,7 +331,7 @@ impl Repository {
         }
     }
 
-    fn kept_session(&self, work: &Work) -> Option<[u8; 32]> {
+    fn kept_session(&self, work: &Work) -> Option<Zeroizing<[u8; 32]>> {
         let (secret, folder) = (self.inner.kept.as_ref()?, self.cache()?);
         kept::find(folder, secret, work)
     }
@@ -503,7 +503,7 @@ impl Repository {
         object: &[u8],
     ) -> Result<Vec<u8>> {
         let kept = self.kept_session(&work);
-        let key = self.keys().open_with(name, class, object, kept.as_ref())?;
+        let key = self.keys().open_with(name, class, object, kept.as_deref())?;
         crate::index::open_record_of(&key, name, object)
     }
 
@@ -634,6 +634,16 @@ impl Repository {
         progress: &Arc<Progress>,
     ) -> Result<crate::RepairReport> {
         crate::heal::repair(self, options, progress)
+    }
+
+    /// Those of `snapshots`, of whatever repository, of which this one has forgotten its own copy.
+    pub fn forgotten_of(&self, snapshots: &[&Snapshot]) -> Result<HashSet<String>> {
+        if snapshots.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let forgotten = maintenance::Forgotten::read(self)?;
+        let gone = snapshots.iter().filter(|snapshot| forgotten.has(snapshot));
+        Ok(gone.map(|snapshot| snapshot.id.clone()).collect())
     }
 
     /// Forgets the snapshot whose id starts with `prefix`: it is gone for everybody at once. What only

@@ -287,12 +287,15 @@ fn nothing_counts_that_a_removed_host_writes_and_what_it_wrote_stays() {
     let (added, file) = owner.add_host("lost laptop").unwrap();
     let stolen = reopen(&store, &file, cache.path()).unwrap();
     let before = backup(&stolen, &some(1)).unwrap();
+    let at_work = stolen.begin(options("at work")).unwrap();
+    let root = written(&at_work, &some(2));
     owner.remove_host(&added.id).unwrap();
     assert_eq!(owner.remove_host(&added.id).unwrap_err().kind(), RepoErrorKind::NotFound);
     assert!(owner.hosts().unwrap()[0].removed);
     assert_refused(reopen(&store, &file, cache.path()).map(drop));
     // A program that does not ask.
-    backup(&stolen, &some(2)).unwrap();
+    at_work.commit(root, serde_json::Value::Null).unwrap_err();
+    assert_eq!(store.list("snapshots/").unwrap().len(), 2);
     assert_eq!(owner.snapshots().unwrap().len(), 1);
     assert_eq!(verify(&owner, Level::Thorough).damages, []);
     let packs = owner.usage().unwrap().packs.bytes;
@@ -301,6 +304,58 @@ fn nothing_counts_that_a_removed_host_writes_and_what_it_wrote_stays() {
     assert!(owner.usage().unwrap().packs.bytes < packs, "what it left is garbage");
     assert_whole(&owner, &owner.find_snapshot(&before.id).unwrap(), &some(1));
     assert_eq!(verify(&open(&store), Level::Thorough).damages, []);
+}
+
+fn written(session: &Session, files: &Files) -> TreeRoot {
+    let mut tree = session.tree(Order::Any);
+    for (path, (chunking, bytes)) in files {
+        let content = Bytes { bytes: bytes.clone(), ranges: None };
+        tree.file(file(path, bytes.len()), Box::new(content), *chunking).unwrap();
+    }
+    tree.finish().unwrap()
+}
+
+/// Success was said once, of a snapshot that no reader accepts.
+#[test]
+fn a_backup_whose_host_is_removed_meanwhile_fails_and_says_so() {
+    let (store, cache) = (Store::memory(), tempfile::tempdir().unwrap());
+    let owner = repository(&store);
+    let (added, file) = owner.add_host("web").unwrap();
+    let host = reopen(&store, &file, cache.path()).unwrap();
+    let session = host.begin(options("web")).unwrap();
+    let root = written(&session, &some(1));
+    owner.remove_host(&added.id).unwrap();
+    let failed = session.commit(root, serde_json::Value::Null);
+    assert!(failed.as_ref().is_err_and(|error| error.to_string().contains("removed while")));
+    assert_refused(failed);
+    assert_eq!(owner.snapshots().unwrap().len(), 0);
+    // The next one does not even begin.
+    let sessions = store.list("packs/").unwrap().len();
+    assert_refused(backup(&host, &some(2)));
+    assert_eq!(store.list("packs/").unwrap().len(), sessions);
+}
+
+/// A list is not of one moment: what is created while it is made may be in it or not.
+#[test]
+fn a_backup_that_ends_while_its_host_is_being_removed_is_told_what_readers_will_say() {
+    let (store, cache) = (Store::memory(), tempfile::tempdir().unwrap());
+    let owner = repository(&store);
+    let (added, file) = owner.add_host("web").unwrap();
+    let host = reopen(&store, &file, cache.path()).unwrap();
+    let early = host.begin(options("early")).unwrap();
+    let late = host.begin(options("late")).unwrap();
+    let (first, second) = (written(&early, &some(1)), written(&late, &some(2)));
+    // Whoever removed it has died between the two steps.
+    owner.remove_host(&added.id).unwrap();
+    let removed = format!("keys/writers/{}/removed", added.id);
+    store.delete(&removed).unwrap();
+    assert_refused(early.commit(first, serde_json::Value::Null));
+    assert!(!owner.hosts().unwrap()[0].removed);
+    owner.remove_host(&added.id).unwrap();
+    assert!(owner.hosts().unwrap()[0].removed);
+    // It was there when the list was made: it failed, and counts all the same. The other does not.
+    assert_refused(late.commit(second, serde_json::Value::Null));
+    assert_eq!(owner.snapshots().unwrap().len(), 1);
 }
 
 #[test]
@@ -429,4 +484,47 @@ fn packs_of_a_replaced_root_key_are_sealed_anew_bit_by_bit() {
             store.read_range(&object.key, 12..16).unwrap()[..] == 0_u32.to_le_bytes()
         });
     assert_eq!(old_packs.count(), 0);
+}
+
+#[test]
+fn hosts_are_in_the_log_of_keys() {
+    let store = Store::memory();
+    let owner = repository(&store);
+    owner.called_by("key add");
+    let (added, _) = owner.add_host("web").unwrap();
+    owner.remove_host(&added.id).unwrap();
+    owner.remove_host(&added.id).unwrap_err();
+    let records = owner.key_records().unwrap();
+    let said: Vec<_> = records
+        .iter()
+        .map(|record| (record.action, record.kind, record.slot.as_str(), record.label.as_str()))
+        .collect();
+    let kind = Some(SlotKind::WriteOnly);
+    let wanted =
+        [KeyAction::Add, KeyAction::Remove].map(|action| (action, kind, &*added.id, "web"));
+    assert_eq!(said, wanted);
+    assert_eq!(records[0].command, "key add");
+    // A host is no slot: the last one still stays.
+    let slot = owner.key_slots().unwrap().remove(0);
+    assert!(owner.remove_key(&slot.id).is_err());
+}
+
+/// Whoever has a replaced root key can sign with it, and must not be able to add to the evidence.
+#[test]
+fn records_that_a_replaced_root_key_signs_do_not_count() {
+    let store = Store::memory();
+    let owner = repository(&store);
+    let thief = open(&store);
+    owner.add_host("web").unwrap();
+    let new = Secret::key_file([9; 32]).unwrap();
+    owner.rotate(&[(new.clone(), "new".to_owned())]).unwrap();
+    let now = open_with(&store, &new).unwrap();
+    let before = now.key_records().unwrap();
+    assert!(before.len() >= 2, "what was done before the replacement stays on record");
+    let sheet = thief.key_slots().unwrap().remove(0);
+    thief.record_sheet(&sheet).unwrap();
+    let objects = store.list("audit/keys/").unwrap().len();
+    assert_eq!(objects, before.len() + 1);
+    assert_eq!(open_with(&store, &new).unwrap().key_records().unwrap(), before);
+    assert_eq!(verify(&now, Level::Thorough).damages, []);
 }

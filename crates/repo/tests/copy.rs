@@ -133,6 +133,58 @@ fn the_archive_is_copied_once() {
     assert!(error.to_string().contains(&key), "{error}");
 }
 
+#[test]
+fn a_file_of_the_same_name_with_other_content_is_a_conflict_that_names_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (from, store) = (repository(&Store::memory()), Store::memory());
+    repository(&store);
+    let options = OpenOptions { cache: Some(folder.path().to_owned()) };
+    let to = Repository::open(store, Environment::system(), &key(), options).unwrap();
+    let name = |n: usize| format!("0000000100000000000000{n:02X}");
+    for n in 1..6 {
+        from.archive(7).push(&name(n), &text(100_000, n as u64)).unwrap();
+    }
+    to.archive(7).push(&name(2), &text(100_000, 2)).unwrap();
+    to.archive(7).push(&name(3), &text(100_000, 33)).unwrap();
+    for _ in 0..2 {
+        let error = copy_archive(&from, &to, 7, &CopyOptions::default()).unwrap_err();
+        assert_eq!(error.kind(), RepoErrorKind::Conflict);
+        assert!(error.to_string().contains(&name(3)), "{error}");
+        assert!(error.hint().is_some());
+        // It costs the others nothing, and nothing was overwritten.
+        assert_eq!(to.archive(7).list(None).unwrap().len(), 5);
+        assert!(to.archive(7).fetch(&name(3)).unwrap().unwrap() == text(100_000, 33));
+    }
+    // What was compared once is not read again: that it is damaged by now is not noticed here.
+    let listed = from.store().list("wal/").unwrap();
+    let key = &listed.iter().find(|object| object.key.ends_with(&name(2))).unwrap().key;
+    from.store().delete(key).unwrap();
+    from.store().create(key, backstay_store::Bytes::from_static(b"nothing")).unwrap();
+    let error = copy_archive(&from, &to, 7, &CopyOptions::default()).unwrap_err();
+    assert_eq!(error.kind(), RepoErrorKind::Conflict, "{error}");
+}
+
+#[test]
+fn a_moment_that_was_forgotten_is_known_for_good() {
+    let (from, to) = (repository(&Store::memory()), repository(&Store::memory()));
+    let (first, second) = (backup(&from, &small(1)).unwrap(), backup(&from, &small(2)).unwrap());
+    let there = new(copy(&from, &first, &to, &CopyOptions::default()).unwrap());
+    let both = [&first, &second];
+    assert!(to.forgotten_of(&both).unwrap().is_empty());
+    to.forget(&there.id).unwrap();
+    for _ in 0..3 {
+        let forgotten = to.forgotten_of(&both).unwrap();
+        assert_eq!(forgotten.into_iter().collect::<Vec<_>>(), [first.id.clone()]);
+        to.maintain(&MaintenanceOptions::default(), &Arc::default()).unwrap();
+    }
+    assert!(to.store().list("snapshots/").unwrap().iter().all(|o| !o.key.contains(&there.id)));
+    assert!(from.forgotten_of(&both).unwrap().is_empty());
+    // A copy by hand brings it back.
+    let again = new(copy(&from, &first, &to, &CopyOptions::default()).unwrap());
+    assert_eq!(to.snapshots().unwrap().len(), 1);
+    assert_ne!(again.id, there.id);
+}
+
 /// Sparse files and cells of zeros stay holes, files of many extents stay whole.
 #[test]
 fn holes_stay_holes() {

@@ -587,6 +587,8 @@ fn every_failpoint_of_this_floor_is_met_by_some_test() {
             "archive-created",
             "archive-file-removed",
             "host-added",
+            // in `authority.rs` and `deaths.rs`
+            "host-leaving",
             "rotate-keys-added",
             "rotate-begun",
             "rotate-in-force",

@@ -84,6 +84,7 @@ const OPERATIONS: &[(&str, &[&str])] = &[
     ),
     ("copy", &["copy-read"]),
     ("add a host", &["host-added"]),
+    ("remove a host", &["host-leaving"]),
     ("rotate", &["rotate-keys-added", "rotate-begun", "rotate-in-force"]),
     ("add a key", &["key-recorded", "key-created"]),
     ("remove a key", &["key-removal-recorded", "key-removed"]),
@@ -235,6 +236,10 @@ fn do_it(work: &str, store: &Store, other: &Path, target: &Path) -> Result<()> {
             copy(&from, &snapshot, &repo, &CopyOptions::default()).map(drop)
         }
         "add a host" => repo.add_host("a host").map(drop),
+        "remove a host" => match repo.hosts()?.iter().find(|host| !host.removed) {
+            Some(host) => repo.remove_host(&host.id),
+            None => Ok(()),
+        },
         "rotate" => {
             let options = OpenOptions::default();
             let new = second_key();
@@ -276,6 +281,7 @@ fn prepare(store: &Store, work: &str) {
                 repo.archive(SYSTEM).push(name, &segment()).unwrap();
             }
         }
+        "remove a host" => drop(repo.add_host("to go").unwrap()),
         "remove a key" => drop(repo.add_key(&second_key(), "to go").unwrap()),
         "forget" => drop(backup(&repo, &few_files()).unwrap()),
         "maintain" | "repair" => {

@@ -33,6 +33,7 @@ pub const ALL: &[&str] = &[
     "archive-file-removed",
     // keys
     "host-added",
+    "host-leaving",
     "rotate-keys-added",
     "rotate-begun",
     "rotate-in-force",

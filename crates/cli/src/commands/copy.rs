@@ -89,7 +89,8 @@ pub fn document(report: &Report, from: &str, to: &str) -> Value {
             }
         }
     }
-    json!({ "from": from, "to": to, "copied": copied, "archives": archives, "failed": failed })
+    json!({ "from": from, "to": to, "copied": copied, "archives": archives, "failed": failed,
+        "forgotten": report.forgotten })
 }
 
 pub fn present(app: &App, report: &Report, from: &str, to: &str) -> Result<()> {
@@ -140,7 +141,11 @@ pub fn present(app: &App, report: &Report, from: &str, to: &str) -> Result<()> {
         let number = count(there, "snapshot", "snapshots");
         app.output.say(format!("{number} of {from} in {to} already"))?;
     }
-    if report.snapshots.is_empty() {
+    if report.forgotten > 0 {
+        let number = count(report.forgotten as u64, "snapshot", "snapshots");
+        app.output.say(format!("{number} of {from} left out: forgotten in {to}"))?;
+    }
+    if report.snapshots.is_empty() && report.forgotten == 0 {
         app.output.say(format!("there is nothing to copy in {from}"))?;
     }
     Ok(())

@@ -14,9 +14,11 @@ use std::time::Duration;
 
 use backstay_ops::config::{RepositoryConfig, SourceConfig, SourceSettings};
 use backstay_ops::units::parse_duration;
-use backstay_ops::{Context, Error};
+use backstay_ops::{Context, Error, ErrorKind};
 use backstay_postgres::control::ControlFile;
-use backstay_postgres::wal::{self, FetchOptions, FetchOutcome, PushOptions, SegmentName};
+use backstay_postgres::wal::{
+    self, Destination, FetchOptions, FetchOutcome, PushOptions, SegmentName,
+};
 use backstay_repo::{Pushed, Repository};
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -39,8 +41,8 @@ pub enum WalCommand {
 /// Put a finished file of the log into the archive; PostgreSQL's `archive_command` runs this
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Ends with 0 only when the file is durable in every repository of the source, and with 1 to
-125 otherwise. `backstay postgres setup` shows the archive_command to set."
+    after_help = "Ends with 0 only when the file is durable in every repository of the source, or in as many as
+its `archive-copies` says, and with 1 to 125 otherwise. `backstay postgres setup` shows the archive_command to set."
 )]
 pub struct PushArgs {
     /// The file, as PostgreSQL passes it for %p
@@ -133,14 +135,42 @@ fn push(args: &PushArgs, app: &App) -> Result<Outcome> {
         Some(source) => context.config.archives_of(source)?,
         None => vec![context.config.default_repository()?],
     };
-    // One that cannot be opened keeps the others from nothing; but PostgreSQL is told to come again.
+    let copies = source.and_then(|source| match &source.settings {
+        SourceSettings::Postgres(keys) => keys.archive_copies,
+        _ => None,
+    });
+    let may_be_late = |config: &RepositoryConfig| {
+        let source = source.filter(|_| copies.is_some());
+        source.is_some_and(|s| context.config.is_replicated(&s.name, &config.name, &configs))
+    };
+    // One that cannot be opened keeps the others from nothing; but PostgreSQL is told to come again,
+    // unless enough others have it and this one gets it from them.
     let mut unopened = None;
+    let mut late = Vec::new();
     let mut repositories: Vec<Repository> = Vec::new();
+    let mut destinations = Vec::new();
     for config in &configs {
-        match context.open(config) {
-            Ok(repository) => repositories.push(repository),
+        let may_be_late = may_be_late(config);
+        let opened = if may_be_late { context.open_soon(config) } else { context.open(config) };
+        match opened {
+            Ok(repository) => {
+                let compression = source.map(|_| config.keys.compression);
+                destinations.push(Destination { compression, may_be_late });
+                repositories.push(repository);
+            }
+            Err(error) if may_be_late && error.kind() == ErrorKind::Failed => {
+                tracing::warn!(repository = config.name, %error, "could not be opened");
+                late.push((config.name.clone(), error));
+            }
             Err(error) => drop(unopened.get_or_insert(error)),
         }
+    }
+    let wanted = copies.map_or(configs.len(), |copies| copies.max(1) as usize).min(configs.len());
+    // Of those that are there the file goes to all; too few of them are an error all the same.
+    if repositories.len() < wanted
+        && let Some((_, error)) = late.pop()
+    {
+        unopened.get_or_insert(error);
     }
     if repositories.is_empty()
         && let Some(error) = unopened
@@ -156,19 +186,20 @@ fn push(args: &PushArgs, app: &App) -> Result<Outcome> {
     }
     // Another cluster may archive with a command that was copied; so the source decides.
     let of_source = || Some(ControlFile::read(&data?).ok()?.system_identifier);
-    let compression =
-        configs.first().filter(|_| source.is_some()).map(|config| config.keys.compression);
     let options = PushOptions {
         system_identifier: args.system_id.or_else(of_source),
         ahead: more(args.ahead, &repositories),
-        compression,
+        destinations,
+        copies: copies.map(|_| wanted),
     };
     let report = wal::push(&repositories, &args.path, &options)?;
     if let Some(error) = unopened {
         return Err(error);
     }
+    let late: Vec<String> = late.into_iter().map(|(name, _)| name).chain(report.late).collect();
     app.output.document(&json!({
         "name": report.name,
+        "late": late,
         "new": report.repositories.iter().any(|pushed| matches!(pushed, Pushed::New { .. })),
         "ahead": report.ahead,
     }))?;
@@ -219,8 +250,18 @@ fn fetch(args: &FetchArgs, app: &App) -> Result<Outcome> {
         spool: context.cache().map(|folder| folder.join("spool")),
         // With several, one that has the whole segment comes before one that has slices of it.
         slices: configs.len() == 1,
+        origin: String::new(),
         retry_for: args.retry_for,
     };
+    // What waits here is delivered without so much as opening a repository.
+    if args.prefetch != Some(0) {
+        for config in &configs {
+            options.origin.clone_from(&config.keys.url.0);
+            if wal::fetch_spooled(&args.name, &args.destination, &options)? {
+                return Ok(Outcome::Done);
+            }
+        }
+    }
     // The first that has it gives it, and the others are not even opened. One that cannot be used
     // does not keep another from giving the file; but then only the file itself is an answer, since
     // that the others do not have it is not.
@@ -242,6 +283,7 @@ fn fetch(args: &FetchArgs, app: &App) -> Result<Outcome> {
             }
         };
         options.prefetch = more(args.prefetch, &repositories);
+        options.origin.clone_from(&config.keys.url.0);
         match wal::fetch(&repositories, &args.name, &args.destination, &options) {
             FetchOutcome::Complete => return Ok(Outcome::Done),
             FetchOutcome::Absent => {}
@@ -273,7 +315,9 @@ fn fetch_again(
 ) -> Result<Outcome> {
     let repositories: Vec<Repository> =
         configs.iter().map(|config| context.open(config)).collect::<Result<_>>()?;
-    let options = FetchOptions { retry_for: args.retry_for, slices: true, ..options };
+    // Which of them will answer is not known.
+    let options =
+        FetchOptions { retry_for: args.retry_for, spool: None, slices: true, ..options };
     match wal::fetch(&repositories, &args.name, &args.destination, &options) {
         FetchOutcome::Complete => Ok(Outcome::Done),
         FetchOutcome::Absent => Ok(Outcome::Absent),

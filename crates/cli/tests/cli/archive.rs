@@ -154,6 +154,51 @@ fn what_is_no_log_is_no_log() {
     }
 }
 
+/// With one repository down, PostgreSQL was told to come again for ever.
+#[test]
+fn a_push_needs_as_many_repositories_as_it_is_told() {
+    let it = Sandbox::new();
+    it.tree();
+    let configure = |copies: &str, replication: &str| {
+        it.configure(&format!(
+            "repositories = [\"main\"]\n[repositories.second]\nurl = \"file://{}/second\"\n\
+             key-file = \"main.key\"\n[sources.orders]\nkind = \"postgres\"\n\
+             connection = \"host=/nowhere\"\nrepositories = [\"main\", \"second\"]\n\
+             {copies}\n{replication}",
+            it.path("").display()
+        ));
+    };
+    let replication = "[replication.away]\nfrom = \"main\"\nto = \"second\"\n";
+    configure("", "");
+    it.good(&["init"]);
+    let name = "00000002.history";
+    it.write(name, "1\t0/3000000\tno recovery target specified\n");
+    let push = ["wal", "push", name, "--source", "orders", "--system-id", "1"];
+    // It can be opened and takes nothing more: a file is where the folder of the log would be.
+    it.write("second/wal", "in the way");
+    let fails = |copies: &str, replication: &str| {
+        configure(copies, replication);
+        let ran = it.run(&push);
+        assert!((1..=125).contains(&ran.code), "{ran}");
+    };
+    fails("", replication);
+    fails("archive-copies = 2", replication);
+    // Nothing would bring it there.
+    fails("archive-copies = 1", "");
+    fails("archive-copies = 1", "[replication.away]\nfrom = \"second\"\nto = \"main\"\n");
+    configure("archive-copies = 1", replication);
+    let pushed = it.json(&push);
+    assert_eq!(pushed["late"].as_array().unwrap().len(), 1, "{pushed}");
+    std::fs::remove_file(it.path("second/wal")).unwrap();
+    let pushed = it.json(&push);
+    assert_eq!((&pushed["late"], &pushed["new"]), (&serde_json::json!([]), &true.into()));
+    // Neither is there: never a success.
+    std::fs::rename(it.path("repo"), it.path("away")).unwrap();
+    std::fs::rename(it.path("second"), it.path("away-too")).unwrap();
+    let ran = it.run(&push);
+    assert!((1..=125).contains(&ran.code), "{ran}");
+}
+
 #[test]
 fn from_setup_to_a_recovered_moment() {
     let supported = |it: &postgres::Installation| (13..=18).contains(&it.major);

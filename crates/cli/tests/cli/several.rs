@@ -117,6 +117,27 @@ fn a_replication_catches_up_and_status_shows_the_lag() {
     assert_eq!(it.run(&["replicate", "awya"]).code, 2);
 }
 
+/// What the other one's retention forgets came back with each replication.
+#[test]
+fn a_replication_does_not_bring_back_what_was_forgotten() {
+    let it = two("[\"main\"]", "[replication.away]\nfrom = \"main\"\nto = \"offsite\"\n");
+    it.good(&["backup", "data"]);
+    let ran = it.json(&["replicate", "away"]);
+    let id = ran["replications"][0]["copied"][0]["snapshot"]["id"].as_str().unwrap().to_owned();
+    it.good(&["-r", "offsite", "forget", &id]);
+    assert_eq!(it.json(&["status"])["replication"][0]["snapshots"], 0);
+    let ran = it.good(&["replicate", "away"]);
+    assert!(
+        ran.stderr.contains("1 snapshot of main left out: forgotten in offsite")
+            || ran.stdout.contains("1 snapshot of main left out: forgotten in offsite"),
+        "{ran}"
+    );
+    assert_eq!(it.json(&["replicate", "away"])["replications"][0]["forgotten"], 1);
+    // A copy by hand does.
+    let ran = it.json(&["copy", "--all", "--from", "main", "--to", "offsite"]);
+    assert_eq!(ran["copied"][0]["new"], true);
+}
+
 #[test]
 fn a_restore_takes_from_the_other_what_the_nearest_lacks() {
     let it = two(BOTH, "");

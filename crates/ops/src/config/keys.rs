@@ -168,6 +168,10 @@ section! {
         detect: Detect { default: "hash", example: "\"wal\"" },
         /// How long to wait until the log that belongs to a backup is archived.
         archive_timeout: Duration { default: "60s", example: "\"5m\"" },
+        /// In how many repositories a file of the log must be before the server may remove it, at
+        /// least 1. Absent: in all. With fewer, one that is down holds up nothing, if a
+        /// `[replication]` with `archive` brings it what it has missed.
+        archive_copies: Option<u32> { example: "1" },
         /// Where `postgres`, `pg_ctl` and the rest are. Absent: found by the cluster's version.
         bin_directory: Option<PathBuf> { example: "\"/usr/lib/postgresql/15/bin\"" },
     }

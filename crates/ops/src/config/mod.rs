@@ -313,6 +313,16 @@ impl Config {
         source.common.repositories.iter().map(|name| self.repository(name)).collect()
     }
 
+    /// Whether a replication brings the log of a source to a repository, from one of `others`.
+    pub fn is_replicated(&self, source: &str, to: &str, others: &[&RepositoryConfig]) -> bool {
+        self.replication.values().any(|keys| {
+            keys.archive
+                && keys.to == to
+                && others.iter().any(|other| other.name == keys.from && other.name != to)
+                && (keys.sources.is_empty() || keys.sources.iter().any(|name| name == source))
+        })
+    }
+
     /// Where the log of a source goes: everywhere that the source is backed up to. A log that is
     /// missing from one of its repositories is a gap there, so flags cannot narrow it.
     ///

@@ -31,6 +31,8 @@ pub struct FetchOptions {
     pub spool: Option<PathBuf>,
     /// Whether a segment that is nowhere whole is put together from its slices, zeros behind them.
     pub slices: bool,
+    /// Which repository is asked, in any words: what waits in the spool is taken for the same only.
+    pub origin: String,
     /// How long a store that does not answer is asked again.
     pub retry_for: Duration,
 }
@@ -60,6 +62,21 @@ pub fn fetch(
     }
 }
 
+/// Delivers a segment that waits in the spool, without any repository; whether it did.
+///
+/// # Errors
+/// It waits there, and cannot be written to `destination`.
+pub fn fetch_spooled(name: &str, destination: &Path, options: &FetchOptions) -> Result<bool> {
+    let (Ok(WalName::Segment(segment)), Some(path)) = (name.parse(), &options.spool) else {
+        return Ok(false);
+    };
+    let spool = Spool::new(path, options.system_identifier, &options.origin);
+    let Some(content) = spool.take(segment) else { return Ok(false) };
+    deliver(&content, destination)?;
+    spool.remove(segment);
+    Ok(true)
+}
+
 fn try_fetch(
     repositories: &[Repository],
     name: &str,
@@ -72,15 +89,12 @@ fn try_fetch(
     })?;
     let spool = match name {
         WalName::Segment(_) if options.prefetch > 0 => {
-            options.spool.as_deref().map(|path| Spool::new(path, options.system_identifier))
+            let spool = options.spool.as_deref();
+            spool.map(|path| Spool::new(path, options.system_identifier, &options.origin))
         }
         _ => None,
     };
-    if let (Some(spool), WalName::Segment(segment)) = (&spool, name)
-        && let Some(content) = spool.take(repositories, segment)
-    {
-        deliver(&content, destination)?;
-        spool.remove(segment);
+    if spool.is_some() && fetch_spooled(&name.to_string(), destination, options)? {
         return Ok(true);
     }
     let content = match (get(repositories, name, options)?, name) {
@@ -147,7 +161,7 @@ pub fn prefetch(repositories: &[Repository], name: &str, options: &FetchOptions)
     let Some(path) = options.spool.as_deref() else {
         return Err(PostgresError::usage("there is no spool to prefetch into"));
     };
-    let spool = Spool::new(path, options.system_identifier);
+    let spool = Spool::new(path, options.system_identifier, &options.origin);
     // The size is not known here; the first segment fetched tells it.
     Ok(spool.fill(repositories, name, 0, options.prefetch))
 }

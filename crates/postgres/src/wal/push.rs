@@ -1,6 +1,7 @@
 //! `wal push`: what PostgreSQL's archiver calls for each finished file.
 //!
-//! It answers Ok only when the file is durable in every repository. A file that is empty, cut short,
+//! It answers Ok only when the file is durable in every repository, or in as many as are asked for,
+//! where something else brings it to the others. A file that is empty, cut short,
 //! renamed or of another cluster is refused: what the archive holds is never overwritten, so what
 //! goes wrong here would stay.
 
@@ -10,7 +11,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use backstay_repo::{Archive, Compression, Pushed, Reader, Repository, push_to_all};
+use backstay_repo::{
+    Archive, Compression, Pushed, Reader, RepoError, RepoErrorKind, Repository, push_to_all,
+};
 use backstay_store::failpoint;
 
 use super::page::check_segment_head;
@@ -32,21 +35,35 @@ pub struct PushOptions {
     pub system_identifier: Option<u64>,
     /// How many of the next files that PostgreSQL has ready are pushed in the same call; 0 for none.
     pub ahead: usize,
+    /// Of each repository, in their order; what is not named is as by default.
+    pub destinations: Vec<Destination>,
+    /// In how many repositories a file must be, at least one. None: in all.
+    pub copies: Option<usize>,
+}
+
+/// How files go to one repository.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Destination {
     /// None: the archive's own choice.
     pub compression: Option<Compression>,
+    /// Something else brings files to it later, so that it may be down as long as enough others are
+    /// not.
+    pub may_be_late: bool,
 }
 
 /// What a push did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PushReport {
     pub name: String,
-    /// What each repository said, in their order.
+    /// What each repository said that has it now, in their order.
     pub repositories: Vec<Pushed>,
+    /// Where those are that do not have it yet.
+    pub late: Vec<String>,
     /// Files that were pushed ahead of PostgreSQL, durable in every repository.
     pub ahead: Vec<String>,
 }
 
-/// Pushes one file to every repository; all must have it.
+/// Pushes one file to every repository; all must have it, or so many as `options` say.
 ///
 /// # Errors
 /// [`PostgresErrorKind::Usage`] for a name that is none of a WAL file,
@@ -67,7 +84,7 @@ pub fn push(repositories: &[Repository], path: &Path, options: &PushOptions) -> 
     }
     if options.ahead == 0 {
         let pushed = work.store(&file)?;
-        return Ok(PushReport { name: name.to_string(), repositories: pushed, ahead: Vec::new() });
+        return Ok(pushed.report(name, Vec::new()));
     }
     // Whatever becomes of the look-ahead, what is answered is what became of this file.
     let failed = AtomicBool::new(false);
@@ -76,8 +93,21 @@ pub fn push(repositories: &[Repository], path: &Path, options: &PushOptions) -> 
         let pushed = work.store(&file);
         failed.store(pushed.is_err(), Ordering::Relaxed);
         let ahead = ahead.join().unwrap_or_default();
-        Ok(PushReport { name: name.to_string(), repositories: pushed?, ahead })
+        Ok(pushed?.report(name, ahead))
     })
+}
+
+/// What became of a file that is in enough repositories.
+struct Stored {
+    pushed: Vec<Pushed>,
+    late: Vec<String>,
+}
+
+impl Stored {
+    fn report(self, name: WalName, ahead: Vec<String>) -> PushReport {
+        let Self { pushed: repositories, late } = self;
+        PushReport { name: name.to_string(), repositories, late, ahead }
+    }
 }
 
 /// A file that is what its name says.
@@ -145,6 +175,12 @@ fn file_name(path: &Path) -> Result<WalName> {
     })
 }
 
+/// Whether an error only says that a repository cannot be reached. Other content under the same name, a
+/// wrong key or damage do not pass, and somebody has to look at them.
+fn is_down(error: &RepoError) -> bool {
+    matches!(error.kind(), RepoErrorKind::Store | RepoErrorKind::Io | RepoErrorKind::Busy)
+}
+
 fn parent(path: &Path) -> PathBuf {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
@@ -194,29 +230,46 @@ impl Work<'_> {
         })
     }
 
-    /// Reads a file once and stores it in every repository at the same time. It is an error when one
-    /// of them does not have it afterwards; the others have it all the same.
-    fn store(&self, file: &WalFile) -> Result<Vec<Pushed>> {
+    fn destination(&self, number: usize) -> Destination {
+        self.options.destinations.get(number).copied().unwrap_or_default()
+    }
+
+    /// Reads a file once and stores it in every repository at the same time. It is an error when too
+    /// few have it afterwards; those that do have it all the same.
+    fn store(&self, file: &WalFile) -> Result<Stored> {
         let name = file.name.to_string();
-        let archive = |repository: &Repository| {
+        let archive = |(number, repository): (usize, &Repository)| {
             let archive = repository.archive(file.system_identifier);
-            match self.options.compression {
+            match self.destination(number).compression {
                 Some(compression) => archive.with_compression(compression),
                 None => archive,
             }
         };
-        let archives: Vec<Archive> = self.repositories.iter().map(archive).collect();
+        let archives: Vec<Archive> = self.repositories.iter().enumerate().map(archive).collect();
         // What an earlier look-ahead pushed is told by its hash, without sealing it again.
-        let pushed = push_to_all(&archives, &name, &file.content, self.options.ahead > 0);
-        let mut all = Vec::new();
-        for (repository, pushed) in self.repositories.iter().zip(pushed) {
-            if let Err(error) = &pushed {
-                let repository = repository.store().url();
+        let all = push_to_all(&archives, &name, &file.content, self.options.ahead > 0);
+        let wanted = self.options.copies.unwrap_or(usize::MAX).clamp(1, self.repositories.len());
+        let enough = all.iter().filter(|pushed| pushed.is_ok()).count() >= wanted;
+        let mut stored = Stored { pushed: Vec::new(), late: Vec::new() };
+        let mut failed = None;
+        for (number, (repository, pushed)) in self.repositories.iter().zip(all).enumerate() {
+            let error = match pushed {
+                Ok(pushed) => {
+                    stored.pushed.push(pushed);
+                    continue;
+                }
+                Err(error) => error,
+            };
+            let repository = repository.store().url();
+            if enough && self.destination(number).may_be_late && is_down(&error) {
+                tracing::warn!(repository, file = name, %error, "could not archive: it comes later");
+                stored.late.push(repository);
+            } else {
                 tracing::error!(repository, file = name, %error, "could not archive");
+                failed.get_or_insert(error);
             }
-            all.push(pushed);
         }
-        Ok(all.into_iter().collect::<std::result::Result<_, _>>()?)
+        failed.map_or(Ok(stored), |error| Err(error.into()))
     }
 
     fn is_ready(&self, name: &str) -> bool {

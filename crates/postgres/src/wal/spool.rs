@@ -1,13 +1,15 @@
 //! Segments fetched ahead of recovery, waiting in a local folder.
 //!
 //! ```text
+//! <spool>/key                                            32 random bytes, for its owner only
 //! <spool>/<system identifier>/<segment name>.<proof>     a whole segment
 //! <spool>/<system identifier>/tmp.<process>.<number>     one that is being written, locked
 //! ```
 //!
-//! The proof is a hash under the repository's key, over the cluster, the name and the content's own
-//! keyed hash: a spooled file that was damaged, cut short, renamed or put there by somebody else is
-//! not taken. The folder can be deleted at any moment; at worst a segment is fetched again. It holds
+//! The proof is a hash under that key, over the cluster, where it came from, the name and the content:
+//! a spooled file that was damaged, cut short, renamed or put there by somebody else is not taken. The
+//! key is the spool's own and not the repository's, so that what waits here is delivered without
+//! opening a repository. The folder can be deleted at any moment; at worst a segment is fetched again. It holds
 //! what recovery may ask for next, no more than [`LIMIT`], and processes that share it do not harm
 //! one another.
 
@@ -17,7 +19,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use backstay_repo::{Archive, Repository};
+use backstay_repo::Repository;
 
 use super::fetch::ask_one;
 use super::{SegmentName, SegmentSize, WalName, check_segment};
@@ -32,31 +34,71 @@ const MEMORY: u64 = 256 << 20;
 static COUNTER: AtomicU64 = AtomicU64::new(0);
 
 pub(super) struct Spool {
+    /// Of all clusters.
+    root: PathBuf,
     folder: PathBuf,
     system_identifier: u64,
+    origin: String,
 }
 
 impl Spool {
-    pub(super) fn new(path: &Path, system_identifier: u64) -> Self {
-        Self { folder: path.join(system_identifier.to_string()), system_identifier }
+    /// `origin` says which repository the segments are of.
+    pub(super) fn new(path: &Path, system_identifier: u64, origin: &str) -> Self {
+        let (root, origin) = (path.to_path_buf(), origin.to_owned());
+        let folder = path.join(system_identifier.to_string());
+        Self { root, folder, system_identifier, origin }
     }
 
     /// The segment, if a sound copy of it waits here.
-    pub(super) fn take(&self, repositories: &[Repository], name: SegmentName) -> Option<Vec<u8>> {
-        self.waiting().into_iter().filter(|(there, _)| *there == name).find_map(|(_, path)| {
+    pub(super) fn take(&self, name: SegmentName) -> Option<Vec<u8>> {
+        let waiting = self.waiting().into_iter().filter(|(there, _)| *there == name);
+        let waiting: Vec<PathBuf> = waiting.map(|(_, path)| path).collect();
+        if waiting.is_empty() {
+            return None;
+        }
+        let key = self.key()?;
+        waiting.into_iter().find_map(|path| {
             let content = read(&path)?;
             let proof = path.extension()?.to_str()?;
             let sound = check_segment(name, &content, Some(self.system_identifier)).is_ok()
-                && repositories.iter().any(|repository| {
-                    let archive = repository.archive(self.system_identifier);
-                    self.proof(&archive, name, &content) == proof
-                });
+                && self.proof(&key, name, &content) == proof;
             if !sound {
-                tracing::warn!(file = %path.display(), "a spooled segment is damaged, not used");
+                // Damaged, or of another repository.
+                tracing::warn!(file = %path.display(), "a spooled segment is not used");
                 let _ = fs::remove_file(&path);
             }
             sound.then_some(content)
         })
+    }
+
+    fn key(&self) -> Option<[u8; 32]> {
+        fs::read(self.root.join("key")).ok()?.try_into().ok()
+    }
+
+    /// The key, which is made where there is none. Whoever is first has made it.
+    fn make_key(&self, random: impl FnOnce() -> [u8; 32]) -> std::io::Result<[u8; 32]> {
+        if let Some(key) = self.key() {
+            return Ok(key);
+        }
+        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let temporary = self.folder.join(format!("tmp.{}.{number}", std::process::id()));
+        let mut file =
+            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        let _ = file.lock();
+        let path = self.root.join("key");
+        let made = file.write_all(&random()).and_then(|()| {
+            // One that is cut short is none.
+            if path.exists() && self.key().is_none() {
+                fs::remove_file(&path)?;
+            }
+            match fs::hard_link(&temporary, &path) {
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+                linked => linked,
+            }
+        });
+        let _ = fs::remove_file(&temporary);
+        made?;
+        self.key().ok_or_else(|| std::io::ErrorKind::NotFound.into())
     }
 
     /// Removes what was delivered.
@@ -83,6 +125,14 @@ impl Spool {
             tracing::warn!(folder = %self.folder.display(), %error, "nothing is prefetched");
             return 0;
         }
+        let Some(first) = repositories.first() else { return 0 };
+        let key = match self.make_key(|| first.environment().random()) {
+            Ok(key) => key,
+            Err(error) => {
+                tracing::warn!(folder = %self.root.display(), %error, "nothing is prefetched");
+                return 0;
+            }
+        };
         let size = if size == 0 { self.size(repositories, name) } else { SegmentSize::new(size) };
         let Some(size) = size else { return 0 };
         let count = count.min((LIMIT / size.bytes()) as usize);
@@ -108,7 +158,7 @@ impl Spool {
                     while !end.load(Ordering::Relaxed)
                         && let Some(&name) = wanted.get(at.fetch_add(1, Ordering::Relaxed))
                     {
-                        if self.fetch(repositories, name) {
+                        if self.fetch(repositories, &key, name) {
                             new.fetch_add(1, Ordering::Relaxed);
                         } else {
                             end.store(true, Ordering::Relaxed);
@@ -131,12 +181,11 @@ impl Spool {
 
     /// Fetches one segment; false when it could not be had. Whatever the reason, recovery will ask
     /// for it by name and be told.
-    fn fetch(&self, repositories: &[Repository], name: SegmentName) -> bool {
+    fn fetch(&self, repositories: &[Repository], key: &[u8; 32], name: SegmentName) -> bool {
         for repository in repositories {
             match ask_one(repository, WalName::Segment(name), self.system_identifier) {
                 Ok(Some(content)) => {
-                    let archive = repository.archive(self.system_identifier);
-                    let kept = self.keep(&archive, name, &content);
+                    let kept = self.keep(key, name, &content);
                     if let Err(error) = &kept {
                         tracing::debug!(segment = %name, %error, "not prefetched");
                     }
@@ -153,14 +202,14 @@ impl Spool {
     }
 
     /// Complete by its rename; not synced, since its proof tells what a crash left of it.
-    fn keep(&self, archive: &Archive, name: SegmentName, content: &[u8]) -> std::io::Result<()> {
+    fn keep(&self, key: &[u8; 32], name: SegmentName, content: &[u8]) -> std::io::Result<()> {
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let temporary = self.folder.join(format!("tmp.{}.{number}", std::process::id()));
         let mut file =
             OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
         // The lock says that somebody is at work on it.
         let _ = file.lock();
-        let proof = self.proof(archive, name, content);
+        let proof = self.proof(key, name, content);
         let written = file
             .write_all(content)
             .and_then(|()| fs::rename(&temporary, self.folder.join(format!("{name}.{proof}"))));
@@ -170,11 +219,11 @@ impl Spool {
         written
     }
 
-    fn proof(&self, archive: &Archive, name: SegmentName, content: &[u8]) -> String {
-        let mut claim = b"backstay wal spool 1\0".to_vec();
-        claim.extend_from_slice(format!("{}\0{name}\0", self.system_identifier).as_bytes());
-        claim.extend_from_slice(&archive.hash(content));
-        archive.hash(&claim).iter().map(|byte| format!("{byte:02x}")).collect()
+    fn proof(&self, key: &[u8; 32], name: SegmentName, content: &[u8]) -> String {
+        let mut hasher = blake3::Hasher::new_keyed(key);
+        let claim = format!("{}\0{name}\0{}\0", self.system_identifier, self.origin);
+        hasher.update(b"backstay wal spool 2\0").update(claim.as_bytes()).update(content);
+        hasher.finalize().to_hex().to_string()
     }
 
     /// The segments that wait here.

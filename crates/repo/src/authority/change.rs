@@ -157,15 +157,32 @@ impl Repository {
     }
 
     /// Fails where what was just created under `object` does not count, since the root key was
-    /// replaced meanwhile.
+    /// replaced meanwhile, or this host was removed.
     pub(crate) fn must_count(&self, object: &str) -> Result<()> {
+        if let Some(writer) = self.keys().host()
+            && !self.reload_authority()?.keeps(&writer, object)
+        {
+            return Err(removed_meanwhile());
+        }
         if super::epochs::still_counts(self.store(), self.keys(), &self.raw_id(), object)? {
             return Ok(());
         }
         Err(RepoError::new(
             RepoErrorKind::Busy,
-            "the root key was replaced while this was at work: what it wrote does not count",
+            "the root key was replaced while this was at work: what it wrote since does not count",
         )
         .with_hint("run it again, with a key that opens the new root key"))
     }
+}
+
+/// What a host is told that was removed while it was at work.
+pub(crate) fn removed_meanwhile() -> RepoError {
+    RepoError::new(
+        RepoErrorKind::WrongKey,
+        "the key of this host was removed while this was at work: what it wrote since does not count",
+    )
+    .with_hint(
+        "if this host is to go on, make a new key where the repository can be opened: `backstay key \
+         add --write-only`",
+    )
 }

@@ -16,6 +16,7 @@ use backstay_store::failpoint;
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use super::roll;
 use crate::crypto::{Class, Era, Keys, RootKey, can_be_sealed_to, derive, open_once, seal_once};
@@ -65,8 +66,9 @@ pub(crate) fn parses(json: &[u8]) -> bool {
     serde_json::from_slice::<Begun>(json).is_ok()
 }
 
-fn wrap(root: &RootKey, repository: &[u8; 16], epoch: u32) -> ([u8; 32], Vec<u8>) {
+fn wrap(root: &RootKey, repository: &[u8; 16], epoch: u32) -> (Zeroizing<[u8; 32]>, Vec<u8>) {
     let key = derive(root.bytes(), repository, &[b"backstay v1 previous root key"]);
+    let key = Zeroizing::new(key);
     (key, [&repository[..], &epoch.to_le_bytes()].concat())
 }
 
@@ -194,8 +196,7 @@ impl Epochs {
             let (wrapping, bound) = wrap(root, repository, epoch);
             let previous = unhex::<48>(&begun.previous)
                 .and_then(|wrapped| open_once(&wrapping, &bound, &wrapped))
-                .and_then(|root| <[u8; 32]>::try_from(root).ok())
-                .map(RootKey::from_bytes)
+                .and_then(|root| RootKey::from_slice(&root))
                 .filter(|previous| self.is_of(epoch - 1, previous, first))
                 .filter(|_| begun.read == hex(&era.public) && begun.owner == hex(&era.owner));
             roots.push(previous.ok_or_else(|| RepoError::damaged(&key, "it was altered"))?);
@@ -273,7 +274,7 @@ pub(crate) fn begin(
         signature: String::new(),
     };
     let key = begun_key(epoch);
-    let signing_key = SigningKey::from_seed(&previous.derive("sign"));
+    let signing_key = SigningKey::from_seed(&Zeroizing::new(previous.derive("sign")));
     begun.signature = hex(&signing_key.sign(&key, &begun.signed()));
     let body = serde_json::to_vec_pretty(&begun).expect("plain JSON");
     match store.create(&key, body.into()) {

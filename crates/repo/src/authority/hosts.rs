@@ -9,7 +9,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-use super::{WRITERS, added_key, removed_key, roll_of};
+use super::{WRITERS, added_key, leaving_key, removed_key, roll_of};
+use crate::audit::{self, KeyAction};
 use crate::crypto::{Class, Era, Keys, Names, can_be_sealed_to, derive};
 use crate::id::{hex, unhex};
 use crate::keys::timestamp;
@@ -32,6 +33,13 @@ pub(crate) struct Added {
     pub public: [u8; 32],
     /// What was there without a signature, and counts all the same.
     pub unsigned: Vec<String>,
+}
+
+/// `keys/writers/<writer>/leaving`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Leaving {
+    /// Seconds.
+    pub since: i64,
 }
 
 /// `keys/writers/<writer>/removed`.
@@ -129,8 +137,8 @@ impl Bundle {
     }
 
     /// Seals what the host keeps for itself.
-    pub(crate) fn kept_key(&self) -> [u8; 32] {
-        derive(&self.seed, &self.repository, &[b"backstay v1 kept sessions"])
+    pub(crate) fn kept_key(&self) -> Zeroizing<[u8; 32]> {
+        Zeroizing::new(derive(&self.seed, &self.repository, &[b"backstay v1 kept sessions"]))
     }
 }
 
@@ -160,25 +168,48 @@ pub(crate) fn add(repository: &Repository, label: &str) -> Result<(HostKey, Zero
         public: bundle.signing_key().public(),
         unsigned,
     };
+    let id = hex(&bundle.writer);
+    audit::record_host(repository, KeyAction::Add, &id, label)?;
     let key = added_key(&bundle.writer);
     store.create(&key, sign(keys, env, Class::Authority, &key, &added))?;
     failpoint::hit("host-added");
-    let id = hex(&bundle.writer);
     let host = HostKey { id, label: added.label, created, removed: false };
     Ok((host, bundle.file()))
 }
 
 /// Lets nothing count any more that a host writes from now on.
+///
+/// Two steps, because a list is not of one moment: a host that has created its snapshot looks for
+/// `leaving` afterwards. Where it finds none, its snapshot was there before the list was made; where
+/// it finds one, it is told that its backup failed, unless the list has it.
 pub(crate) fn remove(repository: &Repository, writer: &[u8; 8]) -> Result<()> {
     let (store, env, keys) = (repository.store(), repository.environment(), repository.keys());
+    let before = || {
+        RepoError::new(
+            RepoErrorKind::NotFound,
+            format!("the key of the host {} was removed before", hex(writer)),
+        )
+    };
+    let authority = repository.authority()?;
+    let host = authority.hosts().into_iter().find(|host| host.id == hex(writer));
+    match host {
+        Some(host) if host.removed => return Err(before()),
+        Some(host) => audit::record_host(repository, KeyAction::Remove, &host.id, &host.label)?,
+        None => audit::record_host(repository, KeyAction::Remove, &hex(writer), "")?,
+    };
+    let key = leaving_key(writer);
+    let leaving = Leaving { since: timestamp(env).as_second() };
+    match store.create(&key, sign(keys, env, Class::Authority, &key, &leaving)) {
+        Ok(()) => failpoint::hit("host-leaving"),
+        // Somebody else does it, or did not come to the end of it.
+        Err(error) if error.is_already_exists() => {}
+        Err(error) => return Err(error.into()),
+    }
     let key = removed_key(writer);
     let removed = Removed { roll: roll_of(store, writer)? };
     match store.create(&key, sign(keys, env, Class::Authority, &key, &removed)) {
         Ok(()) => Ok(()),
-        Err(error) if error.is_already_exists() => Err(RepoError::new(
-            RepoErrorKind::NotFound,
-            format!("the key of the host {} was removed before", hex(writer)),
-        )),
+        Err(error) if error.is_already_exists() => Err(before()),
         Err(error) => Err(error.into()),
     }
 }

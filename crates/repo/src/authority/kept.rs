@@ -12,6 +12,8 @@
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use zeroize::Zeroizing;
+
 use crate::Environment;
 use crate::crypto::{Class, PackKey, TAG};
 use crate::id::hex;
@@ -42,12 +44,12 @@ pub(crate) fn keep(
     forget_oldest(folder);
 }
 
-pub(crate) fn find(folder: &Path, secret: &[u8; 32], work: &Work) -> Option<[u8; 32]> {
+pub(crate) fn find(folder: &Path, secret: &[u8; 32], work: &Work) -> Option<Zeroizing<[u8; 32]>> {
     let kept = std::fs::read(path(folder, &work.session)).ok()?;
     let (id, sealed) = kept.split_first_chunk::<16>()?;
-    let mut record = sealed.get(..32 + TAG)?.to_vec();
+    let mut record = Zeroizing::new(sealed.get(..32 + TAG)?.to_vec());
     let key = PackKey::new(secret, *id, Class::Session);
-    (*key.open(KIND, 0, &work.session, &mut record)?).try_into().ok()
+    (*key.open(KIND, 0, &work.session, &mut record)?).try_into().ok().map(Zeroizing::new)
 }
 
 fn forget_oldest(folder: &Path) {

@@ -4,6 +4,7 @@
 //! keys/epochs/<epoch>/begun    a new root key: what is sealed and signed with from now on
 //! keys/epochs/<epoch>/roll     what was there when the one before it ended
 //! keys/writers/<writer>/added    a host that may only write, and its public key
+//! keys/writers/<writer>/leaving  it is about to be removed: what it writes from now on may not count
 //! keys/writers/<writer>/removed  what of it was there when it was removed
 //! ```
 //!
@@ -32,17 +33,21 @@ use serde::de::DeserializeOwned;
 
 use crate::crypto::{Class, Keys};
 use crate::id::unhex;
-use crate::layout::{GC, HEADS, INDEX, SNAPSHOTS, TOMBSTONES};
+use crate::layout::{AUDIT_KEYS, GC, HEADS, INDEX, SNAPSHOTS, TOMBSTONES};
 use crate::maintenance::open;
 use crate::signing::{self, SIGNATURE};
 use crate::{RepoError, Result, Store};
-use hosts::{Added, Removed};
+use hosts::{Added, Leaving, Removed};
 
 /// A kind of names below which an owner's signature of an old epoch could do harm.
 pub(crate) const WRITERS: &str = "keys/writers/";
 
 pub(crate) fn added_key(writer: &[u8; 8]) -> String {
     format!("{WRITERS}{}/added", crate::id::hex(writer))
+}
+
+pub(crate) fn leaving_key(writer: &[u8; 8]) -> String {
+    format!("{WRITERS}{}/leaving", crate::id::hex(writer))
 }
 
 pub(crate) fn removed_key(writer: &[u8; 8]) -> String {
@@ -63,6 +68,8 @@ pub(crate) struct Authority {
 struct Host {
     public: [u8; 32],
     added: Added,
+    /// Somebody has begun to remove it.
+    leaving: bool,
     /// What of it counts, once it was removed.
     removed: Option<HashSet<String>>,
 }
@@ -73,6 +80,7 @@ impl Authority {
     pub fn read(store: &Store, keys: &Keys, cache: Option<&Path>) -> Result<Self> {
         let mut it = Self::default();
         let mut removed = HashMap::new();
+        let mut leaving = HashSet::new();
         for object in store.list(WRITERS)? {
             let Some((writer, what)) =
                 object.key.strip_prefix(WRITERS).and_then(|rest| rest.split_once('/'))
@@ -91,7 +99,12 @@ impl Authority {
                     };
                     let unsigned = it.unsigned.get_or_insert_default();
                     unsigned.extend(added.unsigned.iter().cloned());
-                    it.hosts.insert(writer, Host { public: added.public, added, removed: None });
+                    let public = added.public;
+                    let host = Host { public, added, leaving: false, removed: None };
+                    it.hosts.insert(writer, host);
+                }
+                "leaving" if read::<Leaving>(store, keys, cache, &object)?.is_some() => {
+                    leaving.insert(writer);
                 }
                 "removed" => {
                     if let Some(gone) = read::<Removed>(store, keys, cache, &object)? {
@@ -99,6 +112,11 @@ impl Authority {
                     }
                 }
                 _ => {}
+            }
+        }
+        for writer in leaving {
+            if let Some(host) = it.hosts.get_mut(&writer) {
+                host.leaving = true;
             }
         }
         for (writer, roll) in removed {
@@ -124,9 +142,16 @@ impl Authority {
         (self.is_host(writer) || self.unknown.contains(writer)) && keys.host() != Some(*writer)
     }
 
-    /// Whether a host is there, and was not removed.
+    /// Whether a host is there, and nobody has removed it or begun to.
     pub fn admits(&self, writer: &[u8; 8]) -> bool {
-        self.hosts.get(writer).is_some_and(|host| host.removed.is_none())
+        self.hosts.get(writer).is_some_and(|host| host.removed.is_none() && !host.leaving)
+    }
+
+    /// Whether what a host has just created under `object` counts: nobody removes it, or it was there
+    /// when the list of what counts was made.
+    pub fn keeps(&self, writer: &[u8; 8], object: &str) -> bool {
+        let Some(host) = self.hosts.get(writer) else { return false };
+        host.removed.as_ref().map_or(!host.leaving, |roll| roll.contains(object))
     }
 
     /// Whether `object` counts: it was written by whom its name says, while that one might.
@@ -223,7 +248,7 @@ pub(crate) fn roll(store: &Store) -> Result<Vec<String>> {
     for step in ["/sweep", "/sessions", "/condemned"] {
         roll.extend(names(store, &[GC], |name| name.ends_with(step))?);
     }
-    roll.extend(names(store, &[SNAPSHOTS, TOMBSTONES, WRITERS, INDEX], |name| {
+    roll.extend(names(store, &[SNAPSHOTS, TOMBSTONES, WRITERS, AUDIT_KEYS, INDEX], |name| {
         !name.starts_with(HEADS)
     })?);
     roll.sort_unstable();

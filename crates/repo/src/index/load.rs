@@ -342,7 +342,7 @@ pub(crate) fn is_signed(object: &str, plain: &[u8]) -> Result<bool> {
 /// Opens what is not looked at when a part is: every block.
 pub(crate) fn check_part(keys: &Keys, object: &str, body: bytes::Bytes) -> Result<()> {
     let size = body.len() as u64;
-    let source = part::Source::Memory { bytes: body, from: 0 };
+    let source = part::Source::of(body);
     Opened::read(keys, object, size, source)?.part.check()
 }
 
@@ -366,7 +366,7 @@ pub(crate) fn empty_part(keys: &Keys, id: [u8; 16], object: &str) -> bytes::Byte
 pub(crate) fn opens_forged(plain: &[u8]) -> Option<usize> {
     let keys = Keys::derive(&crate::crypto::RootKey::from_bytes([3; 32]));
     let body = part::forge(&keys, "a part", plain);
-    let source = part::Source::Memory { bytes: body.clone(), from: 0 };
+    let source = part::Source::of(body.clone());
     let opened = Opened::read(&keys, "a part", body.len() as u64, source).ok()?;
     opened.part.each(&[7; 16], |_, _| {}).ok()?;
     opened.part.iter().try_fold(0, |entries, entry| entry.ok().map(|_| entries + 1))

@@ -11,6 +11,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
+use std::sync::OnceLock;
 
 use backstay_store::Environment;
 use bytes::Bytes;
@@ -35,6 +36,14 @@ pub(super) struct Sizes {
 }
 
 pub(super) const SIZES: Sizes = Sizes { small: SMALL, entries: 1 << 20, packs: 1 << 18 };
+/// Instead of [`SIZES`], in tests that have no million chunks.
+static SIZES_OF_TESTS: OnceLock<Sizes> = OnceLock::new();
+
+/// For [`internals`](crate::internals).
+pub(crate) fn with_small_parts(entries: usize, packs: usize) {
+    let _ = SIZES_OF_TESTS.set(Sizes { small: entries, entries, packs });
+}
+
 /// The share of packs that are gone from which on all runs are written anew.
 const GONE: usize = 8;
 
@@ -170,7 +179,8 @@ impl Index {
         number: u64,
         create: &mut dyn FnMut(&str, Bytes) -> Result<()>,
     ) -> Result<Merged> {
-        self.merge_with(SIZES, removed, keys, env, number, create)
+        let sizes = *SIZES_OF_TESTS.get().unwrap_or(&SIZES);
+        self.merge_with(sizes, removed, keys, env, number, create)
     }
 
     pub(super) fn merge_with(

@@ -29,6 +29,7 @@ pub(crate) use current::{Current, Head, newest_head, number_of_head, read_head};
 pub(crate) use load::{
     check_part, check_segment, empty_part, is_signed, opens_forged, parses_root, sample_of_part,
 };
+pub(crate) use merge::with_small_parts;
 pub(crate) use object::{keep, keep_segment, open_object, open_record_of, seal_object, seal_with};
 use part::{Opened, Part};
 use segment::Segment;

@@ -3,15 +3,23 @@
 //!
 //! ```text
 //! header     160
-//! root       sealed (kind 1), 64 bytes with zeros at the end:
+//! root       sealed (kind 1), 64 bytes:
 //!            number of the first pack (4) ‖ packs (4) ‖ entries (4) ‖ length of a segment of the
-//!            filter (4) ‖ segments of the filter (4) ‖ zero (4) ‖ seed of the filter (8)
+//!            filter (4) ‖ segments of the filter (4) ‖ zero (4) ‖ seed of the filter (8) ‖ hash (32)
 //! signature  sealed (kind 6): the owner's, of the root (64)
 //! packs      sealed (kind 2): 88 bytes each, as in a segment
 //! filter     sealed (kind 3): its bytes
 //! fences     sealed (kind 4): first 8 bytes of the first id of each block
+//! hashes     sealed (kind 7): BLAKE3 (32) of each 16 blocks, as they are in the store
 //! blocks     each sealed (kind 5): up to 18 entries of 28 bytes, so that it takes half a kibibyte
 //! ```
+//!
+//! The hash in the root is the BLAKE3 of the sections from packs to hashes, as they are in the store.
+//! A host has the key of the seals: without hashes it could put other entries into a part, if it may
+//! replace objects. Blocks that come from the store are hashed before they are used, and kept on the
+//! local disk only when all of them are right; there, their tags find what has rotted. In parts of the
+//! first programs the hash is zeros, they have no hashes, and nothing binds their blocks; a merge
+//! replaces them.
 //!
 //! What has no bytes has no seal either. The lengths follow from the root, and their sum is that of
 //! the object. The name of the seals is the object's key; that of the blocks is empty, because their
@@ -20,6 +28,9 @@
 //! Packs, filter and fences are opened and kept when a part is opened. A block is read and
 //! authenticated whenever it is looked at, from a copy on the local disk or from memory. Where the
 //! copy is not right the object is fetched again.
+
+#[cfg(test)]
+mod tests;
 
 use std::fs::File;
 use std::io;
@@ -46,8 +57,12 @@ const FILTER_KIND: u8 = 3;
 const FENCES_KIND: u8 = 4;
 const BLOCK_KIND: u8 = 5;
 const SIGNATURE_KIND: u8 = 6;
+const HASHES_KIND: u8 = 7;
 const BLOCK_ENTRIES: usize = 18;
 const BLOCK: usize = BLOCK_ENTRIES * ENTRY + TAG;
+/// Blocks that share a hash: what a byte that rots in the store costs.
+const GROUP: usize = 16;
+const HASH: usize = 32;
 /// Blocks that are read at once when all of them are. 130 KB.
 const READ_AHEAD: usize = 256;
 
@@ -63,6 +78,8 @@ pub(crate) struct Root {
     length: u32,
     segments: u32,
     seed: u64,
+    /// Of the sections up to the blocks. Zeros in parts of the first programs.
+    hash: [u8; HASH],
 }
 
 /// Where in the object the sections are, with their tags.
@@ -70,6 +87,7 @@ struct Layout {
     packs: Range<u64>,
     filter: Range<u64>,
     fences: Range<u64>,
+    hashes: Range<u64>,
     blocks: u64,
     end: u64,
 }
@@ -80,9 +98,10 @@ impl Root {
         let number = |at: usize| {
             u32::from_le_bytes([plain[at], plain[at + 1], plain[at + 2], plain[at + 3]])
         };
-        if number(20) != 0 || plain[32..].iter().any(|byte| *byte != 0) {
+        if number(20) != 0 {
             return None;
         }
+        let (_, hash) = plain.split_last_chunk()?;
         let root = Self {
             first_pack: number(0),
             packs: number(4),
@@ -90,6 +109,7 @@ impl Root {
             length: number(12),
             segments: number(16),
             seed: u64::from(number(24)) | u64::from(number(28)) << 32,
+            hash: *hash,
         };
         root.first_pack.checked_add(root.packs)?;
         filter::size(root.length, root.segments)?;
@@ -103,7 +123,17 @@ impl Root {
             to.copy_from_slice(&number.to_le_bytes());
         }
         plain[24..32].copy_from_slice(&self.seed.to_le_bytes());
+        plain[32..].copy_from_slice(&self.hash);
         plain
+    }
+
+    /// Whether the signature says what is in the blocks.
+    fn is_bound(&self) -> bool {
+        self.hash != [0; HASH]
+    }
+
+    fn groups(&self) -> u64 {
+        self.blocks().div_ceil(GROUP as u64)
     }
 
     fn blocks(&self) -> u64 {
@@ -120,9 +150,10 @@ impl Root {
         let packs = section(u64::from(self.packs) * PACK as u64);
         let filter = section(filter::size(self.length, self.segments)?);
         let fences = section(self.blocks() * 8);
-        let blocks = fences.end;
+        let hashes = section(if self.is_bound() { self.groups() * HASH as u64 } else { 0 });
+        let blocks = hashes.end;
         let end = blocks + u64::from(self.entries) * ENTRY as u64 + self.blocks() * TAG as u64;
-        Some(Layout { packs, filter, fences, blocks, end })
+        Some(Layout { packs, filter, fences, hashes, blocks, end })
     }
 }
 
@@ -133,14 +164,35 @@ pub(crate) enum Source {
     Memory {
         bytes: Bytes,
         from: u64,
+        /// Groups of blocks that are not what the owner has signed, sorted.
+        forged: Vec<usize>,
     },
 }
 
+/// Which groups of blocks do not have the hashes that they should have. `blocks` are all of them.
+fn forged(blocks: &[u8], hashes: &[u8]) -> Vec<usize> {
+    let groups = blocks.chunks(GROUP * BLOCK).zip(hashes.as_chunks::<HASH>().0).enumerate();
+    let wrong = groups.filter(|(_, (group, hash))| blake3::hash(group).as_bytes() != *hash);
+    wrong.map(|(number, _)| number).collect()
+}
+
 impl Source {
+    /// A whole object.
+    pub fn of(bytes: Bytes) -> Self {
+        Self::Memory { bytes, from: 0, forged: Vec::new() }
+    }
+
+    /// Whether it has nothing that the owner has not signed; of a file nobody knows.
+    fn is_signed(&self, blocks: Range<usize>) -> bool {
+        let Self::Memory { forged, .. } = self else { return true };
+        let groups = blocks.start / GROUP..blocks.end.div_ceil(GROUP);
+        !forged.iter().any(|group| groups.contains(group))
+    }
+
     fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         match self {
             Self::File(file) => file.read_exact_at(buffer, offset),
-            Self::Memory { bytes, from } => {
+            Self::Memory { bytes, from, .. } => {
                 let start = offset.checked_sub(*from).and_then(|start| usize::try_from(start).ok());
                 let there = start.and_then(|start| bytes.get(start..)?.get(..buffer.len()));
                 buffer.copy_from_slice(there.ok_or(io::ErrorKind::UnexpectedEof)?);
@@ -163,8 +215,9 @@ pub(crate) struct Part {
     origin: Option<Origin>,
     key: PackKey,
     blocks: u64,
-    end: u64,
     entries: usize,
+    /// To know whether a copy that is fetched again is what the owner has signed.
+    root: Root,
     filter: Filter,
     fences: Vec<u64>,
     /// What to multiply the distance from the first fence by to come near the right one.
@@ -184,7 +237,7 @@ pub(crate) struct Opened {
 
 impl Opened {
     /// Opens everything but the blocks of the object `object`, which has `size` bytes.
-    pub fn read(keys: &Keys, object: &str, size: u64, source: Source) -> Result<Self> {
+    pub fn read(keys: &Keys, object: &str, size: u64, mut source: Source) -> Result<Self> {
         let read = |range: Range<u64>| {
             let length = range.end - range.start;
             if range.end > size {
@@ -220,9 +273,13 @@ impl Opened {
             .layout()
             .filter(|layout| layout.end == size)
             .ok_or_else(|| RepoError::damaged(object, "its length contradicts its counts"))?;
+        let sections = read(FRONT as u64..layout.blocks)?;
+        if root.is_bound() && *blake3::hash(&sections).as_bytes() != root.hash {
+            return Err(damaged(object));
+        }
         let section = |kind: u8, range: Range<u64>| {
-            let start = range.start;
-            open(kind, start, read(range)?)
+            let place = (range.start - FRONT as u64) as usize..(range.end - FRONT as u64) as usize;
+            open(kind, range.start, sections.get(place).unwrap_or_default().to_vec())
         };
         let packs = section(PACKS_KIND, layout.packs)?;
         let packs = PackInfo::parse_all(object, &packs)?;
@@ -235,14 +292,18 @@ impl Opened {
         if !fences.is_sorted() {
             return Err(RepoError::damaged(object, "its blocks are not in order"));
         }
+        let hashes = section(HASHES_KIND, layout.hashes)?;
+        if let Source::Memory { bytes, from: 0, forged: found } = &mut source {
+            *found = forged(bytes.get(layout.blocks as usize..).unwrap_or_default(), &hashes);
+        }
         let span = fences.last().zip(fences.first()).map_or(0, |(last, first)| last - first);
         let scale = fences.len().saturating_sub(1) as f64 / (span as f64).max(1.0);
         let part = Part {
             object: object.to_owned(),
             origin: None,
             key,
+            root,
             blocks: layout.blocks,
-            end: layout.end,
             entries: root.entries as usize,
             filter,
             fences,
@@ -269,16 +330,17 @@ impl Opened {
         }
         let bytes = origin.store.read(object)?;
         let size = bytes.len() as u64;
-        let source = Source::Memory { bytes: bytes.clone(), from: 0 };
-        let mut opened = Self::read(keys, object, size, source)?;
+        let mut opened = Self::read(keys, object, size, Source::of(bytes.clone()))?;
         opened.part.origin = Some(origin.clone());
-        if let Some(path) = cached {
-            keep(path, &bytes);
-        }
-        // No other bytes are trusted than those that authenticate when they are looked at.
-        opened.part.source = match cached.and_then(|path| local(File::open(path).ok()?, size)) {
-            Some(source) => source,
-            None => opened.part.blocks_of(&bytes),
+        let blocks = opened.part.blocks_of(&bytes, &opened.part.source);
+        // Nothing is kept that the owner has not signed: of a copy, only the tags are looked at.
+        opened.part.source = match cached.filter(|_| blocks.is_signed(0..usize::MAX)) {
+            Some(path) => {
+                keep(path, &bytes);
+                // Nor are other bytes trusted than those that authenticate when they are looked at.
+                File::open(path).ok().and_then(|file| local(file, size)).unwrap_or(blocks)
+            }
+            None => blocks,
         };
         Ok(opened)
     }
@@ -294,9 +356,14 @@ impl Part {
         self.fences.first().copied().unwrap_or(0)
     }
 
-    fn blocks_of(&self, object: &Bytes) -> Source {
+    /// The blocks of `object`, of which `whole` has all.
+    fn blocks_of(&self, object: &Bytes, whole: &Source) -> Source {
         let blocks = object.get(self.blocks as usize..).unwrap_or_default();
-        Source::Memory { bytes: Bytes::copy_from_slice(blocks), from: self.blocks }
+        let forged = match whole {
+            Source::Memory { forged, .. } => forged.clone(),
+            Source::File(_) => Vec::new(),
+        };
+        Source::Memory { bytes: Bytes::copy_from_slice(blocks), from: self.blocks, forged }
     }
 
     fn open_block(&self, offset: u64, sealed: &mut [u8]) -> Option<usize> {
@@ -306,6 +373,9 @@ impl Part {
     /// Reads blocks from `number` on, as many as `buffer` has room for, and opens each in its place.
     fn read_blocks(&self, source: &Source, number: usize, buffer: &mut [u8]) -> io::Result<()> {
         let mut offset = self.blocks + (number * BLOCK) as u64;
+        if !source.is_signed(number..number + buffer.len().div_ceil(BLOCK)) {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
         source.read(offset, buffer)?;
         for block in buffer.chunks_mut(BLOCK) {
             self.open_block(offset, block).ok_or(io::ErrorKind::InvalidData)?;
@@ -328,11 +398,11 @@ impl Part {
         if self.fetched.get().is_none() {
             tracing::warn!(path = %path.display(), %error, "a local copy is damaged: it is fetched again");
             let fetched = match store.read(&self.object).map_err(RepoError::from) {
-                Ok(object) if object.len() as u64 == self.end => {
-                    keep(path, &object);
-                    Some(self.blocks_of(&object))
-                }
-                Ok(_) => None,
+                Ok(object) => self.again(&object).inspect(|source| {
+                    if source.is_signed(0..usize::MAX) {
+                        keep(path, &object);
+                    }
+                }),
                 Err(error) if error.is_about_an_object() => None,
                 Err(error) => return Err(error),
             };
@@ -341,6 +411,28 @@ impl Part {
         let source = self.fetched.get().and_then(Option::as_ref);
         let read = source.map(|source| self.read_blocks(source, number, buffer));
         read.and_then(io::Result::ok).ok_or_else(|| damaged(&self.object))
+    }
+
+    /// The blocks of this part from another copy of its object.
+    fn again(&self, object: &Bytes) -> Option<Source> {
+        let layout = self.root.layout().filter(|layout| layout.end == object.len() as u64)?;
+        let sections = object.get(FRONT..layout.blocks as usize)?;
+        let mut whole = Source::of(object.clone());
+        if self.root.is_bound() {
+            if *blake3::hash(sections).as_bytes() != self.root.hash {
+                return None;
+            }
+            let (start, end) = (layout.hashes.start, layout.hashes.end as usize);
+            let mut hashes = object.get(start as usize..end)?.to_vec();
+            let hashes = match hashes.is_empty() {
+                true => &mut [],
+                false => self.key.open(HASHES_KIND, start, self.object.as_bytes(), &mut hashes)?,
+            };
+            if let Source::Memory { forged: found, .. } = &mut whole {
+                *found = forged(object.get(layout.blocks as usize..)?, hashes);
+            }
+        }
+        Some(self.blocks_of(object, &whole))
     }
 
     /// Bytes of some blocks with their tags.
@@ -432,40 +524,61 @@ impl Part {
         entries: &[RawEntry],
     ) -> Bytes {
         let filter = Filter::of(entries.iter().map(|entry| filter::key_of(&entry.id)).collect());
-        let root = Root {
+        let mut root = Root {
             first_pack,
             packs: packs.len() as u32,
             entries: entries.len() as u32,
             length: filter.length,
             segments: filter.segments,
             seed: filter.seed,
+            hash: [0; 32],
         };
         let (key, header) = keys.index_object(id, Class::Index);
-        let size = root.layout().map_or(0, |layout| layout.end as usize);
-        let mut body = Vec::with_capacity(size);
-        body.extend_from_slice(&header);
+        // Blocks first: the sections before them have their hashes, and the front those of all.
         let name = object.as_bytes();
-        let mut seal = |kind: u8, name: &[u8], write: &mut dyn FnMut(&mut Vec<u8>)| {
-            let start = body.len();
-            write(&mut body);
-            if body.len() > start {
-                let tag = key.seal(kind, start as u64, name, &mut body[start..]);
-                body.extend_from_slice(&tag);
+        let seal = |kind: u8, name: &[u8], at: u64, plain: Vec<u8>| {
+            let mut section = plain;
+            if !section.is_empty() {
+                let tag = key.seal(kind, at, name, &mut section);
+                section.extend_from_slice(&tag);
             }
+            section
         };
+        root.hash = [1; HASH];
+        let (start, end) = root.layout().map_or((0, 0), |l| (l.blocks, l.end));
+        let mut body = Vec::with_capacity(end as usize);
+        body.resize(start as usize, 0);
+        for block in entries.chunks(BLOCK_ENTRIES) {
+            let at = body.len();
+            block.iter().for_each(|entry| entry.write(&mut body));
+            let tag = key.seal(BLOCK_KIND, at as u64, &[], &mut body[at..]);
+            body.extend_from_slice(&tag);
+        }
+        let blocks = body[start as usize..].chunks(GROUP * BLOCK);
+        let hashes = blocks.flat_map(|group| *blake3::hash(group).as_bytes()).collect();
+        let mut listed = Vec::with_capacity(packs.len() * PACK + TAG);
+        packs.iter().for_each(|pack| pack.write(&mut listed));
+        let fences = entries.chunks(BLOCK_ENTRIES).flat_map(|block| block[0].id[..8].to_vec());
+        let mut at = FRONT;
+        for (kind, plain) in [
+            (PACKS_KIND, listed),
+            (FILTER_KIND, filter.bytes),
+            (FENCES_KIND, fences.collect()),
+            (HASHES_KIND, hashes),
+        ] {
+            let section = seal(kind, name, at as u64, plain);
+            body[at..at + section.len()].copy_from_slice(&section);
+            at += section.len();
+        }
+        body[..HEADER].copy_from_slice(&header);
+        root.hash = *blake3::hash(&body[FRONT..at]).as_bytes();
         let root = root.write();
         let signature = keys.sign(object, &root);
-        seal(ROOT_KIND, name, &mut |body| body.extend_from_slice(&root));
-        seal(SIGNATURE_KIND, name, &mut |body| body.extend_from_slice(&signature));
-        seal(PACKS_KIND, name, &mut |body| packs.iter().for_each(|pack| pack.write(body)));
-        seal(FILTER_KIND, name, &mut |body| body.extend_from_slice(&filter.bytes));
-        seal(FENCES_KIND, name, &mut |body| {
-            for block in entries.chunks(BLOCK_ENTRIES) {
-                body.extend_from_slice(&block[0].id[..8]);
-            }
-        });
-        for block in entries.chunks(BLOCK_ENTRIES) {
-            seal(BLOCK_KIND, &[], &mut |body| block.iter().for_each(|entry| entry.write(body)));
+        let mut at = HEADER;
+        for (kind, plain) in [(ROOT_KIND, root), (SIGNATURE_KIND, signature)] {
+            let section = seal(kind, name, at as u64, plain.to_vec());
+            body[at..at + section.len()].copy_from_slice(&section);
+            at += section.len();
         }
         Bytes::from(body)
     }
@@ -522,6 +635,7 @@ pub(super) fn sections(packs: &[PackInfo], entries: &[RawEntry]) -> Vec<u8> {
         length: filter.length,
         segments: filter.segments,
         seed: filter.seed,
+        hash: [0; 32],
     };
     let mut plain = root.write().to_vec();
     packs.iter().for_each(|pack| pack.write(&mut plain));
@@ -574,127 +688,5 @@ impl Iterator for PartIter<'_> {
             self.at += TAG;
         }
         Some(Ok(RawEntry::parse(entry)))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::crypto::RootKey;
-
-    fn entries(count: u64) -> Vec<RawEntry> {
-        let mut entries: Vec<_> = (0..count)
-            .map(|n| {
-                let mut id = [0; 16];
-                id.copy_from_slice(&blake3::hash(&n.to_le_bytes()).as_bytes()[..16]);
-                RawEntry { id, pack: n as u32 % 5, offset: n as u32, length: 9 }
-            })
-            .collect();
-        entries.sort_unstable();
-        entries
-    }
-
-    fn part(entries: &[RawEntry]) -> Part {
-        let keys = Keys::derive(&RootKey::from_bytes([1; 32]));
-        let bytes = Part::seal(&keys, [2; 16], "a part", 0, &[], entries);
-        let source = Source::Memory { bytes: bytes.clone(), from: 0 };
-        Opened::read(&keys, "a part", bytes.len() as u64, source).unwrap().part
-    }
-
-    /// What docs/format.md says, said again.
-    #[test]
-    fn a_part_is_laid_out_as_it_is_written_down() {
-        let keys = Keys::derive(&RootKey::from_bytes([1; 32]));
-        let work = crate::layout::Work { writer: [3; 8], session: [4; 16] };
-        let (id, class) = ([5; 16], Class::MetadataPack);
-        let pack = PackInfo { work, id, size: 6, sha256: [7; 32], class, epoch: 0 };
-        let entries = entries(40);
-        let sealed = Part::seal(&keys, [2; 16], "a part", 9, &[pack.clone(), pack], &entries);
-        let key = keys.open("a part", Class::Index, &sealed).unwrap();
-        let open = |kind: u8, name: &str, at: usize, length: usize| {
-            let mut section = sealed[at..at + length + 16].to_vec();
-            let plain = key.open(kind, at as u64, name.as_bytes(), &mut section).unwrap();
-            plain.to_vec()
-        };
-        let number = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().unwrap());
-        let root = open(1, "a part", 160, 64);
-        assert_eq!([0, 4, 8].map(|at| number(&root[at..at + 4])), [9, 2, 40]);
-        let (length, segments) = (number(&root[12..16]), number(&root[16..20]));
-        let seed = u64::from_le_bytes(root[24..32].try_into().unwrap());
-        assert!(root[20..24].iter().chain(&root[32..]).all(|byte| *byte == 0));
-        let signature = open(6, "a part", 240, 64).try_into().unwrap();
-        keys.owner_wrote(0, "a part", &root, &signature).unwrap();
-        let packs = open(2, "a part", 320, 176);
-        let mut first = [vec![3; 8], vec![4; 16], vec![5; 16]].concat();
-        first.extend([6, 0, 0, 0, 0, 0, 0, 0]);
-        first.extend([7; 32]);
-        first.extend([2, 0, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(packs, [first.clone(), first].concat());
-        let size = ((segments + 2) * length) as usize;
-        let filter = open(3, "a part", 512, size);
-        let fences = open(4, "a part", 528 + size, 3 * 8);
-        let blocks = 528 + size + 40;
-        assert_eq!(sealed.len(), blocks + 40 * 28 + 3 * 16);
-        for (place, entry) in entries.iter().enumerate() {
-            let start = blocks + place / 18 * 520;
-            let block = open(5, "", start, if place < 36 { 504 } else { 4 * 28 });
-            let at = place % 18 * 28;
-            assert_eq!(block[at..at + 16], entry.id);
-            let numbers = [entry.pack, entry.offset, entry.length];
-            assert_eq!([16, 20, 24].map(|n| number(&block[at + n..at + n + 4])), numbers);
-            if at == 0 {
-                let fence = place / 18 * 8;
-                assert_eq!(fences[fence..fence + 8], entry.id[..8]);
-            }
-            let mut h = u64::from_le_bytes(entry.id[8..].try_into().unwrap()).wrapping_add(seed);
-            for factor in [0xff51_afd7_ed55_8ccd, 0xc4ce_b9fe_1a85_ec53] {
-                h ^= h >> 33;
-                h = h.wrapping_mul(factor);
-            }
-            h ^= h >> 33;
-            let (span, mask) = (u128::from(segments) * u128::from(length), u64::from(length - 1));
-            let p0 = ((u128::from(h) * span) >> 64) as u64;
-            let p1 = (p0 + u64::from(length)) ^ ((h >> 18) & mask);
-            let p2 = (p0 + 2 * u64::from(length)) ^ (h & mask);
-            let byte = [p0, p1, p2].map(|p| filter[p as usize]);
-            assert_eq!(byte[0] ^ byte[1] ^ byte[2], (h ^ (h >> 32)) as u8);
-        }
-    }
-
-    #[test]
-    fn every_entry_is_found_where_it_is() {
-        for count in [0, 1, 17, 18, 19, 36, 5000] {
-            let entries = entries(count);
-            let part = part(&entries);
-            assert_eq!(part.iter().collect::<Result<Vec<_>>>().unwrap(), entries);
-            for (place, entry) in entries.iter().enumerate() {
-                let mut found = Vec::new();
-                part.each(&entry.id, |at, entry| found.push((at, entry))).unwrap();
-                assert_eq!(found, [(place, *entry)]);
-            }
-        }
-    }
-
-    #[test]
-    fn ids_that_lie_close_together_are_found() {
-        // As far from evenly spread as can be: all in one corner, and a few at the other end.
-        let mut entries: Vec<_> = (0..2000_u64)
-            .map(|n| {
-                let mut id = [0; 16];
-                id[4..8].copy_from_slice(&((n / 50) as u32).to_be_bytes());
-                RawEntry { id, pack: 0, offset: n as u32, length: 1 }
-            })
-            .collect();
-        entries.extend((250..255).map(|n| RawEntry { id: [n; 16], pack: 0, offset: 0, length: 1 }));
-        let part = part(&entries);
-        for entry in &entries {
-            let wanted = entries.iter().filter(|e| e.id == entry.id).count();
-            let mut found = 0;
-            part.each(&entry.id, |_, _| found += 1).unwrap();
-            assert_eq!(found, wanted);
-        }
-        for id in [[0xff; 16], [100; 16]] {
-            part.each(&id, |_, _| panic!("it is not there")).unwrap();
-        }
     }
 }

@@ -77,7 +77,7 @@ impl SlotObject {
         let unsealed = Self { seal: String::new(), ..self.clone() };
         let mut body = id.as_bytes().to_vec();
         body.extend(serde_json::to_vec(&unsealed).expect("a slot is plain JSON"));
-        blake3::keyed_hash(&root.derive("key slot"), &body).to_hex().to_string()
+        blake3::keyed_hash(&Zeroizing::new(root.derive("key slot")), &body).to_hex().to_string()
     }
 
     /// Whether it wraps this very root key of this very repository, and was not altered.
@@ -240,9 +240,7 @@ impl SlotObject {
         }
         let root = unhex::<48>(&self.wrapped)
             .and_then(|wrapped| open_once(first_half(&keys), &self.bound(), &wrapped))
-            .map(Zeroizing::new)
-            .and_then(|root| <[u8; 32]>::try_from(&root[..]).ok())
-            .map(RootKey::from_bytes);
+            .and_then(|root| RootKey::from_slice(&root));
         match root {
             Some(root) => Ok(Some(root)),
             None => Err(RepoError::damaged(

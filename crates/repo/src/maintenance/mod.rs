@@ -42,6 +42,7 @@ use std::time::Duration;
 
 use backstay_store::ObjectMeta;
 use jiff::Timestamp;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::crypto::Class;
@@ -51,6 +52,7 @@ use crate::repository::Repository;
 use crate::{Progress, RepoError, RepoErrorKind, Result};
 pub use expire::Expired;
 pub(crate) use expire::expire;
+use crate::{Progress, RepoError, RepoErrorKind, Result, Snapshot};
 pub(crate) use mend::{Swept, began, examine, mend_heads, mend_runs, retire};
 pub(crate) use run::condemned;
 pub(crate) use signed::{open, open_of_any_time, sign};
@@ -144,6 +146,10 @@ pub(crate) struct Tombstone {
     pub time: i64,
     pub host: String,
     pub version: String,
+    /// What moment the snapshot held that is forgotten, so that no copy brings it back. It follows
+    /// the rest; the first programs wrote none, and read past it.
+    #[serde(skip)]
+    pub moment: Option<[u8; 16]>,
 }
 
 impl Tombstone {
@@ -153,13 +159,17 @@ impl Tombstone {
             time: timestamp(repository.environment()).as_second(),
             host: crate::session::host(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            moment: None,
         }
     }
 
     /// Creates it at `key`; whether it is the first object there.
     pub fn create(&self, repository: &Repository, key: &str) -> Result<bool> {
         let (keys, env) = (repository.keys(), repository.environment());
-        let object = sign(keys, env, Class::Tombstone, key, self);
+        let object = match self.moment {
+            Some(moment) => sign(keys, env, Class::Tombstone, key, &(self, moment)),
+            None => sign(keys, env, Class::Tombstone, key, self),
+        };
         match repository.store().create(key, object) {
             Ok(()) => repository.must_count(key).map(|()| true),
             Err(error) if error.is_already_exists() => Ok(false),
@@ -189,29 +199,118 @@ pub(crate) fn forgotten(repository: &Repository, listed: &[ObjectMeta]) -> Resul
 /// Whether an object is a tombstone of this repository. Whoever could forge one by its name alone
 /// could make snapshots vanish, and sessions at work pass for ended.
 fn is_tombstone(repository: &Repository, object: &ObjectMeta) -> Result<bool> {
+    Ok(read_tombstone::<Tombstone>(repository, object)?.is_some())
+}
+
+/// What a tombstone says; `None` of what is none of this repository, or says something else.
+fn read_tombstone<T: DeserializeOwned>(
+    repository: &Repository,
+    object: &ObjectMeta,
+) -> Result<Option<T>> {
     let key = &object.key;
-    let opens = |body: &[u8]| open::<Tombstone>(repository.keys(), Class::Tombstone, key, body);
+    let opens = |body: &[u8]| open::<T>(repository.keys(), Class::Tombstone, key, body);
     let cached = repository.cache().map(|folder| folder.join(key.replace('/', "-")));
     if let Some(path) = &cached
         && let Ok(body) = std::fs::read(path)
         && body.len() as u64 == object.size
-        && opens(&body).is_ok()
+        && let Ok(said) = opens(&body)
     {
-        return Ok(true);
+        return Ok(Some(said));
     }
     let read = repository.store().read(key).map_err(RepoError::from);
-    match read.and_then(|body| opens(&body).map(|_| body)) {
-        Ok(body) => {
+    match read.and_then(|body| opens(&body).map(|said| (said, body))) {
+        Ok((said, body)) => {
             if let Some(path) = cached {
                 crate::index::keep(&path, &body);
             }
-            Ok(true)
+            Ok(Some(said))
         }
         Err(error) if error.is_about_an_object() => {
             tracing::warn!(%error, "a tombstone is ignored");
-            Ok(false)
+            Ok(None)
         }
         Err(error) => Err(error),
+    }
+}
+
+/// Names the moment of a snapshot. A host that may only write can read tombstones, so neither source
+/// nor moment is in them.
+fn moment_of(repository: &Repository, snapshot: &Snapshot) -> [u8; 16] {
+    let mut hasher = blake3::Hasher::new_keyed(&repository.keys().metadata_id);
+    hasher.update(b"moment\0").update(snapshot.source.as_bytes()).update(&[0]);
+    hasher.update(snapshot.moment().as_bytes());
+    let mut moment = [0; 16];
+    moment.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+    moment
+}
+
+/// Moments of which this repository had a snapshot that somebody has forgotten.
+pub(crate) struct Forgotten {
+    repository: Repository,
+    moments: HashSet<[u8; 16]>,
+}
+
+impl Forgotten {
+    pub fn read(repository: &Repository) -> Result<Self> {
+        let mut moments = HashSet::new();
+        let listed = repository.store().list(SNAPSHOTS)?;
+        // The tombstones of the first programs say nothing of it. Their snapshots do, while they last.
+        if repository.keys().is_owner() {
+            let gone = forgotten(repository, &listed)?;
+            for object in &listed {
+                let Some(work) = Work::from_snapshot_key(&object.key) else { continue };
+                if !gone.contains(&work) {
+                    continue;
+                }
+                match repository.read_snapshot(work, object.size) {
+                    Ok(snapshot) => {
+                        moments.extend(snapshot.map(|snapshot| moment_of(repository, &snapshot)));
+                    }
+                    Err(error) if error.is_about_an_object() => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        for object in repository.store().list(TOMBSTONES)? {
+            if Work::from_tombstone_key(&object.key).is_none() {
+                continue;
+            }
+            // Of two lengths: with a moment and without one.
+            if let Some(said) = read_tombstone::<Said>(repository, &object)? {
+                moments.extend(said.moment);
+            }
+        }
+        Ok(Self { repository: repository.clone(), moments })
+    }
+
+    pub fn has(&self, snapshot: &Snapshot) -> bool {
+        self.moments.contains(&moment_of(&self.repository, snapshot))
+    }
+}
+
+/// A tombstone with what may follow it.
+struct Said {
+    moment: Option<[u8; 16]>,
+}
+
+impl<'de> Deserialize<'de> for Said {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Both;
+        impl<'de> serde::de::Visitor<'de> for Both {
+            type Value = Said;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a tombstone")
+            }
+
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<Said, A::Error> {
+                let missing = || serde::de::Error::custom("it is cut short");
+                let _: Tombstone = seq.next_element()?.ok_or_else(missing)?;
+                // The end of the bytes where there is none.
+                Ok(Said { moment: seq.next_element().ok().flatten() })
+            }
+        }
+        from.deserialize_tuple(2, Both)
     }
 }
 
@@ -276,17 +375,20 @@ pub(crate) fn forget(repository: &Repository, prefix: &str) -> Result<String> {
     // A session that was given up has no snapshot. What does not open may be anything: it can be
     // forgotten, and keeps its name.
     let key = work.snapshot_key();
-    let ended = repository
-        .store()
-        .read(&key)
-        .map_err(RepoError::from)
-        .and_then(|body| open::<Tombstone>(repository.keys(), Class::Tombstone, &key, &body));
+    let read = repository.store().read(&key).map_err(RepoError::from);
+    let body = read.as_ref().ok().cloned();
+    let ended =
+        read.and_then(|body| open::<Tombstone>(repository.keys(), Class::Tombstone, &key, &body));
     match ended {
         Ok(_) => return Err(not_found()),
         Err(error) if error.is_about_an_object() => {}
         Err(error) => return Err(error),
     }
-    let (tombstone, key) = (Tombstone::new(repository, Reason::Forgotten), work.tombstone_key());
+    let (mut tombstone, key) =
+        (Tombstone::new(repository, Reason::Forgotten), work.tombstone_key());
+    tombstone.moment = body
+        .and_then(|body| repository.open_snapshot(work, &body).ok().flatten())
+        .map(|snapshot| moment_of(repository, &snapshot));
     if !tombstone.create(repository, &key)? && !is_forgotten(repository, &work)? {
         // What is there is no tombstone, so it says nothing.
         repository.store().delete(&key)?;
@@ -321,6 +423,7 @@ pub(crate) fn samples() -> Vec<Vec<u8>> {
         time: 1_700_000_000,
         host: "here".into(),
         version: "1".into(),
+        moment: None,
     };
     let made = [
         postcard::to_stdvec(&vec![condemned; 5]),

@@ -36,7 +36,7 @@ impl Repository {
             Class::MetadataPack => self.kept_session(&pack.work),
             _ => None,
         };
-        let key = self.keys().open_with(&name, pack.class, header, kept.as_ref())?;
+        let key = self.keys().open_with(&name, pack.class, header, kept.as_deref())?;
         if key.id() != pack.id {
             return Err(RepoError::damaged(&name, "it is another pack"));
         }

@@ -32,6 +32,7 @@ pub use content::{Chunking, Content, ContentError, Reader};
 pub use lanes::Fate;
 pub use writer::{Order, TreeRoot, TreeWriter};
 
+use crate::authority::change::removed_meanwhile;
 use crate::crypto::Class;
 use crate::entry::{Body, FileContent};
 use crate::index::{Index, SegmentBuilder, keep_segment, seal_object, seal_with};
@@ -164,6 +165,11 @@ fn begin_lane(
             Arc::new(Index::default())
         }
     };
+    if let Some(writer) = repository.keys().host()
+        && !repository.authority()?.admits(&writer)
+    {
+        return Err(removed_meanwhile());
+    }
     let shared = Arc::new(Shared::new(repository.clone(), work, index, &options, pack_size));
     shared.start_uploads();
     let listed = AtomicU32::new(0);
