@@ -288,6 +288,7 @@ fn fetch(repo: &Repository, name: &str, path: &Path) -> i32 {
         system_identifier: system,
         prefetch: 0,
         spool: None,
+        origin: "here".to_owned(),
         slices: true,
         retry_for: Duration::ZERO,
     };

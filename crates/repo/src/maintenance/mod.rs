@@ -49,7 +49,6 @@ use crate::crypto::Class;
 use crate::keys::timestamp;
 use crate::layout::{SNAPSHOTS, TOMBSTONES, Work};
 use crate::repository::Repository;
-use crate::{Progress, RepoError, RepoErrorKind, Result};
 pub use expire::Expired;
 pub(crate) use expire::expire;
 use crate::{Progress, RepoError, RepoErrorKind, Result, Snapshot};
