@@ -288,8 +288,14 @@ fn wal_that_the_server_removed_is_a_gap_that_somebody_has_to_agree_to() {
         receive(std::slice::from_ref(&fixture.repo), &fixture.source(), &without()).unwrap_err();
     assert!(error.to_string().contains("removed"), "{error}");
     assert!(error.hint().unwrap().contains("--skip-gap"), "{error:?}");
+    // From here on it keeps what it has.
+    cluster.configure(&[("wal_keep_size", "64MB"), ("max_wal_size", "64MB")]);
+    cluster.reload();
+    wait_until("the server keeps WAL", 30, || cluster.value("show wal_keep_size") == "64MB");
     let skipping = ReceiveOptions { skip_gap: true, ..without() };
     let ((), status) = while_receiving(&fixture, &skipping, |state| {
+        cluster.sql("insert into t values (2)");
+        wait_for(state, here(cluster));
         cluster.switch_wal();
         cluster.sql("insert into t values (2)");
         wait_for(state, here(cluster));
