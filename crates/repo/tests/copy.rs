@@ -174,7 +174,7 @@ fn a_moment_that_was_forgotten_is_known_for_good() {
     to.forget(&there.id).unwrap();
     for _ in 0..3 {
         let forgotten = to.forgotten_of(&both).unwrap();
-        assert_eq!(forgotten.into_iter().collect::<Vec<_>>(), [first.id.clone()]);
+        assert_eq!(forgotten.into_iter().collect::<Vec<_>>(), std::slice::from_ref(&first.id));
         to.maintain(&MaintenanceOptions::default(), &Arc::default()).unwrap();
     }
     assert!(to.store().list("snapshots/").unwrap().iter().all(|o| !o.key.contains(&there.id)));

@@ -52,6 +52,9 @@ fn any_part_of_a_run_is_made_again() {
     let repo = repository(&store);
     let backups: Vec<(Snapshot, Files)> =
         [1000, 2000, 3000].map(several).map(|files| (backup(&repo, &files).unwrap(), files)).into();
+    // What is forgotten gives maintenance something to do.
+    let fourth = backup(&repo, &several(4000)).unwrap();
+    repo.forget(&fourth.id).unwrap();
     maintain(&store);
     let parts: Vec<String> =
         store.list("index/1/").unwrap().into_iter().map(|object| object.key).collect();
