@@ -88,6 +88,9 @@ fn are_locked(server: &Running) {
     assert_eq!(store.delete("packs/large").unwrap_err().kind(), ErrorKind::Locked);
 }
 
+/// A name, what happens, and to which request.
+type Case = (&'static str, Harm, fn(&str) -> bool);
+
 /// Whatever befalls one part or the last step, it is done again, and nothing else is.
 fn broken_lines(server: &Running, url: &str) {
     let part = |line: &str| {
@@ -96,7 +99,7 @@ fn broken_lines(server: &Running, url: &str) {
     let last = |line: &str| {
         line.starts_with("POST") && line.contains("uploadId=") || line.contains("comp=blocklist")
     };
-    let cases: [(&str, Harm, fn(&str) -> bool); 5] = [
+    let cases: [Case; 5] = [
         ("cut", Harm::Cut(3 * MIB / 2), part),
         ("slow-down", Harm::Refused(503, "SlowDown"), part),
         ("altered", Harm::Altered, part),
