@@ -21,6 +21,7 @@ mod lock;
 mod memory;
 mod open;
 mod options;
+mod parity;
 mod probe;
 #[cfg(any(feature = "s3", feature = "gcs", feature = "azure", feature = "key-services"))]
 mod remote;
