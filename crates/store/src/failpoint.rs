@@ -13,6 +13,11 @@ pub const ALL: &[&str] = &[
     "local-create-synced",
     "local-create-linked",
     "local-create-settled",
+    "local-parity-added",
+    "local-parity-removed",
+    "local-mend-written",
+    "local-mend-kept",
+    "local-mend-renamed",
     // repository
     "init-keys-created",
     "key-recorded",

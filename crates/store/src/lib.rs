@@ -27,7 +27,7 @@ mod probe;
 mod remote;
 mod store;
 
-pub use backend::{Backend, ObjectMeta};
+pub use backend::{Backend, ObjectMeta, Parity, ParityState};
 pub use bytes::Bytes;
 pub use env::{Clock, Environment, FixedClock, Random, SeededRandom};
 pub use error::{ErrorKind, StoreError};

@@ -66,7 +66,7 @@ impl Head {
         Some(FIXED + SUM * (data + parity))
     }
 
-    fn read_front(file: &[u8]) -> Option<Self> {
+    pub fn at_front(file: &[u8]) -> Option<Self> {
         let size = Self::size_at_front(file)?;
         Self::read(file.get(..FIXED)?, file.get(FIXED..size)?)
     }
@@ -80,7 +80,7 @@ impl Head {
 
     /// From whichever end is right.
     pub fn find(file: &[u8]) -> Option<Self> {
-        Self::read_front(file).or_else(|| Self::read_back(file))
+        Self::at_front(file).or_else(|| Self::read_back(file))
     }
 
     fn read(fixed: &[u8], sums: &[u8]) -> Option<Self> {
@@ -95,7 +95,14 @@ impl Head {
             return None;
         }
         let sums = sums.chunks_exact(SUM).filter_map(|sum| sum.try_into().ok()).collect();
-        Some(Self { piece, length, data, parity, digest: fixed.get(32..64)?.try_into().ok()?, sums })
+        Some(Self {
+            piece,
+            length,
+            data,
+            parity,
+            digest: fixed.get(32..64)?.try_into().ok()?,
+            sums,
+        })
     }
 
     fn write(&self) -> (Vec<u8>, Vec<u8>) {
@@ -202,8 +209,7 @@ fn counts(fixed: &[u8]) -> Option<(usize, usize, usize)> {
     if fixed.get(..8)? != MAGIC || number(8)? != VERSION {
         return None;
     }
-    let (piece, data, parity) =
-        (number(12)? as usize, number(24)? as usize, number(28)? as usize);
+    let (piece, data, parity) = (number(12)? as usize, number(24)? as usize, number(28)? as usize);
     let fits = piece > 0
         && piece % SMALLEST_PIECE == 0
         && data <= MOST_PIECES
