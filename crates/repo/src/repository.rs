@@ -624,7 +624,10 @@ impl Repository {
         progress: &Progress,
     ) -> Result<crate::VerifyReport> {
         self.keys().must_own("verify")?;
-        crate::check::verify(self, options, progress)
+        let everything = options.snapshots.is_empty();
+        let mut report = crate::check::verify(self, options, progress)?;
+        crate::parity::note(self, everything, &mut report)?;
+        Ok(report)
     }
 
     /// Puts right what is damaged, as far as it can be had.

@@ -112,6 +112,11 @@ pub trait Backend: Send + Sync {
             .with_detail("this kind of store has no archive"))
     }
 
+    /// Its parity, where it can have that.
+    fn parity(&self) -> Option<&dyn Parity> {
+        None
+    }
+
     /// How new objects are locked; none: they are not.
     fn lock_policy(&self) -> Option<LockPolicy> {
         None
@@ -139,6 +144,47 @@ pub trait Backend: Send + Sync {
 fn no_parts(doing: &'static str, key: &str) -> StoreError {
     StoreError::new(ErrorKind::Configuration, doing, key)
         .with_detail("this kind of store takes no objects in parts")
+}
+
+/// Whether an object has parity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ParityState {
+    Whole,
+    Missing,
+    /// The parity file is not what was written; the object may be.
+    Damaged,
+}
+
+/// What repairs objects that the medium has damaged, where a store has that.
+///
+/// Damaged objects are read as they were, as long as their parity gives that; [`rebuilt`] says which
+/// ones, so that whoever has authenticated what was read may [`mend`] them.
+///
+/// [`rebuilt`]: Self::rebuilt
+/// [`mend`]: Self::mend
+pub trait Parity: Send + Sync {
+    /// How much of each new object can be repaired, in percent; none: no parity is made.
+    fn share(&self) -> Result<Option<u8>>;
+
+    /// Sets the share for objects to come; none: and removes all parity.
+    fn set_share(&self, share: Option<u8>) -> Result<()>;
+
+    /// Keys of damaged objects that were read through their parity since the store was opened.
+    fn rebuilt(&self) -> Vec<String>;
+
+    /// Reads the parity of an object, and not the object.
+    fn state(&self, key: &str) -> Result<ParityState>;
+
+    /// Puts what was rebuilt into the place of the damaged object. Only for bytes that have passed
+    /// the object's own authentication.
+    fn mend(&self, key: &str) -> Result<()>;
+
+    /// Makes the parity of an object anew. Only for an object that is right.
+    fn complete(&self, key: &str) -> Result<()>;
+
+    /// Removes parity without an object, and what finished repairs kept; returns how many of the
+    /// former.
+    fn tidy(&self) -> Result<u64>;
 }
 
 fn no_locks(doing: &'static str, key: &str) -> StoreError {

@@ -17,6 +17,11 @@ pub const ALL: &[&str] = &[
     "upload-begun",
     "upload-part-sent",
     "upload-parts-sent",
+    "local-parity-added",
+    "local-parity-removed",
+    "local-mend-written",
+    "local-mend-kept",
+    "local-mend-renamed",
     // repository
     "init-keys-created",
     "key-recorded",

@@ -21,6 +21,7 @@ mod lock;
 mod memory;
 mod open;
 mod options;
+mod parity;
 mod parts;
 mod probe;
 #[cfg(any(feature = "s3", feature = "gcs", feature = "azure", feature = "key-services"))]
@@ -28,7 +29,7 @@ mod remote;
 mod store;
 mod tier;
 
-pub use backend::{Backend, ObjectMeta};
+pub use backend::{Backend, ObjectMeta, Parity, ParityState};
 pub use bytes::Bytes;
 pub use env::{Clock, Environment, FixedClock, Random, SeededRandom};
 pub use error::{ErrorKind, StoreError};

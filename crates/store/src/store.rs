@@ -10,8 +10,8 @@ use bytes::Bytes;
 use crate::key::{check_key, check_prefix};
 use crate::limit::Limit;
 use crate::{
-    Backend, Environment, ErrorKind, Lock, LockPolicy, Memory, ObjectMeta, Result, RetryPolicy,
-    StoreError, Use,
+    Backend, Environment, ErrorKind, Lock, LockPolicy, Memory, ObjectMeta, Parity, Result,
+    RetryPolicy, StoreError, Use,
 };
 
 /// A handle to a store. Cheap to clone; safe to use from any thread.
@@ -195,6 +195,11 @@ impl Store {
     pub fn delete(&self, key: &str) -> Result<()> {
         check_key("delete", key)?;
         self.inner.retried(|| self.inner.backend.delete(key))
+    }
+
+    /// Its parity, where it can have that. Nothing there is tried again: the disk is at hand.
+    pub fn parity(&self) -> Option<&dyn Parity> {
+        self.inner.backend.parity()
     }
 
     /// How new objects are locked; none: they are not.

@@ -165,3 +165,28 @@ fn a_read_only_directory_is_readable_and_refuses_the_rest() {
         assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
     }
 }
+
+#[test]
+fn a_full_disk_stops_a_repair_and_nothing_is_worse_than_before() {
+    let Some(mount) = Mount::tmpfs("size=4m") else { return };
+    let root = mount.path().join("store");
+    let store = open(&root);
+    let parity = store.parity().unwrap();
+    parity.set_share(Some(10)).unwrap();
+    let whole: Bytes = body().slice(..1_500_000);
+    store.create(KEY, whole.clone()).unwrap();
+    let file = root.join(KEY);
+    let mut lying = whole.to_vec();
+    lying[500_000..600_000].fill(0);
+    std::fs::write(&file, &lying).unwrap();
+    assert!(store.read(KEY).unwrap() == whole);
+    let filler = vec![1; 1_500_000];
+    std::fs::write(mount.path().join("filler"), &filler).unwrap();
+    let error = parity.mend(KEY).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+    assert!(std::fs::read(&file).unwrap() == lying);
+    assert!(store.read(KEY).unwrap() == whole);
+    std::fs::remove_file(mount.path().join("filler")).unwrap();
+    parity.mend(KEY).unwrap();
+    assert!(std::fs::read(&file).unwrap() == whole);
+}

@@ -16,6 +16,7 @@ pub mod maintenance;
 pub mod man;
 #[cfg(all(feature = "mount", target_os = "linux"))]
 pub mod mount;
+pub mod parity;
 pub mod postgres;
 pub mod receive;
 pub mod replicate;
@@ -55,6 +56,7 @@ pub enum Command {
     #[cfg(all(feature = "mount", target_os = "linux"))]
     Mount(mount::MountArgs),
     Verify(verify::VerifyArgs),
+    Parity(parity::ParityArgs),
     Maintenance(maintenance::MaintenanceArgs),
     Retention(retention::RetentionArgs),
     Status(status::StatusArgs),
@@ -93,6 +95,7 @@ pub fn run(command: Command, app: &App) -> Result<Outcome> {
         #[cfg(all(feature = "mount", target_os = "linux"))]
         Command::Mount(args) => mount::run(&args, app),
         Command::Verify(args) => verify::run(&args, app),
+        Command::Parity(args) => parity::run(&args, app),
         Command::Maintenance(args) => maintenance::run(&args, app),
         Command::Retention(args) => retention::run(&args, app),
         Command::Status(args) => status::run(&args, app),

@@ -30,6 +30,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::layout::{INDEX, PACKS, SESSIONS, SNAPSHOTS, WAL, Work, parse_pack_key};
+use crate::parity;
 use crate::repository::Repository;
 use crate::{
     Damage, Level, Progress, Result, SessionOptions, SnapshotType, SourceKind, VerifyOptions,
@@ -113,9 +114,15 @@ impl Healer<'_> {
         let unlisted = segments::mend(self)?;
         archived::go_on(self)?;
         let found = self.verify()?;
+        for (object, mended) in parity::mend(self.repository, &found, self.progress)? {
+            match mended {
+                Ok(what) => self.report.repaired(&object, what),
+                Err(why) => self.report.unrepaired(&object, why),
+            }
+        }
         if found.is_good() {
             self.report.left = found;
-            return Ok(());
+            return parity::note(self.repository, true, &mut self.report.left);
         }
         let damaged = damaged_packs(&found);
         self.content(&damaged, &unlisted, &found)?;
@@ -126,7 +133,8 @@ impl Healer<'_> {
         // And packs that were not listed again, whose content is by now where it is needed.
         let unlisted = unlisted.iter().map(|pack| pack.info.id);
         self.retire(&damaged.into_iter().chain(unlisted).collect())?;
-        let left = self.verify()?;
+        let mut left = self.verify()?;
+        parity::note(self.repository, true, &mut left)?;
         for damage in left.damages.iter().filter(|damage| damage.object.starts_with(INDEX)) {
             if !self.report.knows(&damage.object) {
                 self.report.unrepaired(&damage.object, damage.what.clone());

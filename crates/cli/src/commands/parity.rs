@@ -1,0 +1,83 @@
+//! `backstay parity`: what repairs a repository on this machine from bad sectors and flipped bits.
+
+use backstay_ops::units::count;
+use backstay_ops::{Error, Result as OpsResult};
+use clap::Args;
+use serde_json::json;
+
+use crate::app::{App, Outcome, Result};
+use crate::output::Style;
+use crate::work;
+
+/// Show or set how much of each object of a local repository can be repaired
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Parity lies beside the objects and costs its share of space. It repairs flipped bits,
+bad sectors and files that were cut short, up to the share, wherever the damage lies: restores
+read through it, and `backstay verify --repair` puts right what is damaged. It does not bring back
+files that are gone, or a disk: for those, keep a second repository.
+
+  backstay parity 10%    parity for what is there and for what comes
+  backstay parity off    no parity any more"
+)]
+pub struct ParityArgs {
+    /// The share of each object, from 1% to 100%, or off [default: show the present one]
+    #[arg(value_name = "PERCENT|off", value_parser = parse_share)]
+    share: Option<Share>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Share(Option<u8>);
+
+fn parse_share(text: &str) -> std::result::Result<Share, String> {
+    if text == "off" {
+        return Ok(Share(None));
+    }
+    let number = text.strip_suffix('%').unwrap_or(text).trim().parse().ok();
+    let share = number.filter(|share| (1..=100).contains(share));
+    share
+        .map(|share| Share(Some(share)))
+        .ok_or_else(|| "say a whole share from 1% to 100%, or off".to_owned())
+}
+
+pub fn run(args: &ParityArgs, app: &App) -> Result<Outcome> {
+    let context = app.context()?;
+    let config = context.config.default_repository()?;
+    let repository = context.open(config)?;
+    app.show_warnings();
+    let name = app.output.paint.paint(Style::Bold, &config.name);
+    let Some(Share(share)) = args.share else {
+        let share = repository.parity().map_err(Error::from)?;
+        app.output.document(&json!({ "repository": config.name, "parity": share }))?;
+        app.output.say(match share {
+            Some(share) => format!("{name}  parity repairs {share} % of each object"),
+            None => format!("{name}  no parity; `backstay parity 10%` turns it on"),
+        })?;
+        return Ok(Outcome::Done);
+    };
+    let set = work::run(app, &config.name, |progress| -> OpsResult<_> {
+        Ok(repository.set_parity(share, progress)?)
+    })?;
+    app.output.document(&json!({
+        "repository": config.name,
+        "parity": share,
+        "objects": set.objects,
+        "damaged": set.damaged,
+    }))?;
+    app.output.say(match share {
+        Some(share) => format!(
+            "{name}  parity repairs {share} % of each object; made for {}",
+            count(set.objects, "object", "objects")
+        ),
+        None => format!("{name}  no parity any more"),
+    })?;
+    for object in &set.damaged {
+        let mark = app.output.paint.paint(Style::Red, "damaged");
+        app.output.answer(format!("  {mark} {object}: it keeps the parity that it had"))?;
+    }
+    if set.damaged.is_empty() {
+        return Ok(Outcome::Done);
+    }
+    app.output.say("  `backstay verify --repair` puts right what can be had")?;
+    Ok(Outcome::Damage)
+}
