@@ -86,7 +86,7 @@ pub enum Body {
     /// Leaves of the extent map, in order.
     Leaves(Vec<LeafRef>),
     /// All of it, in a chunk that it shares with other small files.
-    Member(Member),
+    Member(Box<Member>),
 }
 
 /// A small file among others in a chunk.

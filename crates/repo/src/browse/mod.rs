@@ -171,9 +171,7 @@ fn size_of_entry(entry: &Entry) -> usize {
     let kind = match &entry.kind {
         EntryKind::File(content) => match &content.body {
             Body::Inline(bytes) => bytes.len(),
-            Body::Extents(_) | Body::Member(_) => {
-                content.body.extents().len() * size_of::<Extent>()
-            }
+            Body::Extents(_) | Body::Member(_) => size_of_val(content.body.extents()),
             Body::Leaves(leaves) => leaves.len() * 40,
         },
         EntryKind::Symlink { target } => target.len(),

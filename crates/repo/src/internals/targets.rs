@@ -303,7 +303,7 @@ fn tree_samples() -> Vec<Vec<u8>> {
         EntryKind::Directory,
         file(3, Body::Inline(vec![1, 2, 3])),
         file(900, Body::Extents(vec![extent(0, 400), extent(500, 400)])),
-        file(700, Body::Member(Member { extent: extent(0, 700), hash: [5; 16] })),
+        file(700, Body::Member(Box::new(Member { extent: extent(0, 700), hash: [5; 16] }))),
         file(1 << 30, Body::Leaves(vec![LeafRef { id: ObjectId([8; 32]), offset: 0 }])),
         EntryKind::Hardlink { to: b"d/00000".to_vec() },
     ];

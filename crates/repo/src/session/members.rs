@@ -39,7 +39,8 @@ pub(super) fn short(id: &ObjectId) -> [u8; 16] {
 impl Members {
     /// Takes note of an entry of the parent that is passed.
     pub fn remember(&mut self, content: &FileContent) {
-        let Body::Member(Member { extent, hash }) = &content.body else { return };
+        let Body::Member(member) = &content.body else { return };
+        let Member { extent, hash } = member.as_ref();
         // All of the file, as it is written here: others would be taken for something else.
         if extent.offset != 0 || u64::from(extent.length) != content.size {
             return;
@@ -83,7 +84,10 @@ mod tests {
     fn member(number: u32) -> FileContent {
         let chunk = ObjectId([number as u8; 32]);
         let extent = Extent { offset: 0, length: 5000, chunk, chunk_offset: number };
-        FileContent { size: 5000, body: Body::Member(Member { extent, hash: hash(number) }) }
+        FileContent {
+            size: 5000,
+            body: Body::Member(Box::new(Member { extent, hash: hash(number) })),
+        }
     }
 
     fn hash(number: u32) -> [u8; 16] {

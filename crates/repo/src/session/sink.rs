@@ -232,7 +232,8 @@ impl Shared {
         let (hash, size) = (short(&id), content.len() as u64);
         let found = lock(&self.members).find(&hash, content.len() as u32, met);
         let found = found.filter(|extent| self.index.holds(&extent.chunk));
-        let of = |extent| FileContent { size, body: Body::Member(Member { extent, hash }) };
+        let of =
+            |extent| FileContent { size, body: Body::Member(Box::new(Member { extent, hash })) };
         (found.map(of), Some(hash))
     }
 

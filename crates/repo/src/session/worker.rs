@@ -568,7 +568,7 @@ impl Worker {
                 let length = member.range.len() as u32;
                 let extent = Extent { offset: 0, length, chunk, chunk_offset: at };
                 let body = match member.hashes[lane] {
-                    Some(hash) => Body::Member(Member { extent, hash }),
+                    Some(hash) => Body::Member(Box::new(Member { extent, hash })),
                     None => Body::Extents(vec![extent]),
                 };
                 let size = u64::from(length);
