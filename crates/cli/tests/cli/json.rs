@@ -112,7 +112,8 @@ fn every_document_has_its_shape() {
             "objects",
             "repository",
             "seconds",
-            "snapshots"
+            "snapshots",
+            "unread"
         ]
     );
     let restore = it.json(&["restore", "data", "--to", "back"]);
