@@ -124,7 +124,7 @@ fn a_replication_does_not_bring_back_what_was_forgotten() {
     it.good(&["backup", "data"]);
     let ran = it.json(&["replicate", "away"]);
     let id = ran["replications"][0]["copied"][0]["snapshot"]["id"].as_str().unwrap().to_owned();
-    it.good(&["-r", "offsite", "forget", &id]);
+    it.good(&["-r", "offsite", "forget", "--even-newest", &id]);
     assert_eq!(it.json(&["status"])["replication"][0]["snapshots"], 0);
     let ran = it.good(&["replicate", "away"]);
     assert!(
