@@ -196,10 +196,16 @@ impl Base {
         there: &[Snapshot],
     ) -> Result<Option<Self>> {
         let here = from.snapshots()?;
+        let mut trusted = Vec::new();
+        for other in there {
+            if to.may_build_on(other)? {
+                trusted.push(other);
+            }
+        }
         let of_source =
             |one: &&Snapshot| one.source == snapshot.source && one.kind == snapshot.kind;
         let pairs = here.iter().filter(of_source).filter_map(|one| {
-            there.iter().find(|other| is_same(one, other)).map(|other| (one, other))
+            trusted.iter().find(|other| is_same(one, other)).map(|other| (one, *other))
         });
         // The nearest in time has most in common.
         let apart = |one: &Snapshot| (one.time.duration_since(snapshot.time)).abs();

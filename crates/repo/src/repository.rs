@@ -324,6 +324,14 @@ impl Repository {
         Ok(self.authority()?.is_doubtful(&pack.work.writer))
     }
 
+    /// Whether a backup may take over what it finds in a snapshot. Not in one of a host that may only
+    /// write, but for its own: such a host says what it likes of files, their hashes and where in
+    /// chunks of others they lie, and nothing of that is compared.
+    pub fn may_build_on(&self, snapshot: &Snapshot) -> Result<bool> {
+        let Some(writer) = unhex(&snapshot.writer) else { return Ok(false) };
+        Ok(!self.authority()?.is_foreign(self.keys(), &writer))
+    }
+
     /// Keeps the key of a session of this host, so that it can read its own metadata.
     pub(crate) fn keep_session(&self, work: &Work, session: &crate::crypto::SessionKey) {
         if let (Some(secret), Some(folder)) = (&self.inner.kept, self.cache()) {

@@ -184,6 +184,44 @@ fn what_a_host_stores_under_a_false_name_harms_nobody_else() {
     assert_whole(&victims_only.0, &victims_only.1, &wanted);
 }
 
+/// What a snapshot says of pages and of small files is not compared with anything when a later backup
+/// takes it over, so it is taken over from nobody who may only write.
+#[test]
+fn what_a_host_says_of_files_is_taken_over_by_nobody_else() {
+    let (store, cache) = (Store::memory(), tempfile::tempdir().unwrap());
+    let owner = repository(&store);
+    let evil = host(&owner, &store, "evil", cache.path());
+    let victim = host(&owner, &store, "victim", &cache.path().join("victim"));
+    let on_top_of = |repository: &Repository, parent: &Snapshot, data: &[u8]| {
+        let files = files(&[("grid", G, data.to_vec())]);
+        let options = SessionOptions { parent: Some(parent.clone()), ..options("test") };
+        backup_as(repository, &files, options).unwrap()
+    };
+    let mut data = noise(2 << 20, 90);
+    let first = backup(&owner, &files(&[("grid", G, data.clone())])).unwrap();
+    for page in [5, 60, 200] {
+        data[page * 8192..(page + 1) * 8192].copy_from_slice(&noise(8192, 100 + page as u64));
+    }
+    let second = on_top_of(&owner, &first, &data);
+
+    // It has the same pages and another one, so that its leaf is its own, in chunks of the owner. It
+    // says that two of them lie in each other's places.
+    let longer = |data: &[u8]| [data, &[1; 8192]].concat();
+    let of_evil = backup(&evil, &files(&[("grid", G, longer(&noise(2 << 20, 90)))])).unwrap();
+    let of_evil = on_top_of(&evil, &of_evil, &longer(&data));
+    let wrong = internals::with_pages_exchanged(&evil, &of_evil, b"grid").unwrap();
+    let wrong = owner.find_snapshot(&wrong.id).unwrap();
+    assert!(!owner.may_build_on(&wrong).unwrap() && owner.may_build_on(&second).unwrap());
+    assert!(evil.may_build_on(&wrong).unwrap() && !victim.may_build_on(&wrong).unwrap());
+
+    for repository in [&owner, &victim] {
+        let made = on_top_of(repository, &wrong, &data);
+        let made = owner.find_snapshot(&made.id).unwrap();
+        assert_whole(&owner, &made, &files(&[("grid", G, data.clone())]));
+        assert_eq!((made.parent, made.type_), (None, SnapshotType::Full));
+    }
+}
+
 /// A pack is of a session: an id alone, which anybody sees in the store, is no name.
 #[test]
 fn a_host_takes_the_ids_of_other_packs_and_harms_nobody() {
