@@ -222,6 +222,32 @@ fn what_a_host_says_of_files_is_taken_over_by_nobody_else() {
     }
 }
 
+/// The ids of snapshots are names in a store: anybody who sees it can say that his is a copy of one.
+#[test]
+fn what_a_host_passes_off_as_a_copy_takes_the_place_of_none() {
+    let (store, cache) = (Store::memory(), tempfile::tempdir().unwrap());
+    let (from, to) = (repository(&Store::memory()), repository(&store));
+    let evil = host(&to, &store, "evil", cache.path());
+    let original = backup(&from, &some(1)).unwrap();
+    let elsewhere = repository(&Store::memory());
+    let mut false_one = backup(&elsewhere, &some(2)).unwrap();
+    false_one.group = Some(original.id.clone());
+    let Copied::New(made) = copy(&elsewhere, &false_one, &evil, &CopyOptions::default()).unwrap()
+    else {
+        panic!("it was there")
+    };
+    let made = to.find_snapshot(&made.id).unwrap();
+    assert_eq!(made.moment(), original.moment());
+    assert!(!to.holds(&made, &original).unwrap());
+    match copy(&from, &original, &to, &CopyOptions::default()).unwrap() {
+        Copied::New(copied) => {
+            assert!(to.holds(&copied, &original).unwrap());
+            assert_whole(&to, &copied, &some(1));
+        }
+        Copied::There(_) => panic!("it counts as the copy"),
+    }
+}
+
 /// A pack is of a session: an id alone, which anybody sees in the store, is no name.
 #[test]
 fn a_host_takes_the_ids_of_other_packs_and_harms_nobody() {
