@@ -273,11 +273,17 @@ fn choose(
         return Ok((SnapshotType::Full, None));
     }
     let wanted = asked.unwrap_or(SnapshotType::Incremental);
-    let parent = repository.snapshots()?.into_iter().rfind(|snapshot| {
-        snapshot.source == source.name
+    let mut parent = None;
+    for snapshot in repository.snapshots()?.into_iter().rev() {
+        if snapshot.source == source.name
             && snapshot.kind == source.kind()
             && (wanted == SnapshotType::Incremental || snapshot.type_ == SnapshotType::Full)
-    });
+            && repository.may_build_on(&snapshot)?
+        {
+            parent = Some(snapshot);
+            break;
+        }
+    }
     if parent.is_none() {
         if asked.is_some() {
             warnings.push(format!(

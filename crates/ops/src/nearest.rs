@@ -144,7 +144,7 @@ impl Everywhere {
         let mut siblings: Vec<Sibling> = Vec::new();
         for place in self.places.iter().filter(|place| place.name != found.name) {
             let same = |one: &&Snapshot| {
-                one.moment() == found.snapshot.moment() && one.source == found.snapshot.source
+                place.repository.holds(one, &found.snapshot).is_ok_and(|same| same)
             };
             if let Some(snapshot) = place.snapshots.iter().find(same) {
                 siblings.push(Sibling {

@@ -188,19 +188,26 @@ pub fn run_policy(context: &Context, name: &str, progress: &Arc<Progress>) -> Re
     let mut chosen = source.snapshots()?;
     // A source of which there is no snapshot yet is no mistake.
     chosen.retain(|one| keys.sources.is_empty() || keys.sources.contains(&one.source));
-    let forgotten = target.forgotten_of(&waiting(&chosen, &target.snapshots()?))?;
+    let forgotten = target.forgotten_of(&waiting(&chosen, &target)?)?;
     chosen.retain(|one| !forgotten.contains(&one.id));
     let mut report = copy_chosen(context, &source, (&target, to), chosen, keys.archive, progress)?;
     report.forgotten = forgotten.len();
     Ok(report)
 }
 
-/// Which of `here` are moments that `there` has nothing of.
-fn waiting<'s>(here: &'s [Snapshot], there: &[Snapshot]) -> Vec<&'s Snapshot> {
-    let waits = |one: &&Snapshot| {
-        !there.iter().any(|other| other.source == one.source && other.moment() == one.moment())
-    };
-    here.iter().filter(waits).collect()
+/// Which of `here` are moments that `target` has nothing of.
+fn waiting<'s>(here: &'s [Snapshot], target: &Repository) -> Result<Vec<&'s Snapshot>> {
+    let there = target.snapshots()?;
+    let mut waiting = Vec::new();
+    'here: for one in here {
+        for other in &there {
+            if target.holds(other, one)? {
+                continue 'here;
+            }
+        }
+        waiting.push(one);
+    }
+    Ok(waiting)
 }
 
 /// What a policy has still to copy.
@@ -236,7 +243,7 @@ pub fn lag(context: &Context, name: &str) -> Result<Lag> {
     let (source, target) = (context.open(from)?, context.open(to)?);
     let mut here = source.snapshots()?;
     here.retain(|one| keys.sources.is_empty() || keys.sources.contains(&one.source));
-    let mut waiting = waiting(&here, &target.snapshots()?);
+    let mut waiting = waiting(&here, &target)?;
     let forgotten = target.forgotten_of(&waiting)?;
     waiting.retain(|one| !forgotten.contains(&one.id));
     let mut lag = Lag {

@@ -284,6 +284,7 @@ fn parent(repository: &Repository, source: &Source, type_: SnapshotType) -> Opti
         snapshot.source == source.name
             && snapshot.kind == SourceKind::Postgres
             && (type_ == SnapshotType::Incremental || snapshot.type_ == SnapshotType::Full)
+            && repository.may_build_on(snapshot).is_ok_and(|may| may)
     })
 }
 

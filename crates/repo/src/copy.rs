@@ -94,8 +94,10 @@ pub fn copy(
         .with_hint("name two different ones"));
     }
     let there = to.snapshots()?;
-    if let Some(same) = there.iter().find(|one| is_same(one, snapshot)) {
-        return Ok(Copied::There(Box::new(same.clone())));
+    for one in &there {
+        if to.holds(one, snapshot)? {
+            return Ok(Copied::There(Box::new(one.clone())));
+        }
     }
     let progress = &options.progress;
     progress.set_phase("copying");
@@ -196,10 +198,23 @@ impl Base {
         there: &[Snapshot],
     ) -> Result<Option<Self>> {
         let here = from.snapshots()?;
-        let of_source =
-            |one: &&Snapshot| one.source == snapshot.source && one.kind == snapshot.kind;
-        let pairs = here.iter().filter(of_source).filter_map(|one| {
-            there.iter().find(|other| is_same(one, other)).map(|other| (one, other))
+        let mut trusted = Vec::new();
+        for other in there {
+            if to.may_build_on(other)? {
+                trusted.push(other);
+            }
+        }
+        let mut of_source = Vec::new();
+        for one in &here {
+            if one.source == snapshot.source
+                && one.kind == snapshot.kind
+                && (one.writer == snapshot.writer || from.may_build_on(one)?)
+            {
+                of_source.push(one);
+            }
+        }
+        let pairs = of_source.into_iter().filter_map(|one| {
+            trusted.iter().find(|other| is_same(one, other)).map(|other| (one, *other))
         });
         // The nearest in time has most in common.
         let apart = |one: &Snapshot| (one.time.duration_since(snapshot.time)).abs();

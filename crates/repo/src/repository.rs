@@ -324,6 +324,23 @@ impl Repository {
         Ok(self.authority()?.is_doubtful(&pack.work.writer))
     }
 
+    /// Whether a backup may take over what it finds in a snapshot. Not in one of a host that may only
+    /// write, but for its own: such a host says what it likes of files, their hashes and where in
+    /// chunks of others they lie, and nothing of that is compared.
+    pub fn may_build_on(&self, snapshot: &Snapshot) -> Result<bool> {
+        let Some(writer) = unhex(&snapshot.writer) else { return Ok(false) };
+        Ok(!self.authority()?.is_foreign(self.keys(), &writer))
+    }
+
+    /// Whether a snapshot of this repository holds what `other` holds, of whichever one. A host that
+    /// may only write can say so of every snapshot whose id it sees in a store; what those have in
+    /// common that were made in one pass is seen by nobody.
+    pub fn holds(&self, own: &Snapshot, other: &Snapshot) -> Result<bool> {
+        let same =
+            (own.moment(), &own.source, own.kind) == (other.moment(), &other.source, other.kind);
+        Ok(same && (other.group.is_some() || self.may_build_on(own)?))
+    }
+
     /// Keeps the key of a session of this host, so that it can read its own metadata.
     pub(crate) fn keep_session(&self, work: &Work, session: &crate::crypto::SessionKey) {
         if let (Some(secret), Some(folder)) = (&self.inner.kept, self.cache()) {

@@ -184,6 +184,70 @@ fn what_a_host_stores_under_a_false_name_harms_nobody_else() {
     assert_whole(&victims_only.0, &victims_only.1, &wanted);
 }
 
+/// What a snapshot says of pages and of small files is not compared with anything when a later backup
+/// takes it over, so it is taken over from nobody who may only write.
+#[test]
+fn what_a_host_says_of_files_is_taken_over_by_nobody_else() {
+    let (store, cache) = (Store::memory(), tempfile::tempdir().unwrap());
+    let owner = repository(&store);
+    let evil = host(&owner, &store, "evil", cache.path());
+    let victim = host(&owner, &store, "victim", &cache.path().join("victim"));
+    let on_top_of = |repository: &Repository, parent: &Snapshot, data: &[u8]| {
+        let files = files(&[("grid", G, data.to_vec())]);
+        let options = SessionOptions { parent: Some(parent.clone()), ..options("test") };
+        backup_as(repository, &files, options).unwrap()
+    };
+    let mut data = noise(2 << 20, 90);
+    let first = backup(&owner, &files(&[("grid", G, data.clone())])).unwrap();
+    for page in [5, 60, 200] {
+        data[page * 8192..(page + 1) * 8192].copy_from_slice(&noise(8192, 100 + page as u64));
+    }
+    let second = on_top_of(&owner, &first, &data);
+
+    // It has the same pages and another one, so that its leaf is its own, in chunks of the owner. It
+    // says that two of them lie in each other's places.
+    let longer = |data: &[u8]| [data, &[1; 8192]].concat();
+    let of_evil = backup(&evil, &files(&[("grid", G, longer(&noise(2 << 20, 90)))])).unwrap();
+    let of_evil = on_top_of(&evil, &of_evil, &longer(&data));
+    let wrong = internals::with_pages_exchanged(&evil, &of_evil, b"grid").unwrap();
+    let wrong = owner.find_snapshot(&wrong.id).unwrap();
+    assert!(!owner.may_build_on(&wrong).unwrap() && owner.may_build_on(&second).unwrap());
+    assert!(evil.may_build_on(&wrong).unwrap() && !victim.may_build_on(&wrong).unwrap());
+
+    for repository in [&owner, &victim] {
+        let made = on_top_of(repository, &wrong, &data);
+        let made = owner.find_snapshot(&made.id).unwrap();
+        assert_whole(&owner, &made, &files(&[("grid", G, data.clone())]));
+        assert_eq!((made.parent, made.type_), (None, SnapshotType::Full));
+    }
+}
+
+/// The ids of snapshots are names in a store: anybody who sees it can say that his is a copy of one.
+#[test]
+fn what_a_host_passes_off_as_a_copy_takes_the_place_of_none() {
+    let (store, cache) = (Store::memory(), tempfile::tempdir().unwrap());
+    let (from, to) = (repository(&Store::memory()), repository(&store));
+    let evil = host(&to, &store, "evil", cache.path());
+    let original = backup(&from, &some(1)).unwrap();
+    let elsewhere = repository(&Store::memory());
+    let mut false_one = backup(&elsewhere, &some(2)).unwrap();
+    false_one.group = Some(original.id.clone());
+    let Copied::New(made) = copy(&elsewhere, &false_one, &evil, &CopyOptions::default()).unwrap()
+    else {
+        panic!("it was there")
+    };
+    let made = to.find_snapshot(&made.id).unwrap();
+    assert_eq!(made.moment(), original.moment());
+    assert!(!to.holds(&made, &original).unwrap());
+    match copy(&from, &original, &to, &CopyOptions::default()).unwrap() {
+        Copied::New(copied) => {
+            assert!(to.holds(&copied, &original).unwrap());
+            assert_whole(&to, &copied, &some(1));
+        }
+        Copied::There(_) => panic!("it counts as the copy"),
+    }
+}
+
 /// A pack is of a session: an id alone, which anybody sees in the store, is no name.
 #[test]
 fn a_host_takes_the_ids_of_other_packs_and_harms_nobody() {
@@ -495,10 +559,12 @@ fn hosts_are_in_the_log_of_keys() {
     owner.remove_host(&added.id).unwrap();
     owner.remove_host(&added.id).unwrap_err();
     let records = owner.key_records().unwrap();
-    let said: Vec<_> = records
+    let mut said: Vec<_> = records
         .iter()
         .map(|record| (record.action, record.kind, record.slot.as_str(), record.label.as_str()))
         .collect();
+    // Those of one millisecond are in no order.
+    said.sort_unstable_by_key(|(action, ..)| *action != KeyAction::Add);
     let kind = Some(SlotKind::WriteOnly);
     let wanted =
         [KeyAction::Add, KeyAction::Remove].map(|action| (action, kind, &*added.id, "web"));

@@ -585,6 +585,10 @@ fn every_failpoint_of_this_floor_is_met_by_some_test() {
             "pack-created",
             "index-created",
             "snapshot-created",
+            // in `parts.rs` of the store
+            "upload-begun",
+            "upload-part-sent",
+            "upload-parts-sent",
             "archive-sealed",
             "archive-created",
             "archive-file-removed",

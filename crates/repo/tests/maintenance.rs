@@ -6,10 +6,12 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
-use std::time::Duration;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
 
 use backstay_repo::*;
+use backstay_store as store;
 use support::*;
 
 use Chunking::{ContentDefined as C, Grid as G};
@@ -519,8 +521,12 @@ fn of_two_copies_the_one_that_is_right_is_kept_and_read() {
 }
 
 /// Twenty backups of different files whose segments are one run.
-fn merged(repo: &Repository) -> (Vec<Snapshot>, Vec<Files>) {
-    let all: Vec<Files> = (0..20).map(|n| files(&[("f", C, noise(70_000, 700 + n))])).collect();
+fn merged(repo: &Repository, chunks: u64) -> (Vec<Snapshot>, Vec<Files>) {
+    let file = |n: u64, chunk: u64| {
+        (format!("f{chunk:02}"), (C, Arc::new(noise(66_000, 700 + n * 32 + chunk))))
+    };
+    let all: Vec<Files> =
+        (0..20).map(|n| (0..chunks).map(|chunk| file(n, chunk)).collect()).collect();
     let snapshots = all.iter().map(|files| backup(repo, files).unwrap()).collect();
     assert_eq!(maintain(repo).segments_after, 1);
     (snapshots, all)
@@ -530,7 +536,7 @@ fn merged(repo: &Repository) -> (Vec<Snapshot>, Vec<Files>) {
 fn a_damaged_copy_of_a_run_is_found_and_fetched_again() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::memory();
-    let (snapshots, all) = merged(&repository(&store));
+    let (snapshots, all) = merged(&repository(&store), 1);
     let open = || {
         let options = OpenOptions { cache: Some(folder.path().to_owned()) };
         Repository::open(store.clone(), Environment::system(), &key(), options).unwrap()
@@ -578,7 +584,8 @@ fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
 fn what_a_damaged_run_lists_is_stored_again_and_nothing_is_removed_meanwhile() {
     for from_the_end in [1, 600, usize::MAX] {
         let store = Store::memory();
-        let (snapshots, all) = merged(&repository(&store));
+        // 300 entries: 16 blocks that share a hash, and one of twelve.
+        let (snapshots, all) = merged(&repository(&store), 14);
         let key = keys(&store, "index/1/").pop_first().unwrap();
         let mut object = store.read(&key).unwrap().to_vec();
         let at = object.len().saturating_sub(from_the_end).max(165);
@@ -605,7 +612,7 @@ fn what_a_damaged_run_lists_is_stored_again_and_nothing_is_removed_meanwhile() {
             assert_whole(&open(&store), snapshot, files);
         }
         assert!(lost > 0, "{at}");
-        // A block of three, the smallest, another one, or all of it.
+        // The smallest block, the others, or all of it.
         assert!(from_the_end != 1 || found > 0, "{lost} {found}");
         assert!(from_the_end != usize::MAX || found == 0, "{lost} {found}");
     }
@@ -661,4 +668,84 @@ fn nothing_of_an_archive_goes_while_a_session_is_at_work() {
     let error = archive.expire(false, all, &Arc::default()).unwrap_err();
     assert!(error.to_string().contains("nothing is removed while"), "{error}");
     assert_eq!(archive.list(None).unwrap().len(), 1);
+}
+
+/// A store that locks, and in which nobody may remove parts of uploads.
+#[derive(Default)]
+struct Locking {
+    objects: store::Memory,
+    unfinished: Arc<Mutex<Vec<store::Unfinished>>>,
+    extended: Arc<Mutex<BTreeSet<String>>>,
+}
+
+impl store::Backend for Locking {
+    fn url(&self) -> String {
+        self.objects.url()
+    }
+
+    fn create(&self, key: &str, body: store::Bytes) -> store::Result<()> {
+        self.objects.create(key, body)
+    }
+
+    fn read(&self, key: &str) -> store::Result<store::Bytes> {
+        self.objects.read(key)
+    }
+
+    fn read_range(&self, key: &str, range: Range<u64>) -> store::Result<store::Bytes> {
+        self.objects.read_range(key, range)
+    }
+
+    fn head(&self, key: &str) -> store::Result<store::ObjectMeta> {
+        self.objects.head(key)
+    }
+
+    fn list(&self, prefix: &str) -> store::Result<Vec<store::ObjectMeta>> {
+        self.objects.list(prefix)
+    }
+
+    fn delete(&self, key: &str) -> store::Result<()> {
+        self.objects.delete(key)
+    }
+
+    fn abort_upload(&self, key: &str, _: &str) -> store::Result<()> {
+        Err(store::StoreError::new(store::ErrorKind::Denied, "remove parts of", key))
+    }
+
+    fn unfinished_uploads(&self, _: &str) -> store::Result<Option<Vec<store::Unfinished>>> {
+        Ok(Some(self.unfinished.lock().unwrap().clone()))
+    }
+
+    fn lock_policy(&self) -> Option<store::LockPolicy> {
+        let mode = store::LockMode::Compliance;
+        Some(store::LockPolicy { mode, period: Duration::ZERO, extend: true })
+    }
+
+    fn extend_lock(&self, key: &str, _: SystemTime) -> store::Result<()> {
+        self.extended.lock().unwrap().insert(key.to_owned());
+        Ok(())
+    }
+}
+
+/// Locks that run out are found by nobody until somebody removes what they kept.
+#[test]
+fn locks_are_extended_whatever_else_fails() {
+    let locking = Locking::default();
+    let (unfinished, extended) = (locking.unfinished.clone(), locking.extended.clone());
+    let store = Store::new(locking);
+    let repo = repository(&store);
+    let snapshot = backup(&repo, &mixture(1)).unwrap();
+    let pack = keys(&store, "packs/").pop_first().unwrap();
+    *unfinished.lock().unwrap() =
+        vec![store::Unfinished { key: pack.clone(), upload: "one".into(), started: None }];
+    assert_eq!(maintain(&repo).uploads_removed, 0, "it may not");
+    assert!(extended.lock().unwrap().contains(&pack));
+
+    // Nothing is removed while a snapshot cannot be read; what is needed stays locked all the same.
+    extended.lock().unwrap().clear();
+    let key = format!("snapshots/{}/{}", snapshot.writer, snapshot.id);
+    store.delete(&key).unwrap();
+    store.create(&key, store::Bytes::from_static(b"damage")).unwrap();
+    let error = repo.maintain(&MaintenanceOptions::default(), &Arc::default()).unwrap_err();
+    assert_eq!(error.kind(), RepoErrorKind::Damaged, "{error}");
+    assert!(extended.lock().unwrap().contains(&pack));
 }

@@ -147,12 +147,16 @@ impl BackupOptions {
         if let Some(parent) = &self.parent {
             return Ok(Some(parent.clone()));
         }
-        let wanted = |snapshot: &Snapshot| {
-            snapshot.source == source
+        for snapshot in repo.snapshots()?.into_iter().rev() {
+            if snapshot.source == source
                 && snapshot.kind == kind
                 && (self.type_ == SnapshotType::Incremental || snapshot.type_ == SnapshotType::Full)
-        };
-        Ok(repo.snapshots()?.into_iter().rfind(wanted))
+                && repo.may_build_on(&snapshot)?
+            {
+                return Ok(Some(snapshot));
+            }
+        }
+        Ok(None)
     }
 }
 

@@ -116,25 +116,43 @@ impl Archive {
         Ok(removed)
     }
 
-    /// Removes every slice whose whole segment is in the archive: what receivers left that were
-    /// ended, or may not remove. Answers how many are gone.
+    /// Removes every slice that says what the whole segment in the archive says: what receivers left
+    /// that were ended, or may not remove. Answers how many are gone.
+    ///
+    /// Where the segment cannot be read, or says something else, its slices may be all that there is
+    /// of it, and stay: archived files are signed by nobody.
     pub fn remove_superseded(&self) -> Result<usize> {
         let store = self.repository().store();
         let mut removed = 0;
-        let mut last: Option<(String, bool)> = None;
+        let mut last: Option<(String, Option<Vec<u8>>)> = None;
         for file in self.list(None)? {
-            let Some((segment, _)) = Slice::parse(&file.name) else { continue };
-            let whole = match &last {
-                Some((of, whole)) if of == segment => *whole,
-                _ => self.contains(segment)?,
-            };
-            last = Some((segment.to_owned(), whole));
-            if whole {
-                store.delete(&self.key(&file.name)?)?;
-                removed += 1;
+            let Some((segment, slice)) = Slice::parse(&file.name) else { continue };
+            if last.as_ref().is_none_or(|(of, _)| of != segment) {
+                last = Some((segment.to_owned(), self.kept(segment)?));
             }
+            let Some((_, Some(whole))) = &last else { continue };
+            let key = self.key(&file.name)?;
+            if let Some(bytes) = self.kept(&file.name)?
+                && whole.get(slice.start as usize..slice.end as usize) != Some(&bytes[..])
+            {
+                tracing::warn!(slice = key, "it stays: the whole segment says something else");
+                continue;
+            }
+            store.delete(&key)?;
+            removed += 1;
         }
         Ok(removed)
+    }
+
+    /// The content of a file; none of what is not there, or is damaged.
+    fn kept(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        match self.fetch(name) {
+            Err(error) if error.is_about_an_object() => {
+                tracing::warn!(%error, "slices cannot be compared with it");
+                Ok(None)
+            }
+            read => read,
+        }
     }
 }
 
@@ -218,6 +236,26 @@ mod tests {
         assert_eq!(archive.remove_superseded().unwrap(), 1);
         assert_eq!(archive.list(None).unwrap().len(), 1);
         assert_eq!(systems(archive.repository()).unwrap(), [42]);
+    }
+
+    #[test]
+    fn slices_stay_where_the_whole_says_something_else_or_nothing() {
+        let archive = archive();
+        let store = archive.repository().store();
+        let (key, slice) = (archive.key(NAME).unwrap(), Slice { start: 100, end: 200 });
+        archive.push_slice(NAME, 100, &bytes(100..200)).unwrap();
+        archive.push(NAME, &[7; 300]).unwrap();
+        assert_eq!(archive.remove_superseded().unwrap(), 0);
+        store.delete(&key).unwrap();
+        store.create(&key, backstay_store::Bytes::from_static(b"damage")).unwrap();
+        assert_eq!(archive.remove_superseded().unwrap(), 0);
+        assert_eq!(archive.slices(NAME).unwrap(), [slice]);
+        store.delete(&key).unwrap();
+        archive.push(NAME, &bytes(0..150)).unwrap();
+        assert_eq!(archive.remove_superseded().unwrap(), 0, "it has less");
+        store.delete(&key).unwrap();
+        archive.push(NAME, &bytes(0..300)).unwrap();
+        assert_eq!(archive.remove_superseded().unwrap(), 1);
     }
 
     #[test]

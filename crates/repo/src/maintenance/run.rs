@@ -166,15 +166,22 @@ impl<'r> Maintenance<'r> {
 
     /// Whatever comes of a run, the locks of what is needed must not run out.
     pub fn run(mut self) -> Result<MaintenanceReport> {
-        self.steps()?;
-        self.report.uploads_removed =
-            unfinished::remove(self.repository, self.options.dry_run, self.progress)?;
-        if !self.options.dry_run {
-            self.remove_slices()?;
-            self.report.locks_extended =
-                locked::extend(self.repository, &self.unneeded, self.progress)?;
+        let done = self.steps().and_then(|()| self.clear_away());
+        if !self.options.dry_run && !self.progress.is_cancelled() {
+            let extended = locked::extend(self.repository, &self.unneeded, self.progress);
+            done?;
+            self.report.locks_extended = extended?;
+        } else {
+            done?;
         }
         Ok(self.report)
+    }
+
+    /// Removes what nobody can read, or reads.
+    fn clear_away(&mut self) -> Result<()> {
+        self.report.uploads_removed =
+            unfinished::remove(self.repository, self.options.dry_run, self.progress)?;
+        if self.options.dry_run { Ok(()) } else { self.remove_slices() }
     }
 
     /// What receivers of WAL left beside whole segments. Nobody reads it any more; what the store

@@ -36,7 +36,16 @@ pub(super) fn remove(repository: &Repository, dry_run: bool, progress: &Progress
             continue;
         }
         if !dry_run {
-            store.abort_upload(&one).map_err(RepoError::from)?;
+            match store.abort_upload(&one) {
+                Err(error) if error.kind() == ErrorKind::Denied => {
+                    tracing::warn!(
+                        "unfinished uploads stay in the bucket: {error}; allow \
+                         s3:AbortMultipartUpload"
+                    );
+                    break;
+                }
+                done => done.map_err(RepoError::from)?,
+            }
         }
         removed += 1;
     }

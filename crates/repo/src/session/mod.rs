@@ -134,7 +134,7 @@ pub(crate) fn begin_avoiding(
 /// Begins one lane, whose data packs are full from `pack_size` bytes on.
 fn begin_lane(
     repository: Repository,
-    options: SessionOptions,
+    mut options: SessionOptions,
     started: Timestamp,
     pack_size: usize,
     avoided: &HashSet<[u8; 16]>,
@@ -169,6 +169,16 @@ fn begin_lane(
         && !repository.authority()?.admits(&writer)
     {
         return Err(removed_meanwhile());
+    }
+    if let Some(parent) = &options.parent
+        && !repository.may_build_on(parent)?
+    {
+        tracing::warn!(
+            parent = parent.short_id(),
+            "it is of a host that may only write: nothing is compared with it"
+        );
+        options.parent = None;
+        options.type_ = SnapshotType::Full;
     }
     let shared = Arc::new(Shared::new(repository.clone(), work, index, &options, pack_size));
     shared.start_uploads();
