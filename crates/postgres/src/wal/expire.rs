@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use backstay_repo::{Archive, Expired, Progress, Snapshot, SourceKind};
+use backstay_repo::{Archive, Expired, Progress, Slice, Snapshot, SourceKind};
 
 use super::{RecoveryBase, WalName};
 use crate::detail::BackupDetail;
@@ -58,23 +58,35 @@ fn unneeded<'a>(
 ) -> Option<Vec<String>> {
     // Of several that begin in the same place the one on the oldest timeline keeps the most.
     let earliest = bases.iter().min_by_key(|base| (base.start, base.timeline))?;
-    let (size, first) = (earliest.segment_size, earliest.start.segment(earliest.segment_size));
-    let mut found: Vec<(u64, WalName)> = names
-        .filter_map(|name| {
-            let name: WalName = name.parse().ok()?;
+    // After the size of segments was changed a name may mean a later position than it did before.
+    let mut sizes: Vec<_> = bases.iter().map(|base| base.segment_size).collect();
+    sizes.sort_unstable_by_key(|size| size.bytes());
+    sizes.dedup();
+    let mut found: Vec<(u64, WalName, &str)> = names
+        .filter_map(|file| {
+            // A slice is needed for as long as its segment is.
+            let name: WalName =
+                Slice::parse(file).map_or(file, |(segment, _)| segment).parse().ok()?;
             let segment = match name {
                 WalName::Segment(segment)
                 | WalName::Partial(segment)
                 | WalName::Backup(segment, _) => segment,
                 WalName::History(_) => return None,
             };
-            // A name that no such cluster has is somebody else's.
-            let number = segment.number(size)?;
-            (segment.timeline() <= earliest.timeline && number < first).then_some((number, name))
+            let mut least = None;
+            for size in &sizes {
+                // A name that no such cluster has is somebody else's.
+                let Some(number) = segment.number(*size) else { continue };
+                if number >= earliest.start.segment(*size) {
+                    return None;
+                }
+                least = least.or(Some(number));
+            }
+            (segment.timeline() <= earliest.timeline).then_some((least?, name, file))
         })
         .collect();
     found.sort_unstable();
-    Some(found.into_iter().map(|(_, name)| name.to_string()).collect())
+    Some(found.into_iter().map(|(_, _, file)| file.to_owned()).collect())
 }
 
 #[cfg(test)]
@@ -134,5 +146,25 @@ mod tests {
     fn a_timeline_that_is_younger_than_the_earliest_backup_stays() {
         let found = unneeded(NAMES.into_iter(), &[base(9, 3 * MIB)]).unwrap();
         assert_eq!(found, ["000000090000000000000002"]);
+    }
+
+    #[test]
+    fn a_name_must_lie_before_it_in_every_size_that_segments_had() {
+        let before = RecoveryBase { segment_size: SegmentSize::new(16 * MIB).unwrap(), ..base(9, 0xA_5000_0028) };
+        let after = RecoveryBase { segment_size: SegmentSize::new(64 * MIB).unwrap(), ..base(9, 0xA_5400_0028) };
+        // The second is A/54000000 since segments have 64 MiB, and was A/15000000 before.
+        let names = ["000000090000000A0000000F", "000000090000000A00000015"];
+        let found = unneeded(names.into_iter(), &[before, after]).unwrap();
+        assert_eq!(found, ["000000090000000A0000000F"]);
+    }
+
+    #[test]
+    fn slices_go_with_what_lies_beside_them() {
+        let names = [
+            "000000090000000000000002.00000000-00000100.slice",
+            "000000090000000000000003.00000000-00000100.slice",
+        ];
+        let found = unneeded(names.into_iter(), &[base(9, 3 * MIB)]).unwrap();
+        assert_eq!(found, ["000000090000000000000002.00000000-00000100.slice"]);
     }
 }
