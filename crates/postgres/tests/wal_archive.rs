@@ -171,6 +171,21 @@ fn what_is_no_whole_segment_of_this_cluster_is_refused() {
 }
 
 #[test]
+fn the_beginning_of_a_segment_is_not_archived_as_the_whole() {
+    let place = Place::new();
+    let mut begun = segment(&nth(3), SYSTEM, 7);
+    begun[40_000..].fill(0);
+    let error = place.push(&place.ready(&nth(3), &begun)).unwrap_err();
+    assert_eq!(error.kind(), PostgresErrorKind::Damaged);
+    assert!(error.to_string().contains("not written to its end"), "{error}");
+    assert!(!place.has(&nth(3)));
+    // Of a timeline that was left there, there is no more.
+    place.ready("00000002.history", b"1\t0/309000\tno recovery target specified\n");
+    place.push(&place.path(&nth(3))).unwrap();
+    assert!(place.has(&nth(3)));
+}
+
+#[test]
 fn histories_labels_and_partial_segments_are_archived_too() {
     let place = Place::new();
     let partial = format!("{}.partial", nth(5));

@@ -150,8 +150,14 @@ mod tests {
 
     #[test]
     fn a_name_must_lie_before_it_in_every_size_that_segments_had() {
-        let before = RecoveryBase { segment_size: SegmentSize::new(16 * MIB).unwrap(), ..base(9, 0xA_5000_0028) };
-        let after = RecoveryBase { segment_size: SegmentSize::new(64 * MIB).unwrap(), ..base(9, 0xA_5400_0028) };
+        let before = RecoveryBase {
+            segment_size: SegmentSize::new(16 * MIB).unwrap(),
+            ..base(9, 0xA_5000_0028)
+        };
+        let after = RecoveryBase {
+            segment_size: SegmentSize::new(64 * MIB).unwrap(),
+            ..base(9, 0xA_5400_0028)
+        };
         // The second is A/54000000 since segments have 64 MiB, and was A/15000000 before.
         let names = ["000000090000000A0000000F", "000000090000000A00000015"];
         let found = unneeded(names.into_iter(), &[before, after]).unwrap();

@@ -27,6 +27,7 @@ pub mod scan;
 mod spool;
 mod target;
 mod transaction;
+mod whole;
 mod window;
 
 pub use changes::{Changes, FileChanges, Fork};
