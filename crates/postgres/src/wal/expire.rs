@@ -6,6 +6,7 @@
 //! is younger than the one on which that earliest snapshot is: a cluster that was recovered to an
 //! earlier moment writes those positions again, and a backup of it may be at work.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use backstay_repo::{Archive, Expired, Progress, Slice, Snapshot, SourceKind};
@@ -14,29 +15,56 @@ use super::{RecoveryBase, WalName};
 use crate::detail::BackupDetail;
 use crate::{PostgresError, PostgresErrorKind, Result};
 
+/// Another repository that gets files of the archive from this one.
+#[derive(Debug, Clone, Default)]
+pub struct Follower {
+    /// Its snapshots.
+    pub snapshots: Vec<Snapshot>,
+    /// The files that it has already.
+    pub files: HashSet<String>,
+}
+
 /// Removes what no snapshot of the archive's cluster needs, the oldest first; with `dry_run` only
 /// says what would go. Snapshots of all sources count, and those on hold, for as long as they are
-/// not forgotten.
+/// not forgotten. What a snapshot of one of `followers` needs that has not come there yet stays, too:
+/// it can come from nowhere else.
 ///
 /// # Errors
 /// [`PostgresErrorKind::Archive`] when there is no snapshot of the cluster: then what the archive has
 /// may be all that is left of it.
-pub fn expire(archive: &Archive, dry_run: bool, progress: &Arc<Progress>) -> Result<Expired> {
+pub fn expire(
+    archive: &Archive,
+    dry_run: bool,
+    followers: &[Follower],
+    progress: &Arc<Progress>,
+) -> Result<Expired> {
     archive.expire(
         dry_run,
         |files, snapshots| {
             let bases = bases(archive.system_id(), snapshots)?;
             let names = files.iter().map(|file| file.name.as_str());
-            unneeded(names, &bases).ok_or_else(|| {
+            let mut found = unneeded(names, &bases).ok_or_else(|| {
                 PostgresError::new(
                     PostgresErrorKind::Archive,
                     "there is no snapshot of this cluster, so nothing of its archive is removed",
                 )
                 .with_hint("make a snapshot first; what lies before it can go then")
-            })
+            })?;
+            for follower in followers {
+                let bases = self::bases(archive.system_id(), &follower.snapshots)?;
+                keep_missed(&mut found, &bases, &follower.files);
+            }
+            Ok(found)
         },
         progress,
     )
+}
+
+/// Takes out what a follower with these backups needs and does not have.
+fn keep_missed(found: &mut Vec<String>, bases: &[RecoveryBase], there: &HashSet<String>) {
+    let Some(needless) = unneeded(found.iter().map(String::as_str), bases) else { return };
+    let needless: HashSet<String> = needless.into_iter().collect();
+    found.retain(|name| there.contains(name) || needless.contains(name));
 }
 
 fn bases(system_identifier: u64, snapshots: &[Snapshot]) -> Result<Vec<RecoveryBase>> {
@@ -172,5 +200,27 @@ mod tests {
         ];
         let found = unneeded(names.into_iter(), &[base(9, 3 * MIB)]).unwrap();
         assert_eq!(found, ["000000090000000000000002.00000000-00000100.slice"]);
+    }
+
+    #[test]
+    fn what_another_repository_still_has_to_get_stays() {
+        let found = || unneeded(NAMES.into_iter(), &[base(0x0b, 9 * MIB)]).unwrap();
+        let kept = |bases: &[RecoveryBase], there: &[&str]| {
+            let mut left = found();
+            keep_missed(&mut left, bases, &there.iter().map(|name| (*name).to_owned()).collect());
+            found().into_iter().filter(|name| !left.contains(name)).collect::<Vec<_>>()
+        };
+        // It has no snapshot, and gets none that needs what no snapshot here needs.
+        assert_eq!(kept(&[], &[]), Vec::<String>::new());
+        let old = [base(0x0b, 3 * MIB + 40)];
+        let there = ["000000090000000000000003", "0000000A0000000000000003"];
+        assert_eq!(
+            kept(&old, &there),
+            [
+                "000000090000000000000003.00000028.backup",
+                "000000090000000000000004",
+                "000000090000000000000004.partial",
+            ]
+        );
     }
 }
