@@ -309,7 +309,7 @@ fn a_standby_that_archives_what_it_fetched_leaves_the_place_of_the_whole_free() 
         wait_until("the standby's archiver goes on", 90, || {
             standby.value("select coalesce(last_archived_wal, '') from pg_stat_archiver") >= segment
         });
-        assert!(!options.state.get().durable.is_none_or(|lsn| lsn < here(cluster)));
+        wait_for(state, here(cluster));
     });
     assert!(compare(&fixture) >= 1);
 }
