@@ -12,7 +12,7 @@ use backstay_postgres::wal::{Lsn, RecoveryTarget};
 use backstay_postgres::{
     PostgresErrorKind, ReceiveOptions, ReceiveState, ReceiveStatus, Slot, drop_slot, receive,
 };
-use backstay_repo::{Archive, RepoErrorKind, Slice};
+use backstay_repo::{Archive, Environment, InitOptions, RepoErrorKind, Repository, Slice, Store};
 use backstay_testing::postgres::{Cluster, Installation, version, versions};
 use backstay_testing::{skip, wait_until};
 use common::{Fixture, Shape};
@@ -261,6 +261,96 @@ fn a_promotion_is_followed_with_its_history_before_its_segments() {
     assert!(names.contains(&"00000002.history".to_owned()), "{names:?}");
     assert!(names.iter().any(|name| name.len() == 24 && name.starts_with("00000002")), "{names:?}");
     assert!(compare(&fixture) >= 1);
+}
+
+/// What is put together from slices for a standby is not archived by it as if it were the whole.
+#[test]
+fn a_standby_that_archives_what_it_fetched_leaves_the_place_of_the_whole_free() {
+    let Some(installation) = version(16).or_else(|| version(15)) else {
+        skip!("neither PostgreSQL 16 nor 15 is installed");
+    };
+    let fixture = quiet(&installation);
+    let cluster = &fixture.cluster;
+    cluster.sql("create table t (i int)");
+    let options = options();
+    while_receiving(&fixture, &options, |state| {
+        let first = cluster.switch_wal();
+        wait_until("a backup finds an archive", 30, || archive(&fixture).contains(&first).unwrap());
+        let made = fixture.backup();
+        cluster.sql("insert into t values (1)");
+        wait_for(state, here(cluster));
+        let segment = cluster.value("select pg_walfile_name(pg_current_wal_flush_lsn())");
+
+        let mut restoring = fixture.restoring("standby", RecoveryTarget::Latest);
+        restoring.standby = true;
+        fixture.restore(&made.snapshot, &restoring);
+        let archive_command = fixture.archive_command();
+        // Its server's user writes there as well.
+        backstay_testing::own(&fixture.repo_directory());
+        let standby = Cluster::adopt(&installation, &restoring.to)
+            .config(&[("archive_mode", "always"), ("archive_command", &archive_command)])
+            .start();
+        let has = |rows: &str| {
+            wait_until(&format!("the standby has {rows} rows"), 60, || {
+                standby.value("select count(*) from t") == rows
+            });
+        };
+        has("1");
+        wait_until("the standby tried to archive the beginning", 60, || {
+            assert!(!archive(&fixture).contains(&segment).unwrap());
+            standby.value("select coalesce(last_failed_wal, '') from pg_stat_archiver") == segment
+        });
+        // The whole comes, and the standby archives that.
+        cluster.sql("insert into t values (2)");
+        assert_eq!(cluster.switch_wal(), segment);
+        cluster.sql("insert into t values (3)");
+        has("3");
+        assert!(archive(&fixture).contains(&segment).unwrap());
+        wait_until("the standby's archiver goes on", 90, || {
+            standby.value("select coalesce(last_archived_wal, '') from pg_stat_archiver") >= segment
+        });
+        wait_for(state, here(cluster));
+    });
+    assert!(compare(&fixture) >= 1);
+}
+
+/// The receiver died when one repository had the first segment and the other had only slices of it.
+#[test]
+fn a_repository_that_has_no_whole_segment_yet_gets_what_the_others_have() {
+    let Some(installation) = version(17).or_else(|| version(15)) else {
+        skip!("neither PostgreSQL 17 nor 15 is installed");
+    };
+    let fixture = quiet(&installation);
+    let cluster = &fixture.cluster;
+    let second = Repository::init(
+        Store::memory(),
+        Environment::system(),
+        &common::secret(),
+        InitOptions::default(),
+    )
+    .unwrap();
+    let repositories = [fixture.repo.clone(), second.clone()];
+    let until_durable = || {
+        let options = options();
+        std::thread::scope(|scope| {
+            let receiver = scope.spawn(|| receive(&repositories, &fixture.source(), &options));
+            cluster.sql("create table if not exists t (i int)");
+            let last = here(cluster);
+            wait_until(&format!("{last} is durable"), 30, || {
+                receiver.is_finished() || options.state.get().durable >= Some(last)
+            });
+            options.progress.cancel();
+            receiver.join().unwrap().unwrap()
+        });
+    };
+    until_durable();
+    let segment = cluster.switch_wal();
+    let whole = std::fs::read(cluster.data().join("pg_wal").join(&segment)).unwrap();
+    archive(&fixture).push(&segment, &whole).unwrap();
+    let system = archive(&fixture).system_id();
+    assert!(!second.archive(system).contains(&segment).unwrap());
+    until_durable();
+    assert!(second.archive(system).fetch(&segment).unwrap().as_ref() == Some(&whole));
 }
 
 #[test]

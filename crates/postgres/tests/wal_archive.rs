@@ -171,6 +171,21 @@ fn what_is_no_whole_segment_of_this_cluster_is_refused() {
 }
 
 #[test]
+fn the_beginning_of_a_segment_is_not_archived_as_the_whole() {
+    let place = Place::new();
+    let mut begun = segment(&nth(3), SYSTEM, 7);
+    begun[40_000..].fill(0);
+    let error = place.push(&place.ready(&nth(3), &begun)).unwrap_err();
+    assert_eq!(error.kind(), PostgresErrorKind::Damaged);
+    assert!(error.to_string().contains("not written to its end"), "{error}");
+    assert!(!place.has(&nth(3)));
+    // Of a timeline that was left there, there is no more.
+    place.ready("00000002.history", b"1\t0/309000\tno recovery target specified\n");
+    place.push(&place.path(&nth(3))).unwrap();
+    assert!(place.has(&nth(3)));
+}
+
+#[test]
 fn histories_labels_and_partial_segments_are_archived_too() {
     let place = Place::new();
     let partial = format!("{}.partial", nth(5));
@@ -327,6 +342,30 @@ fn a_history_is_durable_before_the_segments_of_its_timeline() {
     place.ready(&second(3), &segment(&second(3), SYSTEM, 1));
     assert!(place.push(&place.path(&second(3))).is_err());
     assert!(!place.has(&second(3)));
+}
+
+/// The machine was lost when little had come of the new timeline.
+#[test]
+fn a_timeline_that_hardly_began_is_no_end_before_the_place_of_the_switch() {
+    let place = Place::new();
+    let archive = place.repositories[0].archive(SYSTEM);
+    let (old, new) = (nth(3), nth(3).replacen("00000001", "00000002", 1));
+    let content = segment(&old, SYSTEM, 7);
+    archive.push_slice(&new, 0, &content[..0x1_0000]).unwrap();
+    archive.push_slice(&old, 0, &content[..0xF_0000]).unwrap();
+    archive.push("00000002.history", b"1\t0/3A0000\tno recovery target specified\n").unwrap();
+    let delivered = |end: usize| {
+        assert!(matches!(place.fetch(&new), FetchOutcome::Complete));
+        let found = fs::read(place.destination()).unwrap();
+        assert_eq!(found.len(), content.len());
+        assert!(found[..end] == content[..end], "{end:#x}");
+        assert!(found[end..].iter().all(|byte| *byte == 0), "{end:#x}");
+    };
+    // Not farther: from there on the old timeline is another.
+    delivered(0xA_0000);
+    // From there on only the new one counts.
+    archive.push_slice(&new, 0x1_0000, &content[0x1_0000..0xB_0000]).unwrap();
+    delivered(0xB_0000);
 }
 
 #[test]

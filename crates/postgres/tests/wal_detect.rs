@@ -226,6 +226,11 @@ fn refuses(fixture: &Fixture, first: &Backup, second: &Backup, wal: &Path) {
     }
     let later = moment(&first.detail);
     assert!(reason(&second.detail, &later, &files).contains("later than"));
+    let within = BackupDetail {
+        start_lsn: backstay_postgres::wal::Lsn(before.start_lsn.0 + 8),
+        ..before.clone()
+    };
+    assert!(reason(&within, &now, &files).contains("has no record at"));
     let far = Moment { start: backstay_postgres::wal::Lsn(1 << 40), ..now };
     assert!(reason(before, &far, &files).contains("the WAL ends at"));
 

@@ -452,6 +452,27 @@ fn cluster(
     let mut names = vec![found.name.as_str()];
     let others = everywhere.places.iter().map(|place| place.name.as_str());
     names.extend(others.filter(|name| *name != found.name));
+    let configured =
+        context.config.sources.iter().find(|source| source.name == found.snapshot.source);
+    // Where the log ends is known only of those that answered.
+    if target == RecoveryTarget::Latest
+        && !args.cluster.standby
+        && let Some(source) = configured
+        && let Some(silent) = super::wal::may_have_more(context, source, &names)?
+    {
+        return Err(Error::new(
+            ErrorKind::Failed,
+            format!(
+                "`{silent}` did not answer, and with `archive-copies` it may have the end of the \
+                 log, which {} may lack",
+                names.join(" and ")
+            ),
+        )
+        .with_hint(format!(
+            "bring it back; if it is lost, `--repository {}` restores what is there",
+            found.name
+        )));
+    }
     let command = super::wal::restore_command(app, &names, detail.system_identifier)?;
     let mut options = backstay_postgres::RestoreOptions::new(absolute(&args.to)?, command);
     options.fallback = everywhere.fallback(found);
@@ -468,8 +489,6 @@ fn cluster(
     options.standby = args.cluster.standby;
     options.workers = context.workers();
     options.owner = options.owner && !args.no_owner;
-    let configured =
-        context.config.sources.iter().find(|source| source.name == found.snapshot.source);
     let keys = configured.and_then(|source| match &source.settings {
         backstay_ops::config::SourceSettings::Postgres(keys) => Some(keys),
         _ => None,

@@ -110,11 +110,45 @@ pub fn run(command: &WalCommand, app: &App) -> Result<Outcome> {
 /// The repositories that are asked for the log of a source.
 fn asked<'c>(source: Option<&str>, context: &'c Context) -> Result<Vec<&'c RepositoryConfig>> {
     let config = &context.config;
+    let of = |source| match copies_of(source) {
+        // A file may be in one of them alone.
+        Some(_) if config.selected().is_none() => config.archives_of(source),
+        _ => config.repositories_of(source),
+    };
     Ok(match (source, choose(None, context)) {
-        (Some(name), _) => config.repositories_of(choose(Some(name), context)?)?,
-        (None, Ok(only)) => config.repositories_of(only)?,
+        (Some(name), _) => of(choose(Some(name), context)?)?,
+        (None, Ok(only)) => of(only)?,
         (None, Err(_)) => vec![config.default_repository()?],
     })
+}
+
+/// In how many repositories a file of the log must be; none for all of them.
+fn copies_of(source: &SourceConfig) -> Option<usize> {
+    match &source.settings {
+        SourceSettings::Postgres(keys) => Some(keys.archive_copies?.max(1) as usize),
+        _ => None,
+    }
+}
+
+/// A repository of the source that is not among those that `answered`, where none of these is sure to
+/// have all that counts as archived.
+pub fn may_have_more<'c>(
+    context: &'c Context,
+    source: &SourceConfig,
+    answered: &[&str],
+) -> Result<Option<&'c str>> {
+    let config = &context.config;
+    if config.selected().is_some() || copies_of(source).is_none() {
+        return Ok(None);
+    }
+    let archives = config.archives_of(source)?;
+    let has = |one: &RepositoryConfig| answered.contains(&one.name.as_str());
+    // Only one to which a replication leads may be late.
+    let is_late = |one: &RepositoryConfig| config.is_replicated(&source.name, &one.name, &archives);
+    if archives.iter().any(|one| has(one) && !is_late(one)) {
+        return Ok(None);
+    }
+    Ok(archives.iter().find(|one| !has(one)).map(|one| one.name.as_str()))
 }
 
 /// How many files more are moved in one call: the time to a bucket is worth sharing.
@@ -135,10 +169,7 @@ fn push(args: &PushArgs, app: &App) -> Result<Outcome> {
         Some(source) => context.config.archives_of(source)?,
         None => vec![context.config.default_repository()?],
     };
-    let copies = source.and_then(|source| match &source.settings {
-        SourceSettings::Postgres(keys) => keys.archive_copies,
-        _ => None,
-    });
+    let copies = source.and_then(copies_of);
     let may_be_late = |config: &RepositoryConfig| {
         let source = source.filter(|_| copies.is_some());
         source.is_some_and(|s| context.config.is_replicated(&s.name, &config.name, &configs))
@@ -165,7 +196,7 @@ fn push(args: &PushArgs, app: &App) -> Result<Outcome> {
             Err(error) => drop(unopened.get_or_insert(error)),
         }
     }
-    let wanted = copies.map_or(configs.len(), |copies| copies.max(1) as usize).min(configs.len());
+    let wanted = copies.unwrap_or(configs.len()).min(configs.len());
     // Of those that are there the file goes to all; too few of them are an error all the same.
     if repositories.len() < wanted
         && let Some((_, error)) = late.pop()

@@ -199,6 +199,73 @@ fn a_push_needs_as_many_repositories_as_it_is_told() {
     assert!((1..=125).contains(&ran.code), "{ran}");
 }
 
+/// What counts as archived may be in a repository that does not answer: the log of the other one does
+/// not say where it ends.
+#[test]
+fn the_end_of_the_log_is_not_taken_from_a_repository_that_may_be_late() {
+    let supported = |it: &postgres::Installation| (13..=18).contains(&it.major);
+    let Some(installation) = postgres::versions().into_iter().rfind(supported) else {
+        skip!("no PostgreSQL of 13 to 18 is installed; run scripts/test-postgres");
+    };
+    let cluster = postgres::Cluster::builder(&installation).start();
+    let it = Sandbox::new();
+    let folder = cluster.directory("backstay");
+    let config = folder.join("backstay.toml");
+    std::fs::write(
+        &config,
+        format!(
+            "[repositories.main]\nurl = \"file://{0}/repo\"\nkey-file = \"main.key\"\n\
+             [repositories.second]\nurl = \"file://{0}/second\"\nkey-file = \"main.key\"\n\
+             [sources.orders]\nkind = \"postgres\"\nconnection = \"{1}\"\n\
+             data-directory = \"{2}\"\nrepositories = [\"main\", \"second\"]\n\
+             archive-copies = 1\n[replication.away]\nfrom = \"main\"\nto = \"second\"\n",
+            folder.display(),
+            cluster.connection_string(),
+            cluster.data().display()
+        ),
+    )
+    .unwrap();
+    own(&folder);
+    let config = config.to_str().unwrap().to_owned();
+    let run = |words: &[&str]| {
+        let words = [&["--config", &config], words].concat();
+        let output = std::process::Command::new(backstay_bin())
+            .args(&words)
+            .env("HOME", it.path("home"))
+            .output()
+            .unwrap();
+        it.ran(&words, output)
+    };
+    let good = |words: &[&str]| {
+        let ran = run(words);
+        assert_eq!(ran.code, 0, "{ran}\n{}", cluster.log());
+        ran
+    };
+    good(&["init"]);
+    good(&["postgres", "setup", "--apply"]);
+    cluster.restart();
+    good(&["backup", "orders"]);
+    let away = folder.join("away");
+    let restore = |name: &str, more: &[&str]| {
+        let to = cluster.directory("restored").join(name);
+        run(&[&["restore", "orders", "--to", to.to_str().unwrap()], more].concat())
+    };
+    // The second may lack what the first took last; the first lacks nothing.
+    std::fs::rename(folder.join("repo"), &away).unwrap();
+    let ran = restore("a", &[]);
+    assert_eq!(ran.code, 1, "{ran}");
+    assert!(ran.stderr.contains("`main` did not answer"), "{ran}");
+    assert!(!cluster.directory("restored").join("a").exists());
+    for (name, more) in [("b", &["--immediate"][..]), ("c", &["--repository", "second"])] {
+        let ran = restore(name, more);
+        assert_eq!(ran.code, 0, "{ran}");
+    }
+    std::fs::rename(&away, folder.join("repo")).unwrap();
+    std::fs::rename(folder.join("second"), &away).unwrap();
+    let ran = restore("d", &[]);
+    assert_eq!(ran.code, 0, "{ran}");
+}
+
 #[test]
 fn from_setup_to_a_recovered_moment() {
     let supported = |it: &postgres::Installation| (13..=18).contains(&it.major);

@@ -1,6 +1,6 @@
 //! Before WAL flows: who the server is, its slot, and where to begin.
 
-use backstay_repo::{Archive, push_to_all};
+use backstay_repo::{Archive, Slice, push_to_all};
 
 use super::{Position, ReceiveOptions, Server};
 use crate::wal::{History, Inventory, Lsn, SegmentName, SegmentSize, WalName};
@@ -103,7 +103,16 @@ pub(super) fn position(
     let here = now(server);
     let mut positions = Vec::new();
     for archive in archives {
-        positions.push(behind_last(&Inventory::read(archive, size)?));
+        let inventory = Inventory::read(archive, size)?;
+        positions.push(match behind_last(&inventory) {
+            Some(at) => Some(at),
+            None => first_slice(archive, size)?,
+        });
+    }
+    // One that has nothing yet, while others do, may lack what it was given last.
+    if positions.contains(&None) && positions.iter().any(Option::is_some) && options.slot.is_some()
+    {
+        positions.push(Some(held_back(wire, server, options, here)?));
     }
     // Those that have it already say so when they are given it again.
     let first = positions.iter().flatten().min_by_key(|at| (at.timeline, at.number)).copied();
@@ -159,6 +168,16 @@ fn behind_last(inventory: &Inventory) -> Option<Position> {
         inventory.timelines().into_iter().rfind(|t| inventory.segments(*t).next().is_some())?;
     let (number, _) = inventory.segments(timeline).last()?;
     Some(Position { timeline, number: number + 1 })
+}
+
+/// The first segment of which an archive without whole ones has slices.
+fn first_slice(archive: &Archive, size: SegmentSize) -> Result<Option<Position>> {
+    let files = archive.list(None)?;
+    let begun = files.iter().filter_map(|file| {
+        let name: SegmentName = Slice::parse(&file.name)?.0.parse().ok()?;
+        Some(Position { timeline: name.timeline(), number: name.number(size)? })
+    });
+    Ok(begun.min_by_key(|at| (at.timeline, at.number)))
 }
 
 fn held_back(

@@ -326,6 +326,8 @@ impl Stream<'_, '_> {
                 reported = Instant::now();
             }
             if over && self.shipper.is_idle() && !incoming.has_unshipped() {
+                // What could not be shipped is not on its way either.
+                self.shipper.check()?;
                 let durable = self.shipper.durable();
                 self.report(durable, false)?;
                 self.wire.finish_copy(DOING)?;

@@ -79,6 +79,12 @@ pub fn detect(
         Detected::Unknown(format!("the WAL segment {missing} is missing"))
     } else if let Some(why) = scanned.stopped {
         Detected::Unknown(format!("the WAL ends at {}, before {}: {why}", summary.to, now.start))
+    } else if let Some(first) = scanned.first.filter(|first| *first != before.start_lsn) {
+        // The server went back and wrote this WAL anew.
+        Detected::Unknown(format!(
+            "the WAL has no record at {}, where the snapshot before started, but at {first}",
+            before.start_lsn
+        ))
     } else if let Some(since) = summary.changes.unsafe_since() {
         Detected::Unknown(format!("wal_level was minimal at {since}"))
     } else {

@@ -6,37 +6,65 @@
 //! is younger than the one on which that earliest snapshot is: a cluster that was recovered to an
 //! earlier moment writes those positions again, and a backup of it may be at work.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
-use backstay_repo::{Archive, Expired, Progress, Snapshot, SourceKind};
+use backstay_repo::{Archive, Expired, Progress, Slice, Snapshot, SourceKind};
 
 use super::{RecoveryBase, WalName};
 use crate::detail::BackupDetail;
 use crate::{PostgresError, PostgresErrorKind, Result};
 
+/// Another repository that gets files of the archive from this one.
+#[derive(Debug, Clone, Default)]
+pub struct Follower {
+    /// Its snapshots.
+    pub snapshots: Vec<Snapshot>,
+    /// The files that it has already.
+    pub files: HashSet<String>,
+}
+
 /// Removes what no snapshot of the archive's cluster needs, the oldest first; with `dry_run` only
 /// says what would go. Snapshots of all sources count, and those on hold, for as long as they are
-/// not forgotten.
+/// not forgotten. What a snapshot of one of `followers` needs that has not come there yet stays, too:
+/// it can come from nowhere else.
 ///
 /// # Errors
 /// [`PostgresErrorKind::Archive`] when there is no snapshot of the cluster: then what the archive has
 /// may be all that is left of it.
-pub fn expire(archive: &Archive, dry_run: bool, progress: &Arc<Progress>) -> Result<Expired> {
+pub fn expire(
+    archive: &Archive,
+    dry_run: bool,
+    followers: &[Follower],
+    progress: &Arc<Progress>,
+) -> Result<Expired> {
     archive.expire(
         dry_run,
         |files, snapshots| {
             let bases = bases(archive.system_id(), snapshots)?;
             let names = files.iter().map(|file| file.name.as_str());
-            unneeded(names, &bases).ok_or_else(|| {
+            let mut found = unneeded(names, &bases).ok_or_else(|| {
                 PostgresError::new(
                     PostgresErrorKind::Archive,
                     "there is no snapshot of this cluster, so nothing of its archive is removed",
                 )
                 .with_hint("make a snapshot first; what lies before it can go then")
-            })
+            })?;
+            for follower in followers {
+                let bases = self::bases(archive.system_id(), &follower.snapshots)?;
+                keep_missed(&mut found, &bases, &follower.files);
+            }
+            Ok(found)
         },
         progress,
     )
+}
+
+/// Takes out what a follower with these backups needs and does not have.
+fn keep_missed(found: &mut Vec<String>, bases: &[RecoveryBase], there: &HashSet<String>) {
+    let Some(needless) = unneeded(found.iter().map(String::as_str), bases) else { return };
+    let needless: HashSet<String> = needless.into_iter().collect();
+    found.retain(|name| there.contains(name) || needless.contains(name));
 }
 
 fn bases(system_identifier: u64, snapshots: &[Snapshot]) -> Result<Vec<RecoveryBase>> {
@@ -58,23 +86,35 @@ fn unneeded<'a>(
 ) -> Option<Vec<String>> {
     // Of several that begin in the same place the one on the oldest timeline keeps the most.
     let earliest = bases.iter().min_by_key(|base| (base.start, base.timeline))?;
-    let (size, first) = (earliest.segment_size, earliest.start.segment(earliest.segment_size));
-    let mut found: Vec<(u64, WalName)> = names
-        .filter_map(|name| {
-            let name: WalName = name.parse().ok()?;
+    // After the size of segments was changed a name may mean a later position than it did before.
+    let mut sizes: Vec<_> = bases.iter().map(|base| base.segment_size).collect();
+    sizes.sort_unstable_by_key(|size| size.bytes());
+    sizes.dedup();
+    let mut found: Vec<(u64, WalName, &str)> = names
+        .filter_map(|file| {
+            // A slice is needed for as long as its segment is.
+            let name: WalName =
+                Slice::parse(file).map_or(file, |(segment, _)| segment).parse().ok()?;
             let segment = match name {
                 WalName::Segment(segment)
                 | WalName::Partial(segment)
                 | WalName::Backup(segment, _) => segment,
                 WalName::History(_) => return None,
             };
-            // A name that no such cluster has is somebody else's.
-            let number = segment.number(size)?;
-            (segment.timeline() <= earliest.timeline && number < first).then_some((number, name))
+            let mut least = None;
+            for size in &sizes {
+                // A name that no such cluster has is somebody else's.
+                let Some(number) = segment.number(*size) else { continue };
+                if number >= earliest.start.segment(*size) {
+                    return None;
+                }
+                least = least.or(Some(number));
+            }
+            (segment.timeline() <= earliest.timeline).then_some((least?, name, file))
         })
         .collect();
     found.sort_unstable();
-    Some(found.into_iter().map(|(_, name)| name.to_string()).collect())
+    Some(found.into_iter().map(|(_, _, file)| file.to_owned()).collect())
 }
 
 #[cfg(test)]
@@ -134,5 +174,53 @@ mod tests {
     fn a_timeline_that_is_younger_than_the_earliest_backup_stays() {
         let found = unneeded(NAMES.into_iter(), &[base(9, 3 * MIB)]).unwrap();
         assert_eq!(found, ["000000090000000000000002"]);
+    }
+
+    #[test]
+    fn a_name_must_lie_before_it_in_every_size_that_segments_had() {
+        let before = RecoveryBase {
+            segment_size: SegmentSize::new(16 * MIB).unwrap(),
+            ..base(9, 0xA_5000_0028)
+        };
+        let after = RecoveryBase {
+            segment_size: SegmentSize::new(64 * MIB).unwrap(),
+            ..base(9, 0xA_5400_0028)
+        };
+        // The second is A/54000000 since segments have 64 MiB, and was A/15000000 before.
+        let names = ["000000090000000A0000000F", "000000090000000A00000015"];
+        let found = unneeded(names.into_iter(), &[before, after]).unwrap();
+        assert_eq!(found, ["000000090000000A0000000F"]);
+    }
+
+    #[test]
+    fn slices_go_with_what_lies_beside_them() {
+        let names = [
+            "000000090000000000000002.00000000-00000100.slice",
+            "000000090000000000000003.00000000-00000100.slice",
+        ];
+        let found = unneeded(names.into_iter(), &[base(9, 3 * MIB)]).unwrap();
+        assert_eq!(found, ["000000090000000000000002.00000000-00000100.slice"]);
+    }
+
+    #[test]
+    fn what_another_repository_still_has_to_get_stays() {
+        let found = || unneeded(NAMES.into_iter(), &[base(0x0b, 9 * MIB)]).unwrap();
+        let kept = |bases: &[RecoveryBase], there: &[&str]| {
+            let mut left = found();
+            keep_missed(&mut left, bases, &there.iter().map(|name| (*name).to_owned()).collect());
+            found().into_iter().filter(|name| !left.contains(name)).collect::<Vec<_>>()
+        };
+        // It has no snapshot, and gets none that needs what no snapshot here needs.
+        assert_eq!(kept(&[], &[]), Vec::<String>::new());
+        let old = [base(0x0b, 3 * MIB + 40)];
+        let there = ["000000090000000000000003", "0000000A0000000000000003"];
+        assert_eq!(
+            kept(&old, &there),
+            [
+                "000000090000000000000003.00000028.backup",
+                "000000090000000000000004",
+                "000000090000000000000004.partial",
+            ]
+        );
     }
 }

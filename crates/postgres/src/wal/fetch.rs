@@ -122,14 +122,7 @@ fn begun(
     destination: &Path,
     options: &FetchOptions,
 ) -> Result<bool> {
-    let mut longest: Option<Vec<u8>> = None;
-    for repository in repositories {
-        let archive = repository.archive(options.system_identifier);
-        let content = archive.assemble(&name.to_string())?;
-        if content.as_ref().map(Vec::len) > longest.as_ref().map(Vec::len) {
-            longest = content;
-        }
-    }
+    let longest = longest(repositories, name, options)?;
     // It may have become whole since it was asked for, and its slices removed.
     if let Some(whole) = get(repositories, WalName::Segment(name), options)? {
         return deliver(&whole, destination).map(|()| true);
@@ -142,12 +135,69 @@ fn begun(
         )
     })?;
     let size = header.segment_size.bytes() as usize;
+    if let Some(more) = before_it_began(repositories, name, &header, &content, options)? {
+        content = more;
+    }
     tracing::info!(segment = %name, bytes = content.len(), "the segment is not whole yet: it is delivered as far as it came");
     if content.len() < size {
         content.resize(size, 0);
     }
     check_segment(name, &content, Some(options.system_identifier))?;
     deliver(&content, destination).map(|()| true)
+}
+
+/// What a receiver shipped of a segment, from the repository that has most of it.
+fn longest(
+    repositories: &[Repository],
+    name: SegmentName,
+    options: &FetchOptions,
+) -> Result<Option<Vec<u8>>> {
+    let mut longest: Option<Vec<u8>> = None;
+    for repository in repositories {
+        let archive = repository.archive(options.system_identifier);
+        let content = archive.assemble(&name.to_string())?;
+        if content.as_ref().map(Vec::len) > longest.as_ref().map(Vec::len) {
+            longest = content;
+        }
+    }
+    Ok(longest)
+}
+
+/// A timeline begins with a copy of what the one before had of its first segment. Where less of the
+/// copy came than there is of the original, recovery would end before the place of the switch: then
+/// the answer is the original, up to there.
+fn before_it_began(
+    repositories: &[Repository],
+    name: SegmentName,
+    header: &SegmentHeader,
+    content: &[u8],
+    options: &FetchOptions,
+) -> Result<Option<Vec<u8>>> {
+    let size = header.segment_size;
+    let (Some(start), Some(number)) = (name.start(size), name.number(size)) else {
+        return Ok(None);
+    };
+    if name.timeline() == 1 {
+        return Ok(None);
+    }
+    let history = get(repositories, WalName::History(name.timeline()), options)?;
+    let history = history.and_then(|text| History::parse(name.timeline(), &text).ok());
+    let Some(switch) = history.as_ref().and_then(|history| history.ancestors().last()) else {
+        return Ok(None);
+    };
+    let began = switch.end.since(start) as usize;
+    if switch.end.last_segment(size) != number || began <= content.len() {
+        return Ok(None);
+    }
+    let Some(parent) = SegmentName::new(switch.timeline, number, size) else { return Ok(None) };
+    let original = match get(repositories, WalName::Segment(parent), options)? {
+        Some(whole) => Some(whole),
+        None => longest(repositories, parent, options)?,
+    };
+    Ok(original.and_then(|mut original| {
+        original.truncate(began);
+        (original.len() > content.len() && original.starts_with(content)).then_some(original)
+    }))
 }
 
 /// Fills the spool with the segments that follow `name`, for a caller that does so beside recovery

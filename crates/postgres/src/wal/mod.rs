@@ -27,11 +27,12 @@ pub mod scan;
 mod spool;
 mod target;
 mod transaction;
+mod whole;
 mod window;
 
 pub use changes::{Changes, FileChanges, Fork};
 pub use detect::{Detected, Detection, Moment, Nearest, detect};
-pub use expire::expire;
+pub use expire::{Follower, expire};
 pub use fetch::{FetchOptions, FetchOutcome, fetch, fetch_spooled, prefetch};
 pub use files::{Files, Folder};
 pub use findings::{Finding, read_through};

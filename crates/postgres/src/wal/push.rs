@@ -17,7 +17,8 @@ use backstay_repo::{
 use backstay_store::failpoint;
 
 use super::page::check_segment_head;
-use super::{History, SegmentHeader, WalName};
+use super::whole::is_whole;
+use super::{History, SegmentHeader, SegmentName, WalName};
 use crate::control::ControlFile;
 use crate::{PostgresError, PostgresErrorKind, Result};
 
@@ -197,6 +198,9 @@ impl Work<'_> {
         if let Some(segment) = name.content() {
             let head = content.head(path, SegmentHeader::SIZE as u64)?;
             let header = check_segment_head(segment, &head, content.size, expected)?;
+            if matches!(name, WalName::Segment(_)) {
+                self.check_end(path, segment, &header, &content)?;
+            }
             return Ok(WalFile { name, system_identifier: header.system_identifier, content });
         }
         let refused = |what: String| {
@@ -217,6 +221,46 @@ impl Work<'_> {
             .with_hint("push it from pg_wal, or with the source that it belongs to"));
         };
         Ok(WalFile { name, system_identifier, content })
+    }
+
+    /// Refuses the beginning of a segment under the name of the whole.
+    fn check_end(
+        &self,
+        path: &Path,
+        name: SegmentName,
+        header: &SegmentHeader,
+        content: &Opened,
+    ) -> Result<()> {
+        let io = |error| PostgresError::io("read", path, error);
+        if is_whole(name, header, content).map_err(io)? || self.was_left_in(name, header) {
+            return Ok(());
+        }
+        Err(PostgresError::new(
+            PostgresErrorKind::Damaged,
+            format!("the WAL segment {name} was not written to its end"),
+        )
+        .with_hint(
+            "nothing was archived; a standby that fetched what there was of it gets the whole \
+             later, and archives that",
+        ))
+    }
+
+    /// Whether a history beside the segment says that its timeline was left within it: then nothing
+    /// more will come.
+    fn was_left_in(&self, name: SegmentName, header: &SegmentHeader) -> bool {
+        let Some(number) = name.number(header.segment_size) else { return false };
+        let Ok(entries) = std::fs::read_dir(&self.directory) else { return false };
+        entries.flatten().any(|entry| {
+            let file = entry.file_name();
+            let Some(Ok(WalName::History(timeline))) = file.to_str().map(str::parse) else {
+                return false;
+            };
+            let history = Opened::open(&entry.path(), MAX_TEXT)
+                .and_then(|file| file.head(&entry.path(), MAX_TEXT));
+            let history = history.ok().and_then(|text| History::parse(timeline, &text).ok());
+            let end = history.and_then(|history| history.end_of(name.timeline()));
+            end.is_some_and(|end| end.last_segment(header.segment_size) == number)
+        })
     }
 
     /// The system identifier that files must have, where it can be known.

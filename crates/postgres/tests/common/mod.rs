@@ -12,7 +12,7 @@ use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use backstay_postgres::control::ControlFile;
-use backstay_postgres::wal::{self, FetchOptions, FetchOutcome, RecoveryTarget};
+use backstay_postgres::wal::{self, FetchOptions, FetchOutcome, PushOptions, RecoveryTarget};
 use backstay_postgres::{
     Backup, BackupOptions, PostgresError, ReceiveOptions, RestoreOptions, Restored, Slot, Source,
     backup, receive, restore,
@@ -151,6 +151,10 @@ impl Fixture {
             .unwrap_or_else(|error| panic!("{error:?}\n{}", self.cluster.log()))
     }
 
+    pub fn archive_command(&self) -> String {
+        command(&self.helper, &self.repo_directory(), "push", "%f", "%p")
+    }
+
     pub fn restore_command(&self) -> String {
         command(&self.helper, &self.repo_directory(), "fetch", "%f", "%p")
     }
@@ -272,8 +276,7 @@ fn helper() {
 
 fn push(repo: &Repository, name: &str, path: &Path) -> i32 {
     // The server runs its commands in its data directory.
-    let system = ControlFile::read(Path::new(".")).unwrap().system_identifier;
-    match repo.archive(system).push(name, &std::fs::read(path).unwrap()) {
+    match wal::push(std::slice::from_ref(repo), path, &PushOptions::default()) {
         Ok(_) => 0,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "push {name}: {error}");

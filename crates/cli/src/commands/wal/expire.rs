@@ -1,7 +1,8 @@
 //! `backstay wal expire`: removes what no snapshot needs of the archive.
 
+use backstay_ops::Context;
 use backstay_ops::units::{count, format_size};
-use backstay_postgres::wal;
+use backstay_postgres::wal::{self, Follower};
 use backstay_repo::Expired;
 use clap::Args;
 use serde_json::json;
@@ -17,7 +18,8 @@ use crate::work;
 #[command(
     after_help = "What lies before the beginning of the oldest snapshot goes, the oldest first; snapshots on hold
 count like all others. Histories of timelines stay. While a backup is at work nothing goes, and what
-the store keeps locked goes with a later run."
+the store keeps locked goes with a later run. What a replication has not brought yet to a repository
+with a snapshot that needs it stays, too."
 )]
 pub struct ExpireArgs {
     /// The source whose archive it is [default: the only one of kind postgres]
@@ -38,8 +40,11 @@ pub fn run(args: &ExpireArgs, app: &App) -> Result<Outcome> {
     for config in configs {
         let expired = context.open(config).and_then(|repository| {
             let archive = repository.archive(cluster(source, &repository)?);
+            let followers = followers(context, &source.name, &config.name, archive.system_id())?;
             let title = format!("{}: expiring", config.name);
-            Ok(work::run(app, &title, |progress| wal::expire(&archive, args.dry_run, progress))?)
+            Ok(work::run(app, &title, |progress| {
+                wal::expire(&archive, args.dry_run, &followers, progress)
+            })?)
         });
         app.show_warnings();
         match expired {
@@ -76,6 +81,26 @@ pub fn run(args: &ExpireArgs, app: &App) -> Result<Outcome> {
         "archives": documents,
     }))?;
     Ok(Outcome::Done)
+}
+
+/// The repositories to which a replication brings the log of a source from `from`. One that cannot be
+/// asked might need anything.
+fn followers(context: &Context, source: &str, from: &str, system: u64) -> Result<Vec<Follower>> {
+    let to_follow = context.config.replication.values().filter(|keys| {
+        keys.archive
+            && keys.from == from
+            && (keys.sources.is_empty() || keys.sources.iter().any(|name| name == source))
+    });
+    to_follow
+        .map(|keys| {
+            let repository = context.open(context.config.repository(&keys.to)?)?;
+            let files = repository.archive(system).list(None)?;
+            Ok(Follower {
+                snapshots: repository.snapshots()?,
+                files: files.into_iter().map(|file| file.name).collect(),
+            })
+        })
+        .collect()
 }
 
 fn present(app: &App, name: &str, dry_run: bool, expired: &Expired) -> Result<()> {
