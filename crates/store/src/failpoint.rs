@@ -17,6 +17,7 @@ pub const ALL: &[&str] = &[
     "upload-begun",
     "upload-part-sent",
     "upload-parts-sent",
+    "local-lock-noted",
     "local-parity-added",
     "local-parity-removed",
     "local-mend-written",

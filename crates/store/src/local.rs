@@ -8,11 +8,13 @@
 //! A temporary carries the lock of the process that writes it. One without a lock is what a dead
 //! process left, and the next writer removes it.
 //!
-//! Parity, for a directory that was told to have it, is in the room below (`parity`).
+//! Parity, for a directory that was told to have it, is in the room below (`parity`), and so are locks
+//! (`immutable`).
 //!
 //! What does not live here: retries, and the check that a key is well formed, except that this
 //! back end refuses to follow anything else, whoever calls it.
 
+mod immutable;
 mod parity;
 
 use std::fs::{File, TryLockError};
@@ -31,7 +33,7 @@ use rustix::io::Errno;
 
 use crate::failpoint;
 use crate::key::{check_key, check_prefix, is_valid_component};
-use crate::{Backend, ErrorKind, ObjectMeta, Result, StoreError};
+use crate::{Backend, ErrorKind, Lock, LockMode, LockPolicy, ObjectMeta, Result, StoreError};
 
 const TEMPORARIES: &str = ".tmp";
 
@@ -60,6 +62,7 @@ pub struct Local {
     root: OnceLock<OwnedFd>,
     cleaned: Once,
     rebuilt: parity::Rebuilt,
+    lock: Option<LockPolicy>,
 }
 
 impl Local {
@@ -80,7 +83,25 @@ impl Local {
             root: OnceLock::new(),
             cleaned: Once::new(),
             rebuilt: parity::Rebuilt::default(),
+            lock: None,
         })
+    }
+
+    /// Locks new objects: their files are immutable until their time is over.
+    ///
+    /// # Errors
+    ///
+    /// [`Configuration`](ErrorKind::Configuration) for the mode `compliance`, which no directory has.
+    pub fn with_lock(mut self, lock: Option<LockPolicy>) -> Result<Self> {
+        if lock.is_some_and(|policy| policy.mode == LockMode::Compliance) {
+            let path = self.path.display().to_string();
+            return Err(StoreError::new(ErrorKind::Configuration, "open", path).with_detail(
+                "root can remove any file of a directory, so there is no lock of the mode \
+                 compliance; say governance",
+            ));
+        }
+        self.lock = lock;
+        Ok(self)
     }
 
     pub fn path(&self) -> &Path {
@@ -132,6 +153,15 @@ impl Local {
         Ok((file, stat))
     }
 
+    fn change(&self, doing: &'static str, key: &str, change: impl FnOnce(&mut Lock)) -> Result<()> {
+        check_key(doing, key)?;
+        match self.root().and_then(|root| self.change_lock(root, key, change)) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(StoreError::new(ErrorKind::NotFound, doing, key)),
+            Err(error) => Err(self.error(doing, key, error)),
+        }
+    }
+
     /// Removes what dead processes left. Nothing that fails here matters to a caller.
     fn clean_temporaries(&self, root: BorrowedFd<'_>) {
         if let Err(error) = self.try_clean_temporaries(root) {
@@ -175,6 +205,7 @@ impl Local {
         failpoint::hit("local-create-temporary");
         temporary.write(body)?;
         failpoint::hit("local-create-written");
+        self.note_lock(key, &temporary.file)?;
         temporary.file.sync_all()?;
         failpoint::hit("local-create-synced");
         let mut attempt = 0;
@@ -205,10 +236,13 @@ impl Local {
         match self.sync_directory_of(root, key) {
             // Somebody was so quick to delete it that the directory is gone: it was created, and
             // there is nothing left to be made durable.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => other?,
         }
-        // The temporary goes last: while it is there, a later writer knows what to make durable.
+        // The temporary goes last: while it is there, a later writer knows what to make durable. But
+        // it is another name of the object, and goes before that stays for good.
+        drop(temporary);
+        self.fasten(root, key)
     }
 
     /// Makes the entry of `key` durable, and the names of the directories above it where nobody
@@ -472,6 +506,27 @@ impl Drop for Temporary<'_> {
 }
 
 impl Backend for Local {
+    fn lock_policy(&self) -> Option<LockPolicy> {
+        self.lock
+    }
+
+    fn lock(&self, key: &str) -> Result<Option<Lock>> {
+        check_key("look at", key)?;
+        match self.root().and_then(|root| self.lock_of(root, key)) {
+            Ok(Some(lock)) => Ok(Some(lock)),
+            Ok(None) => Err(StoreError::new(ErrorKind::NotFound, "look at", key)),
+            Err(error) => Err(self.error("look at", key, error)),
+        }
+    }
+
+    fn extend_lock(&self, key: &str, until: SystemTime) -> Result<()> {
+        self.change("lock", key, |lock| lock.until = lock.until.max(Some(until)))
+    }
+
+    fn hold(&self, key: &str, on: bool) -> Result<()> {
+        self.change("hold", key, |lock| lock.held = on)
+    }
+
     fn parity(&self) -> Option<&dyn crate::Parity> {
         Some(self)
     }
@@ -559,6 +614,12 @@ impl Backend for Local {
 
     fn delete(&self, key: &str) -> Result<()> {
         check_key("delete", key)?;
+        match self.root().and_then(|root| self.loosen(root, key)) {
+            Ok(None) => {}
+            Ok(Some(lock)) => return Err(lock.refusal(key)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(self.error("delete", key, error)),
+        }
         let deleted = self.root().and_then(|root| {
             self.remove_parity(root, key)?;
             match rustix::fs::unlinkat(root, key, AtFlags::empty()) {

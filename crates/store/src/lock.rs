@@ -6,6 +6,8 @@
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
+use crate::{ErrorKind, StoreError};
+
 /// Who may remove a locked object before its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LockMode {
@@ -72,5 +74,23 @@ impl Lock {
     /// Whether it would be refused to remove the object at `now`.
     pub fn keeps(&self, now: SystemTime) -> bool {
         self.held || self.until.is_some_and(|until| until > now)
+    }
+    /// What is said to somebody who would remove the object.
+    pub(crate) fn refusal(&self, key: &str) -> StoreError {
+        let why = match self.until {
+            _ if self.held => "it is on hold".to_owned(),
+            Some(until) => format!("locked until {}", iso(until)),
+            None => "locked".to_owned(),
+        };
+        StoreError::new(ErrorKind::Locked, "delete", key).with_detail(why)
+    }
+}
+
+/// A moment as services write it.
+pub(crate) fn iso(time: SystemTime) -> String {
+    match jiff::Timestamp::try_from(time) {
+        Ok(time) => time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        // Beyond the year 9999.
+        Err(_) => "9999-12-31T23:59:59Z".to_owned(),
     }
 }

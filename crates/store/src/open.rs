@@ -19,13 +19,13 @@ impl Store {
     /// [`Configuration`](ErrorKind::Configuration) when the address or an option cannot be used.
     pub fn open(url: &str, options: &StoreOptions) -> Result<Self> {
         let store = if url.starts_with('/') {
-            Self::new(Local::new(url)?)
+            Self::new(Local::new(url)?.with_lock(options.lock)?)
         } else {
             let Some((scheme, rest)) = url.split_once(':') else {
                 return Err(unusable(url, &format!("a store is one of {ADDRESSES}")));
             };
             match scheme {
-                "file" => Self::new(Local::new(file_path(url, rest)?)?),
+                "file" => Self::new(Local::new(file_path(url, rest)?)?.with_lock(options.lock)?),
                 "memory" => Self::new(Memory::new()),
                 _ => remote(url, scheme, rest, options)?,
             }

@@ -362,13 +362,13 @@ impl Remote {
         };
         // The store's own clock decides in the end; this one only spares it the question.
         if lock.keeps(SystemTime::now()) {
-            return Err(locked(key, &lock));
+            return Err(lock.refusal(key));
         }
         let Some(version) = version else { return Ok(false) };
         match extras.delete_version(path.as_ref(), key, &version).await {
             // The lock ran out by our clock and not by the store's, or was made longer just now.
             Err(error) if error.kind() == ErrorKind::Denied && lock.until.is_some() => {
-                Err(locked(key, &lock))
+                Err(lock.refusal(key))
             }
             other => other.map(|()| true),
         }
@@ -420,15 +420,6 @@ impl Remote {
                 .with_detail("no answer to whether the bucket exists"),
         }
     }
-}
-
-fn locked(key: &str, lock: &Lock) -> StoreError {
-    let why = match lock.until {
-        _ if lock.held => "it is on hold".to_owned(),
-        Some(until) => format!("locked until {}", extras::iso(until)),
-        None => "locked".to_owned(),
-    };
-    StoreError::new(ErrorKind::Locked, "delete", key).with_detail(why)
 }
 
 /// Whether a removal was refused because of a retention policy or a hold, in Google's words.

@@ -18,6 +18,7 @@ mod json;
 #[path = "../../../store/tests/support/key_services.rs"]
 mod key_services;
 mod keys;
+mod locked;
 mod look;
 #[cfg(all(feature = "mount", target_os = "linux"))]
 mod mount;

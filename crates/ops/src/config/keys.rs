@@ -75,10 +75,11 @@ section! {
 }
 
 section! {
-    /// Locks of a repository: S3 object lock, Azure immutability policies. The bucket must have
-    /// been made for it (docs/clouds.md).
+    /// Locks of a repository: S3 object lock, Azure immutability policies, immutable files of a
+    /// directory. The bucket must have been made for it (docs/clouds.md).
     pub struct LockKeys {
-        /// `governance`: only a permission of its own lifts a lock. `compliance`: nobody can.
+        /// `governance`: only a permission of its own lifts a lock. `compliance`: nobody can;
+        /// a directory has no such lock.
         mode: LockMode { default: "governance", example: "\"compliance\"" },
         /// How long each object is locked, from when it is stored.
         period: Duration { example: "\"30d\"" },

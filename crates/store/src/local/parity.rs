@@ -287,6 +287,7 @@ impl Local {
         }
         let mut temporary = Temporary::new(root)?;
         temporary.write(&body)?;
+        let kept = self.hand_over(root, key, &temporary.file)?;
         temporary.file.sync_all()?;
         failpoint::hit("local-mend-written");
         let aside = format!("{DAMAGED}/{key}");
@@ -302,6 +303,9 @@ impl Local {
         temporary.renamed = true;
         rustix::fs::fsync(open_directory(root, parent_of(key))?)?;
         failpoint::hit("local-mend-renamed");
+        if kept {
+            super::immutable::fasten_again(root, key)?;
+        }
         // From the disk, not from memory.
         let file = open_file(root, key)?;
         let _ = rustix::fs::fadvise(&file, 0, None, Advice::DontNeed);

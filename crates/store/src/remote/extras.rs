@@ -150,15 +150,6 @@ pub(super) fn escape(name: &str) -> String {
     escaped
 }
 
-/// `2026-11-25T02:48:44Z`, as S3 and Azure write moments in XML and in S3's headers.
-pub(super) fn iso(time: SystemTime) -> String {
-    match jiff::Timestamp::try_from(time) {
-        Ok(time) => time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-        // Beyond the year 9999.
-        Err(_) => "9999-12-31T23:59:59Z".to_owned(),
-    }
-}
-
 /// A moment in either form that services use.
 pub(super) fn moment(text: &str) -> Option<SystemTime> {
     let parsed = text

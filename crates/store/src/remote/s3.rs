@@ -9,8 +9,9 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method};
 
-use super::extras::{Desk, Extras, escape, iso, moment};
+use super::extras::{Desk, Extras, escape, moment};
 use super::line::SHA256;
+use crate::lock::iso;
 use crate::{ErrorKind, Lock, LockMode, LockPolicy, Result, StoreError};
 
 pub(super) struct S3 {
