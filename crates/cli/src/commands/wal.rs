@@ -316,8 +316,7 @@ fn fetch_again(
     let repositories: Vec<Repository> =
         configs.iter().map(|config| context.open(config)).collect::<Result<_>>()?;
     // Which of them will answer is not known.
-    let options =
-        FetchOptions { retry_for: args.retry_for, spool: None, slices: true, ..options };
+    let options = FetchOptions { retry_for: args.retry_for, spool: None, slices: true, ..options };
     match wal::fetch(&repositories, &args.name, &args.destination, &options) {
         FetchOutcome::Complete => Ok(Outcome::Done),
         FetchOutcome::Absent => Ok(Outcome::Absent),

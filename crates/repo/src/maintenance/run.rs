@@ -173,6 +173,7 @@ impl<'r> Maintenance<'r> {
             self.remove_slices()?;
             self.report.locks_extended =
                 locked::extend(self.repository, &self.unneeded, self.progress)?;
+            crate::parity::complete(self.repository, self.progress)?;
         }
         Ok(self.report)
     }
