@@ -19,6 +19,17 @@ fn store(root: &Path) -> Store {
     Store::new(Local::new(root).unwrap())
 }
 
+/// Enough for packs of both kinds, with more pieces than one.
+fn some(seed: u64) -> Files {
+    use Chunking::{ContentDefined as C, Grid as G};
+    files(&[
+        ("a/inline", C, noise(4096, seed)),
+        ("a/grouped", C, text(65_536, seed + 1)),
+        ("b/large", C, noise(2 << 20, seed + 2)),
+        ("c/cells", G, text((3 << 20) + 8192, seed + 3)),
+    ])
+}
+
 /// With every kind of object.
 fn prepare(root: &Path) -> (Files, Snapshot) {
     let store = store(root);
@@ -26,8 +37,8 @@ fn prepare(root: &Path) -> (Files, Snapshot) {
     assert_eq!(repo.parity().unwrap(), None);
     let set = repo.set_parity(Some(10), &Progress::default()).unwrap();
     assert!(set.objects > 0 && set.damaged.is_empty());
-    let forgotten = backup(&repo, &mixture(1)).unwrap();
-    let files = mixture(2);
+    let forgotten = backup(&repo, &some(1)).unwrap();
+    let files = some(2);
     let snapshot = backup(&repo, &files).unwrap();
     repo.forget(&forgotten.id).unwrap();
     repo.maintain(&MaintenanceOptions::default(), &Arc::default()).unwrap();

@@ -112,7 +112,9 @@ fn every_document_has_its_shape() {
             "objects",
             "repository",
             "seconds",
-            "snapshots"
+            "snapshots",
+            "unread",
+            "without_parity"
         ]
     );
     let restore = it.json(&["restore", "data", "--to", "back"]);
