@@ -102,6 +102,8 @@ pub struct VerifyReport {
     pub damages: Vec<Damage>,
     /// Objects that the store keeps in an archive: whether they are good is unknown.
     pub unread: Vec<String>,
+    /// Objects without the parity that the repository is to have: nothing is wrong with them.
+    pub without_parity: u64,
 }
 
 impl VerifyReport {
@@ -307,6 +309,7 @@ fn report(check: Check<'_>, snapshots: u64, archived: u64, covered: f64) -> Veri
         archived,
         covered,
         damages,
+        without_parity: 0,
     }
 }
 

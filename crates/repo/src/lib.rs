@@ -20,6 +20,7 @@ mod crypto;
 mod entry;
 mod error;
 mod fallback;
+mod genuine;
 mod heal;
 mod id;
 mod index;

@@ -1,12 +1,15 @@
 //! Parity that a store keeps beside its objects: what verification says of it, and repair from it.
 //!
-//! The store hands out damaged objects as they were and remembers which. What came from there was
-//! opened and authenticated like everything else; only what passed that is put in place of the
-//! damaged bytes. So whoever can write parity files can make no repair accept anything.
+//! The store hands out damaged objects as they were and remembers which. Where object and parity
+//! differ it asks the repository (`genuine`) which of the two is right: so whoever can write parity
+//! files makes no good object look damaged and no repair accept anything, and no parity is ever made
+//! of an object that does not open.
 
-use backstay_store::{ErrorKind, Parity, ParityState, StoreError};
+use backstay_store::{ErrorKind, ObjectMeta, Parity, ParityState, StoreError};
 
 use crate::check::Damage;
+use crate::genuine::is_ours;
+use crate::layout::{PACKS, WAL};
 use crate::{Level, Progress, Repository, Result, VerifyReport};
 
 /// What came of giving parity to all objects of a repository.
@@ -14,7 +17,7 @@ use crate::{Level, Progress, Repository, Result, VerifyReport};
 pub struct ParitySet {
     /// Objects that have parity of the new share.
     pub objects: u64,
-    /// Objects that are not what their parity knows; they keep what they had.
+    /// Objects that are damaged; they keep the parity that they had.
     pub damaged: Vec<String>,
 }
 
@@ -27,7 +30,8 @@ impl Repository {
         Ok(self.store().parity().map(Parity::share).transpose()?.flatten())
     }
 
-    /// Sets that share for what comes, and gives it to all that is there; none removes all parity.
+    /// Sets that share for what comes, and gives it to all that is there and opens, down to the last
+    /// chunk; none removes all parity.
     ///
     /// # Errors
     /// `Configuration` of a store that has no parity.
@@ -37,18 +41,26 @@ impl Repository {
             StoreError::new(ErrorKind::Configuration, "set", "parity")
                 .with_detail("only a repository in a directory has parity")
         })?;
+        if share.is_some() {
+            self.keys().must_own("make parity")?;
+        }
         parity.set_share(share)?;
         let mut set = ParitySet::default();
         if share.is_none() {
             return Ok(set);
         }
         progress.set_phase("making parity");
+        // It knows what each pack was.
+        match self.index() {
+            Err(error) if !error.is_about_an_object() => return Err(error),
+            _ => {}
+        }
         let objects = self.store().list("")?;
         progress.add_total(objects.iter().map(|object| object.size).sum(), objects.len() as u64);
         for object in objects {
             progress.check()?;
             match parity.complete(&object.key) {
-                Ok(()) => set.objects += 1,
+                Ok(made) => set.objects += u64::from(made),
                 Err(error) if error.kind() == ErrorKind::Damaged => set.damaged.push(object.key),
                 // Maintenance was quicker.
                 Err(error) if error.is_not_found() => {}
@@ -60,30 +72,68 @@ impl Repository {
     }
 }
 
-/// Adds to a report what parity had to make good, and parity that is itself damaged.
+/// Gives parity to what has none: a crash came between, or an older program wrote it. What is damaged
+/// stays without, which a verification finds.
+pub(crate) fn complete(repository: &Repository, progress: &Progress) -> Result<()> {
+    let Some(parity) = repository.store().parity() else { return Ok(()) };
+    if parity.share()?.is_none() {
+        return Ok(());
+    }
+    progress.set_phase("making parity");
+    for key in parity.missing()?.into_iter().filter(|key| is_ours(key)) {
+        progress.check()?;
+        match parity.complete(&key) {
+            Ok(_) => {}
+            Err(error) if error.is_not_found() => {}
+            Err(error) => tracing::warn!(object = key, %error, "it stays without parity"),
+        }
+    }
+    parity.tidy()?;
+    Ok(())
+}
+
+/// Adds to a report what parity had to make good, and parity that is itself damaged or missing.
 pub(crate) fn note(
     repository: &Repository,
     everything: bool,
     report: &mut VerifyReport,
 ) -> Result<()> {
     let Some(parity) = repository.store().parity() else { return Ok(()) };
+    let has_parity = parity.share()?.is_some();
+    let looks = everything && report.level > Level::Basic && has_parity;
+    let objects = if looks { repository.store().list("")? } else { Vec::new() };
+    read_the_rest(repository, &objects);
     for key in parity.rebuilt() {
         if !report.damages.iter().any(|damage| damage.object == key) {
             let what = "it is damaged on the disk; its parity gives it back".to_owned();
             report.damages.push(Damage { object: key, what });
         }
     }
-    if everything && report.level > Level::Basic && parity.share()?.is_some() {
-        for object in repository.store().list("")? {
-            if parity.state(&object.key)? == ParityState::Damaged {
-                let object = format!("parity of {}", object.key);
-                let what = "it is damaged, and can be made again".to_owned();
-                report.damages.push(Damage { object, what });
-            }
+    if everything && has_parity {
+        let missing = parity.missing()?;
+        report.without_parity = missing.iter().filter(|key| is_ours(key)).count() as u64;
+    }
+    for object in objects {
+        if parity.state(&object.key)? == ParityState::Damaged {
+            let object = format!("parity of {}", object.key);
+            let what = "it is damaged, and can be made again".to_owned();
+            report.damages.push(Damage { object, what });
         }
     }
     report.damages.sort();
     Ok(())
+}
+
+/// Lets the store compare all that a verification need not have read with its parity. Packs and
+/// archived files were read.
+fn read_the_rest(repository: &Repository, objects: &[ObjectMeta]) {
+    let is_rest = |key: &str| is_ours(key) && !key.starts_with(PACKS) && !key.starts_with(WAL);
+    for object in objects.iter().filter(|object| is_rest(&object.key)) {
+        if let Err(error) = repository.store().read(&object.key) {
+            // Whoever needs it will say so.
+            tracing::debug!(object = object.key, %error, "not read");
+        }
+    }
 }
 
 /// What a repair did to one object, or why it could not.
@@ -100,6 +150,8 @@ pub(crate) fn mend(
     let Some(parity) = repository.store().parity() else { return Ok(done) };
     let is_wrong = |key: &str| found.damages.iter().any(|damage| damage.object == key);
     progress.set_phase("repairing from parity");
+    let objects = repository.store().list("")?;
+    read_the_rest(repository, &objects);
     for key in parity.rebuilt() {
         progress.check()?;
         if !is_wrong(&key) {
@@ -110,16 +162,18 @@ pub(crate) fn mend(
     if parity.share()?.is_none() {
         return Ok(done);
     }
-    for object in repository.store().list("")? {
+    for object in objects {
         progress.check()?;
         let state = parity.state(&object.key)?;
-        if state == ParityState::Whole || is_wrong(&object.key) {
+        if state == ParityState::Whole || is_wrong(&object.key) || !is_ours(&object.key) {
             continue;
         }
-        let made = parity.complete(&object.key).map(|()| match state {
-            ParityState::Missing => "made: the object had none",
-            _ => "made again from the object",
-        });
+        let made = match parity.complete(&object.key) {
+            Ok(false) => continue,
+            Ok(true) if state == ParityState::Missing => Ok("made: the object had none"),
+            Ok(true) => Ok("made again from the object"),
+            Err(error) => Err(error),
+        };
         if made.as_ref().is_err_and(StoreError::is_not_found) {
             continue;
         }

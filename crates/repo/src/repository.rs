@@ -14,6 +14,7 @@ use crate::audit;
 use crate::authority::epochs::Epochs;
 use crate::authority::{self, Authority, kept};
 use crate::crypto::{Class, Keys, PackKey, RootKey, class_of, derive, epoch_of};
+use crate::genuine;
 use crate::id::{hex, unhex};
 use crate::index::{Index, PackInfo};
 use crate::keys::{self, Secret, timestamp};
@@ -166,6 +167,30 @@ impl Repository {
         secret: &Secret,
         options: OpenOptions,
     ) -> Result<Self> {
+        loop {
+            let opened = Self::open_once(store.clone(), env.clone(), secret, options.clone());
+            // Before a key is known nobody can tell whether what parity gave is right. Where that led
+            // nowhere, what lies there may; `format` last, which is read by itself.
+            let rebuilt = match (&opened, store.parity()) {
+                (Err(_), Some(parity)) => parity.rebuilt(),
+                _ => Vec::new(),
+            };
+            let slots = rebuilt.iter().any(|key| key != FORMAT);
+            let in_doubt: Vec<_> =
+                rebuilt.into_iter().filter(|key| !slots || key != FORMAT).collect();
+            let Some(parity) = store.parity().filter(|_| !in_doubt.is_empty()) else {
+                return opened;
+            };
+            in_doubt.iter().for_each(|key| parity.distrust(key));
+        }
+    }
+
+    fn open_once(
+        store: Store,
+        env: Environment,
+        secret: &Secret,
+        options: OpenOptions,
+    ) -> Result<Self> {
         let body = store.read(FORMAT).map_err(|error| {
             if error.is_not_found() {
                 RepoError::new(
@@ -238,7 +263,7 @@ impl Repository {
         let cache = cache.map(|folder| folder.join(hex(&id)));
         let Opened { roots, keys, kept, slot } = opened;
         let writer = keys.host().unwrap_or_else(|| writer_id(&id));
-        Self {
+        let it = Self {
             inner: Arc::new(Inner {
                 store,
                 env,
@@ -256,7 +281,9 @@ impl Repository {
                 pack_keys: Mutex::default(),
                 ahead: Mutex::default(),
             }),
-        }
+        };
+        genuine::judge_for(&it);
+        it
     }
 
     /// Refuses an operation that a flag of the repository guards and this program does not know.
@@ -400,17 +427,32 @@ impl Repository {
         self.inner.command.get().map_or("", String::as_str)
     }
 
+    /// Whether this is `format` as it was written: not even a blank may differ.
+    pub(crate) fn is_format(&self, body: &[u8]) -> bool {
+        serde_json::from_slice::<Format>(body).is_ok_and(|format| {
+            format.id == hex(&self.inner.id)
+                && format.seal == format.sealed_with(&self.inner.keys)
+                && serde_json::to_vec_pretty(&format).is_ok_and(|whole| whole == *body)
+        })
+    }
+
+    /// Gives the repository back as long as somebody else has it open.
+    pub(crate) fn weak(&self) -> impl Fn() -> Option<Self> + Send + Sync + use<> {
+        let weak = Arc::downgrade(&self.inner);
+        move || weak.upgrade().map(|inner| Self { inner })
+    }
+
+    /// The index as last loaded, if there is one and nobody is about to replace it.
+    pub(crate) fn index_at_hand(&self) -> Option<Arc<Index>> {
+        self.inner.index.try_read().ok()?.clone()
+    }
+
     /// Tells `damaged` of what is not right in `format`, the key slots and the records of them; counts the objects.
     pub(crate) fn check_keys(&self, mut damaged: impl FnMut(&str, RepoError)) -> Result<u64> {
         let it = &self.inner;
         match it.store.read(FORMAT) {
             Ok(body) => {
-                // Whole: not even a blank may differ from what was written.
-                let right = serde_json::from_slice::<Format>(&body).is_ok_and(|format| {
-                    format.id == hex(&it.id)
-                        && format.seal == format.sealed_with(&it.keys)
-                        && serde_json::to_vec_pretty(&format).is_ok_and(|whole| whole == *body)
-                });
+                let right = self.is_format(&body);
                 if !right {
                     damaged(FORMAT, RepoError::damaged(FORMAT, "it was altered"));
                 }

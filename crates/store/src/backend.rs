@@ -1,4 +1,5 @@
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -150,19 +151,38 @@ fn no_parts(doing: &'static str, key: &str) -> StoreError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ParityState {
     Whole,
+    /// None, or one that a crash cut off while it was written.
     Missing,
-    /// The parity file is not what was written; the object may be.
+    /// The parity file is not what was written, or not of this object; the object may be right.
     Damaged,
 }
+
+/// Says whether bytes are what was written under a key: whoever has the keys to the objects. None:
+/// there is no telling.
+///
+/// It is asked while an object is read, so it must read nothing from the store and wait for nobody
+/// who does.
+pub type Judge = dyn Fn(&str, &[u8]) -> Option<bool> + Send + Sync;
 
 /// What repairs objects that the medium has damaged, where a store has that.
 ///
 /// Damaged objects are read as they were, as long as their parity gives that; [`rebuilt`] says which
 /// ones, so that whoever has authenticated what was read may [`mend`] them.
 ///
+/// Parity proves nothing, it may be damaged, forged, or made of damage. So a [`Judge`] decides where
+/// object and parity differ: what lies there stands if it is right, and only what is right takes its
+/// place. Until there is one, the parity is believed.
+///
 /// [`rebuilt`]: Self::rebuilt
 /// [`mend`]: Self::mend
 pub trait Parity: Send + Sync {
+    /// Whom to ask from now on. What was decided before is decided again.
+    fn set_judge(&self, judge: Arc<Judge>);
+
+    /// Reads this object as it lies from now on, until there is a judge: what its parity gave turned
+    /// out to be of no use.
+    fn distrust(&self, key: &str);
+
     /// How much of each new object can be repaired, in percent; none: no parity is made.
     fn share(&self) -> Result<Option<u8>>;
 
@@ -179,8 +199,15 @@ pub trait Parity: Send + Sync {
     /// the object's own authentication.
     fn mend(&self, key: &str) -> Result<()>;
 
-    /// Makes the parity of an object anew. Only for an object that is right.
-    fn complete(&self, key: &str) -> Result<()>;
+    /// Keys of objects without parity, sorted. Only the ends of parity files are read.
+    fn missing(&self) -> Result<Vec<String>>;
+
+    /// Makes the parity of an object anew, after the judge has found the object right. False: no
+    /// parity is wanted here, or there is no telling whether the object is right.
+    ///
+    /// # Errors
+    /// `Damaged` of an object that is not right, or without a judge is not what its parity knows.
+    fn complete(&self, key: &str) -> Result<bool>;
 
     /// Removes parity without an object, and what finished repairs kept; returns how many of the
     /// former.

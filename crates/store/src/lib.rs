@@ -29,7 +29,7 @@ mod remote;
 mod store;
 mod tier;
 
-pub use backend::{Backend, ObjectMeta, Parity, ParityState};
+pub use backend::{Backend, Judge, ObjectMeta, Parity, ParityState};
 pub use bytes::Bytes;
 pub use env::{Clock, Environment, FixedClock, Random, SeededRandom};
 pub use error::{ErrorKind, StoreError};

@@ -218,6 +218,24 @@ fn counts(fixed: &[u8]) -> Option<(usize, usize, usize)> {
     fits.then_some((piece, data, parity))
 }
 
+/// Whether this is what a crash leaves of a parity file that was not yet on the disk: nothing, a
+/// beginning, or one with zeros behind it. `front` is its beginning and `back` its end.
+pub(crate) fn is_torn(front: &[u8], back: &[u8], length: u64) -> bool {
+    let is_zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
+    let back = back.get(back.len().saturating_sub(FIXED)..).unwrap_or(back);
+    if is_zero(back) {
+        // What is there before the zeros began as a parity file does, if there is anything.
+        return front.iter().zip(MAGIC).all(|(byte, right)| byte == right || *byte == 0);
+    }
+    if length < FIXED as u64 {
+        return front.iter().zip(MAGIC).all(|(byte, right)| byte == right);
+    }
+    counts(front).is_some_and(|(piece, data, parity)| {
+        let whole = 2 * (FIXED + SUM * (data + parity)) as u64 + parity as u64 * piece as u64;
+        length < whole
+    })
+}
+
 /// The length of a piece of an object of `length`. Bytes.
 fn piece_of(length: usize) -> usize {
     let at_least = length.div_ceil(MOST_PIECES).max(SMALLEST_PIECE);
@@ -302,6 +320,26 @@ mod tests {
     }
 
     #[test]
+    fn what_a_crash_leaves_is_torn_and_damage_is_not() {
+        let file = protect(&body(300_000, 2), 10).unwrap();
+        let torn = |file: &[u8]| is_torn(file, file, file.len() as u64);
+        assert!(!torn(&file) && torn(b""));
+        for length in [1, 7, 8, 50, 96, 97, 4096, 20_000, file.len() - 1] {
+            assert!(torn(&file[..length]), "{length} bytes of it");
+            let mut zeros = file.clone();
+            zeros[length.min(file.len() - FIXED)..].fill(0);
+            assert!(torn(&zeros), "zeros from {length}");
+        }
+        assert!(!torn(&[7; 96]) && !torn(&[7; 9]));
+        let mut damaged = file.clone();
+        damaged[..FIXED].fill(0);
+        assert!(!torn(&damaged));
+        damaged = file.clone();
+        *damaged.last_mut().unwrap() ^= 1;
+        assert!(!torn(&damaged));
+    }
+
+    #[test]
     fn what_is_lost_beyond_the_share_is_said_and_never_made_up() {
         let object = body(1 << 20, 1);
         let file = protect(&object, 10).unwrap();
@@ -350,12 +388,13 @@ mod tests {
             mut file in prop::collection::vec(any::<u8>(), 0..4096),
             fields in prop::collection::vec(any::<u32>(), 6),
         ) {
-            let _ = Head::find(&file);
+            let _ = (Head::find(&file), is_torn(&file, &file, file.len() as u64));
             let mut forged = MAGIC.to_vec();
             forged.extend_from_slice(&VERSION.to_le_bytes());
             fields.iter().for_each(|field| forged.extend_from_slice(&field.to_le_bytes()));
             forged.append(&mut file);
             prop_assert_eq!(Head::find(&forged), None);
+            let _ = is_torn(&forged, &forged, forged.len() as u64);
         }
 
         #[test]

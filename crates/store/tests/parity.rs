@@ -5,8 +5,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
-use backstay_store::{Bytes, ErrorKind, ParityState, Store, StoreOptions, conformance, failpoint};
+use backstay_store::{
+    Bytes, ErrorKind, Judge, ParityState, Store, StoreOptions, conformance, failpoint,
+};
 
 const ROOT: &str = "BACKSTAY_TEST_PARITY_IN";
 const WORK: &str = "BACKSTAY_TEST_PARITY_WORK";
@@ -133,6 +136,67 @@ fn a_repair_is_refused_when_object_and_parity_are_no_longer_what_was_read() {
     assert_eq!(std::fs::read(root.join(KEY)).unwrap(), lying);
 }
 
+/// Puts the parity of other bytes beside an object.
+fn forge(root: &Path, key: &str, other: Bytes) {
+    let elsewhere = tempfile::tempdir().unwrap();
+    let store = with_parity(elsewhere.path());
+    store.parity().unwrap().set_share(Some(100)).unwrap();
+    store.create(key, other).unwrap();
+    let forged = std::fs::read(elsewhere.path().join(".parity/of").join(key)).unwrap();
+    damage(&root.join(".parity/of").join(key), |bytes| *bytes = forged);
+}
+
+#[test]
+fn who_knows_the_objects_decides_between_them_and_their_parity() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    let (good, other) = (body(50_000), Bytes::from(vec![9; 50_000]));
+    let judge = |right: Option<Bytes>| -> Arc<Judge> {
+        Arc::new(move |_: &str, found: &[u8]| right.as_ref().map(|right| right == found))
+    };
+    let store = with_parity(root);
+    let parity = store.parity().unwrap();
+    parity.set_share(Some(100)).unwrap();
+    store.create(KEY, good.clone()).unwrap();
+
+    // Without anybody who knows, parity is believed until it is said to be of no use.
+    let file = std::fs::read(root.join(".parity/of").join(KEY)).unwrap();
+    forge(root, KEY, other.clone());
+    assert_eq!(store.read(KEY).unwrap(), other);
+    parity.distrust(KEY);
+    assert_eq!(store.read(KEY).unwrap(), good);
+    assert_eq!(parity.rebuilt(), [] as [String; 0]);
+
+    // What lies there stands, and its parity is made anew.
+    parity.set_judge(judge(Some(good.clone())));
+    assert_eq!(store.read(KEY).unwrap(), good);
+    assert_eq!(store.read_range(KEY, 100..200).unwrap(), good.slice(100..200));
+    assert_eq!(parity.state(KEY).unwrap(), ParityState::Damaged);
+    parity.mend(KEY).unwrap_err();
+    assert!(parity.complete(KEY).unwrap());
+    assert_eq!(parity.state(KEY).unwrap(), ParityState::Whole);
+    assert!(std::fs::read(root.join(".parity/of").join(KEY)).unwrap() == file);
+
+    // Who cannot tell changes nothing; and no parity is made of what is wrong.
+    damage(&root.join(KEY), |bytes| bytes[7] ^= 1);
+    let lying = std::fs::read(root.join(KEY)).unwrap();
+    parity.set_judge(judge(None));
+    assert_eq!(store.read(KEY).unwrap(), lying);
+    assert!(!parity.complete(KEY).unwrap());
+    parity.set_judge(judge(Some(good.clone())));
+    assert_eq!(store.read_range(KEY, 0..50_000).unwrap(), good);
+    assert_eq!(parity.complete(KEY).unwrap_err().kind(), ErrorKind::Damaged);
+    parity.mend(KEY).unwrap();
+    assert_eq!(std::fs::read(root.join(KEY)).unwrap(), good);
+
+    // Nor is damage replaced by what is as wrong.
+    forge(root, KEY, other.slice(..10));
+    damage(&root.join(KEY), |bytes| bytes[7] ^= 1);
+    assert_eq!(store.read(KEY).unwrap(), lying);
+    parity.mend(KEY).unwrap_err();
+    assert_eq!(std::fs::read(root.join(KEY)).unwrap(), lying);
+}
+
 #[test]
 fn parity_comes_and_goes_with_its_object() {
     let directory = tempfile::tempdir().unwrap();
@@ -157,8 +221,22 @@ fn parity_comes_and_goes_with_its_object() {
     assert_eq!(store.read(KEY).unwrap(), body(70_000));
     parity.complete(KEY).unwrap();
     assert_eq!(parity.state(KEY).unwrap(), ParityState::Whole);
-    // A parity file that is nothing any more hinders nobody.
-    damage(&file, |bytes| bytes.fill(0));
+    // One that a power cut tore is none, and hinders nobody.
+    let all = std::fs::read(&file).unwrap();
+    let ways: [fn(&mut Vec<u8>); 3] =
+        [|bytes| bytes.fill(0), |bytes| bytes.clear(), |bytes| bytes.truncate(9000)];
+    for way in ways {
+        damage(&file, |bytes| {
+            bytes.clone_from(&all);
+            way(bytes);
+        });
+        assert_eq!(parity.state(KEY).unwrap(), ParityState::Missing);
+        assert_eq!(parity.missing().unwrap(), [KEY]);
+        assert_eq!(store.read(KEY).unwrap(), body(70_000));
+    }
+    // Nor does one that is of no use otherwise.
+    damage(&file, |bytes| *bytes = vec![7; 20_000]);
+    assert_eq!(parity.state(KEY).unwrap(), ParityState::Damaged);
     assert_eq!(store.read(KEY).unwrap(), body(70_000));
 
     store.delete(KEY).unwrap();
@@ -238,7 +316,8 @@ fn a_process_killed_at_any_step_of_parity_loses_nothing() {
             parity.mend(KEY).unwrap();
         }
         assert_eq!(std::fs::read(root.join(KEY)).unwrap(), whole, "{name}");
-        parity.complete(KEY).unwrap();
+        assert!(parity.complete(KEY).unwrap());
+        assert_eq!(parity.missing().unwrap(), [] as [String; 0], "{name}");
         // The next writer removes what the dead one left, and tidying what its repair kept.
         store.create("another", body(1)).unwrap();
         parity.tidy().unwrap();

@@ -10,10 +10,11 @@ use backstay_ops::discover::{self, Cluster};
 use backstay_ops::lifecycle::lifecycle;
 use backstay_ops::privilege::{Cloud, Host};
 use backstay_ops::{Context, Error, ErrorKind, secret};
-use backstay_repo::Environment;
+use backstay_repo::{Environment, Progress};
 use clap::Args;
 use serde_json::json;
 
+use super::parity;
 use crate::app::{App, Outcome, Result};
 use crate::output::Style;
 
@@ -29,7 +30,8 @@ Examples:
   backstay init -r s3://bucket/backstay -k /etc/backstay/main.key
   backstay init -r s3://bucket/backstay --policy s3 > policy.json
   backstay init -r s3://bucket/backstay --lifecycle > rules.json
-  backstay init --config ./backstay.toml -r ./repository -k ./main.key"
+  backstay init --config ./backstay.toml -r ./repository -k ./main.key
+  backstay init -r /mnt/disk/backstay --parity 10%"
 )]
 pub struct InitArgs {
     /// Do not look for clusters and folders to protect
@@ -47,6 +49,11 @@ pub struct InitArgs {
     /// Print rules by which the bucket moves packs to a colder class, and do nothing else
     #[arg(long, conflicts_with_all = ["append_only", "policy"])]
     lifecycle: bool,
+
+    /// Make bad sectors and flipped bits repairable up to this share of each object, in new
+    /// repositories on this machine (see `backstay parity`)
+    #[arg(long, value_name = "PERCENT", value_parser = parity::parse_percent)]
+    parity: Option<u8>,
 
     /// The host, as the cloud calls it: an ARN, serviceAccount:NAME
     #[arg(long, value_name = "NAME")]
@@ -139,6 +146,8 @@ struct Repository {
     url: String,
     created: bool,
     id: String,
+    /// Percent.
+    parity: Option<u8>,
     key_file: Option<PathBuf>,
     key_created: bool,
     /// The name of this machine as a writer.
@@ -179,11 +188,28 @@ pub fn run(args: &InitArgs, app: &App) -> Result<Outcome> {
         };
         config.apply(&flags, &search)?;
     }
+    let local = |config: &RepositoryConfig| config.keys.url.0.starts_with("file://");
+    if args.parity.is_some() && !config.repositories()?.into_iter().any(local) {
+        return Err(Error::usage(
+            "no repository here is a folder, and only those have parity",
+            "leave out --parity: object stores keep what they have whole by themselves",
+        ));
+    }
     let owner = owner_of_clusters(&config);
     let mut context = Context::new(config, search, env);
     context.command.clone_from(&app.command);
     for config in context.config.repositories()? {
-        let mut repository = create(&context, config, owner)?;
+        let share = args.parity.filter(|_| local(config));
+        let mut repository = create(&context, config, owner, share)?;
+        if let Some(share) = args.parity.filter(|share| repository.parity != Some(*share)) {
+            let (message, hint) = if local(config) {
+                let was = "was there already, and its parity is left as it is";
+                (was, format!("`backstay parity {share}% -r {}` changes it", config.name))
+            } else {
+                ("is no folder, and has no parity", "nothing is to be done".to_owned())
+            };
+            app.output.warn(&format!("repository {} {message}", config.name), Some(&hint));
+        }
         if args.append_only {
             match Cloud::of(&config.keys.url.0) {
                 Some(cloud) => repository.policy = Some((host_of(args, config)?, cloud)),
@@ -421,6 +447,7 @@ fn create(
     context: &Context,
     config: &RepositoryConfig,
     owner: Option<(u32, u32)>,
+    parity: Option<u8>,
 ) -> Result<Repository> {
     let mut key_created = false;
     if let Some(path) = &config.keys.key_file {
@@ -435,6 +462,9 @@ fn create(
         Err(error) if error.kind() == ErrorKind::NoRepository => {
             let label = format!("{} ({})", config.name, hostname());
             let repository = context.create(config, &label)?;
+            if parity.is_some() {
+                repository.set_parity(parity, &Progress::default())?;
+            }
             if let (Some(folder), Some(owner)) = (&folder, owner) {
                 give_away(folder, owner)?;
             }
@@ -453,6 +483,7 @@ fn create(
         url: repository.store().url(),
         created,
         id: repository.id().to_string(),
+        parity: repository.parity()?,
         key_file: config.keys.key_file.clone(),
         key_created,
         writer: repository.writer_name(),
@@ -491,6 +522,7 @@ fn document(done: &Done, app: &App) -> Result<()> {
             "url": repository.url,
             "id": repository.id,
             "created": repository.created,
+            "parity": repository.parity,
             "key_file": repository.key_file,
             "key_created": repository.key_created,
             "writer": repository.writer,
@@ -519,6 +551,9 @@ fn present(done: &Done, app: &App) -> Result<()> {
     for repository in &done.repositories {
         let verb = if repository.created { "Created" } else { "Found" };
         say(format!("{verb} repository {} at {}", bold(&repository.name), repository.url))?;
+        if let Some(share) = repository.parity {
+            say(format!("Parity repairs {share} % of each object in it"))?;
+        }
         if let Some(key) = &repository.key_file {
             let verb = if repository.key_created { "Created" } else { "Opened it with" };
             say(format!("{verb} key file {}", bold(&key.display().to_string())))?;

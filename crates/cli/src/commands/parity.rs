@@ -15,7 +15,8 @@ use crate::work;
     after_help = "Parity lies beside the objects and costs its share of space. It repairs flipped bits,
 bad sectors and files that were cut short, up to the share, wherever the damage lies: restores
 read through it, and `backstay verify --repair` puts right what is damaged. It does not bring back
-files that are gone, or a disk: for those, keep a second repository.
+files that are gone, or a disk: for those, keep a second repository. Parity is made only of objects
+that open with the key, so setting a share reads all of the repository.
 
   backstay parity 10%    parity for what is there and for what comes
   backstay parity off    no parity any more"
@@ -33,11 +34,14 @@ fn parse_share(text: &str) -> std::result::Result<Share, String> {
     if text == "off" {
         return Ok(Share(None));
     }
+    parse_percent(text).map(|share| Share(Some(share))).map_err(|what| format!("{what}, or off"))
+}
+
+/// A share of each object.
+pub(super) fn parse_percent(text: &str) -> std::result::Result<u8, String> {
     let number = text.strip_suffix('%').unwrap_or(text).trim().parse().ok();
     let share = number.filter(|share| (1..=100).contains(share));
-    share
-        .map(|share| Share(Some(share)))
-        .ok_or_else(|| "say a whole share from 1% to 100%, or off".to_owned())
+    share.ok_or_else(|| "say a whole share from 1% to 100%".to_owned())
 }
 
 pub fn run(args: &ParityArgs, app: &App) -> Result<Outcome> {
@@ -73,7 +77,7 @@ pub fn run(args: &ParityArgs, app: &App) -> Result<Outcome> {
     })?;
     for object in &set.damaged {
         let mark = app.output.paint.paint(Style::Red, "damaged");
-        app.output.answer(format!("  {mark} {object}: it keeps the parity that it had"))?;
+        app.output.answer(format!("  {mark} {object}: no parity is made of it as it is"))?;
     }
     if set.damaged.is_empty() {
         return Ok(Outcome::Done);

@@ -24,7 +24,7 @@ use crate::work;
   forensic   restored in a sandbox, started and queried
 
 With --repair what is damaged is put right, as far as it can be had: an index from the
-packs, what is left of a damaged pack, and with --repair-from what is lost from another
+packs, what is left of a damaged pack, with parity the object as it was, and with --repair-from what is lost from another
 repository that holds the same. Nothing goes before what replaces it is stored.
 
 Ends with 20 when something is damaged.")]
@@ -258,6 +258,12 @@ fn say(app: &App, name: &str, report: &VerifyReport, took: Duration) -> Result<(
         app.output.say(format!(
             "      {number} in an archive of the store: not read, so whether they are good is \
              unknown (`backstay thaw` fetches what a snapshot needs)"
+        ))?;
+    }
+    if report.without_parity > 0 {
+        let number = count(report.without_parity, "object", "objects");
+        app.output.say(format!(
+            "      {number} without parity: nothing is wrong with that, and maintenance makes it"
         ))?;
     }
     for damage in &report.damages {

@@ -113,7 +113,8 @@ fn every_document_has_its_shape() {
             "repository",
             "seconds",
             "snapshots",
-            "unread"
+            "unread",
+            "without_parity"
         ]
     );
     let restore = it.json(&["restore", "data", "--to", "back"]);

@@ -99,3 +99,58 @@ fn a_repair_is_of_whole_repositories_and_needs_another_one() {
         assert_eq!(ran.code, 2, "{ran}");
     }
 }
+
+/// As a person does it: a repository with parity, bad sectors, and all of it back as it was.
+#[test]
+fn what_bad_sectors_damage_is_restored_and_repaired_through_parity() {
+    let it = Sandbox::new();
+    it.tree();
+    it.configure("");
+    let ran = it.good(&["init", "--parity", "20%"]);
+    assert!(ran.stdout.contains("Parity repairs 20 % of each object"), "{ran}");
+    assert_eq!(it.json(&["parity"])["parity"], 20);
+    it.good(&["backup", "data"]);
+    let objects = || {
+        let files = files_below(&it.path("repo")).into_iter();
+        let files = files.filter(|path| !path.iter().any(|part| part == ".parity"));
+        files.map(|path| (path.clone(), fs::read(path).unwrap())).collect::<Vec<_>>()
+    };
+    let whole = objects();
+    assert!(whole.len() > 4);
+    for (number, (path, body)) in whole.iter().enumerate() {
+        let mut body = body.clone();
+        let bad = (body.len() / 6).max(1);
+        let from = (body.len() - bad) * (number % 3) / 2;
+        body[from..from + bad].iter_mut().for_each(|byte| *byte = !*byte);
+        fs::remove_file(path).unwrap();
+        fs::write(path, body).unwrap();
+    }
+    it.good(&["restore", "data", "--to", "back"]);
+    for path in files_below(&it.path("data")) {
+        let name = path.strip_prefix(it.path("")).unwrap();
+        let after = files_below(&it.path("back")).into_iter().find(|p| p.ends_with(name)).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), fs::read(after).unwrap(), "{}", name.display());
+    }
+    let ran = it.run(&["verify"]);
+    assert_eq!(ran.code, 20, "{ran}");
+    assert!(ran.stdout.contains("its parity gives it back"), "{ran}");
+    let ran = it.good(&["verify", "--repair"]);
+    assert!(ran.stdout.contains("from its parity"), "{ran}");
+    assert!(objects() == whole, "repaired bit for bit");
+    it.good(&["verify", "--level", "thorough"]);
+
+    // What a crash left without parity is no damage, and maintenance makes it.
+    fs::remove_file(it.path("repo/.parity/of/format")).unwrap();
+    let ran = it.good(&["verify"]);
+    assert!(ran.stdout.contains("1 object without parity"), "{ran}");
+    it.good(&["maintenance"]);
+    assert_eq!(it.json(&["verify"])["verifications"][0]["without_parity"], 0);
+
+    let ran = it.good(&["init", "--parity", "10%"]);
+    assert!(ran.stderr.contains("its parity is left as it is"), "{ran}");
+    it.good(&["parity", "off"]);
+    assert!(!it.path("repo/.parity/share").exists());
+    for share in ["0%", "101%", "off", "ten"] {
+        assert_eq!(it.run(&["init", "--parity", share]).code, 2);
+    }
+}

@@ -61,6 +61,21 @@ impl Begun {
     }
 }
 
+/// Whether this is what begins an epoch as it was written; none where the owner before it, who signs
+/// it, is not known.
+pub(crate) fn is_begun(json: &[u8], keys: &Keys, repository: &[u8; 16], key: &str) -> Option<bool> {
+    let Ok(begun) = serde_json::from_slice::<Begun>(json) else { return Some(false) };
+    let whole = serde_json::to_vec_pretty(&begun).is_ok_and(|written| written == json);
+    if !whole || begun.repository != hex(repository) || begun_key(begun.epoch) != key {
+        return Some(false);
+    }
+    let before = keys.era(begun.epoch.checked_sub(1)?)?;
+    let signed = unhex::<SIGNATURE>(&begun.signature).is_some_and(|signature| {
+        signing::verifies(&before.owner, key, &begun.signed(), &signature)
+    });
+    Some(signed)
+}
+
 /// For [`internals`](crate::internals).
 pub(crate) fn parses(json: &[u8]) -> bool {
     serde_json::from_slice::<Begun>(json).is_ok()

@@ -258,6 +258,21 @@ pub(crate) fn check(
     Ok(count)
 }
 
+/// Whether a slot is what was written, to the last blank; none of one that these root keys have not
+/// made.
+pub(crate) fn is_slot(
+    body: &[u8],
+    roots: &[RootKey],
+    repository: &[u8; 16],
+    id: &str,
+) -> Option<bool> {
+    roots.first()?;
+    let Ok(slot) = serde_json::from_slice::<SlotObject>(body) else { return Some(false) };
+    let whole = serde_json::to_vec_pretty(&slot).is_ok_and(|written| written == body);
+    let root = roots.get(slot.epoch as usize);
+    Some(whole && root.is_some_and(|root| slot.is_of(repository, root, id)))
+}
+
 /// For [`internals`](crate::internals).
 pub(crate) fn parses(json: &[u8]) -> bool {
     serde_json::from_slice::<SlotObject>(json).is_ok()

@@ -171,6 +171,7 @@ impl<'r> Maintenance<'r> {
             let extended = locked::extend(self.repository, &self.unneeded, self.progress);
             done?;
             self.report.locks_extended = extended?;
+            crate::parity::complete(self.repository, self.progress)?;
         } else {
             done?;
         }

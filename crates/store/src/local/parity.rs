@@ -8,21 +8,22 @@
 //! ```
 //!
 //! The object comes first and is durable before its parity is written; parity is not synced. A
-//! crash between leaves an object without parity or with a torn parity file, which says of itself
-//! that it is torn: either is made again by [`complete`](Parity::complete). On removal the parity
-//! goes first, durably, so that an old parity file never meets a new object of the same key.
+//! crash between leaves an object without parity or with a torn parity file, which counts as none:
+//! either is made again by [`complete`](Parity::complete). On removal the parity goes first, durably,
+//! so that an old parity file never meets a new object of the same key.
 //!
-//! A parity file is believed only as far as no seal is concerned: bytes that come out of it are
-//! handed to the reader like any others, who opens and authenticates them. What cannot be rebuilt
-//! is handed out as it lies on the disk, and the reader says what it makes of that.
+//! Where object and parity differ, either may be wrong, and a sum is no seal. So the judge is asked,
+//! who can open objects: what lies on the disk stands if it is right, whatever its parity says, and
+//! what is rebuilt takes its place only if that is right. Everything else is handed out as it lies,
+//! and the reader says what it makes of that.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, RwLock};
 
 use bytes::Bytes;
 use rustix::fs::{Advice, AtFlags, Mode, OFlags};
@@ -31,8 +32,8 @@ use rustix::io::Errno;
 use super::{ATTEMPTS, Local, Temporary, make_directories_at, open_directory, parent_of, walk};
 use crate::failpoint;
 use crate::key::check_key;
-use crate::parity::{Head, protect};
-use crate::{ErrorKind, Parity, ParityState, Result, StoreError};
+use crate::parity::{Head, is_torn, protect};
+use crate::{Backend, ErrorKind, Judge, Parity, ParityState, Result, StoreError};
 
 const SHARE: &str = ".parity/share";
 const OF: &str = ".parity/of";
@@ -54,9 +55,33 @@ pub(super) struct Rebuilt {
     keys: Mutex<BTreeMap<String, [u8; 32]>>,
     /// The last one: a damaged pack is read in many ranges.
     last: Mutex<Option<(String, Bytes)>>,
+    /// What is read as it lies, because nothing better is to be had, and whether the parity is to
+    /// blame for that.
+    as_it_lies: Mutex<BTreeMap<String, bool>>,
+    judge: RwLock<Option<Arc<Judge>>>,
 }
 
 impl Rebuilt {
+    /// None: nobody can say.
+    fn is_right(&self, key: &str, body: &[u8]) -> Option<bool> {
+        self.judge()?(key, body)
+    }
+
+    fn judge(&self) -> Option<Arc<Judge>> {
+        self.judge.read().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
+    fn as_it_lies(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, bool>> {
+        self.as_it_lies.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Notes that an object is not what its parity says, and that the parity is wrong.
+    fn blame_parity(&self, key: &str) {
+        if self.as_it_lies().insert(key.to_owned(), true) != Some(true) {
+            tracing::warn!(object = key, "its parity is wrong, and is not used");
+        }
+    }
+
     fn note(&self, key: &str, body: &Bytes) {
         let digest = *blake3::hash(body).as_bytes();
         let mut keys = self.keys.lock().unwrap_or_else(|e| e.into_inner());
@@ -76,6 +101,7 @@ impl Rebuilt {
 
     fn forget(&self, key: &str) {
         self.keys.lock().unwrap_or_else(|e| e.into_inner()).remove(key);
+        self.as_it_lies().remove(key);
         *self.last() = None;
     }
 }
@@ -213,18 +239,36 @@ impl Local {
         Head::at_front(&front).or_else(|| Head::find(&read_what_is_left(&file, 0..u64::MAX).ok()?))
     }
 
-    /// The object as its parity says that it was, if that can be had.
+    /// The object as its parity says that it was, if that can be had and is right, and what lies on
+    /// the disk is not.
     fn rebuild(&self, key: &str, file: &File) -> Option<Bytes> {
         if let Some((last, body)) = &*self.rebuilt.last()
             && last == key
         {
             return Some(body.clone());
         }
+        if self.rebuilt.as_it_lies().contains_key(key) {
+            return None;
+        }
         let parity = self.parity_file(key)?;
         let head = Head::find(&parity)?;
         let left = read_what_is_left(file, 0..u64::MAX).ok()?;
+        // Where the two agree it is the disk that does not read what lies there.
+        if !head.agrees(&left) && self.rebuilt.is_right(key, &left) == Some(true) {
+            self.rebuilt.blame_parity(key);
+            return None;
+        }
         match head.rebuild(&left, &parity) {
             Ok(body) => {
+                let right = self.rebuilt.is_right(key, &body);
+                if right == Some(false) {
+                    self.rebuilt.blame_parity(key);
+                    return None;
+                }
+                if right.is_none() && self.rebuilt.judge().is_some() {
+                    self.rebuilt.as_it_lies().insert(key.to_owned(), false);
+                    return None;
+                }
                 let body = Bytes::from(body);
                 self.rebuilt.note(key, &body);
                 Some(body)
@@ -236,6 +280,7 @@ impl Local {
                     left = beyond.left,
                     "damaged on the disk beyond what its parity repairs"
                 );
+                self.rebuilt.as_it_lies().insert(key.to_owned(), false);
                 None
             }
         }
@@ -281,6 +326,7 @@ impl Local {
         let root = self.root()?;
         let changed = || io::Error::other("object or parity has changed since it was read");
         *self.rebuilt.last() = None;
+        // From what lies there now, and judged again.
         let body = self.rebuild(key, &open_file(root, key)?).ok_or_else(changed)?;
         if *blake3::hash(&body).as_bytes() != expected {
             return Err(changed());
@@ -350,6 +396,18 @@ impl Local {
     }
 }
 
+/// Whether a crash cut off what lies there while it was written. What cannot be read is no such file.
+fn is_torn_file(root: BorrowedFd<'_>, path: &str) -> bool {
+    let ends = || -> io::Result<(Vec<u8>, Vec<u8>, u64)> {
+        let file = open_file(root, path)?;
+        let length = file.metadata()?.len();
+        let front = read_what_is_left(&file, 0..FRONT as u64)?;
+        let back = read_what_is_left(&file, length.saturating_sub(FRONT as u64)..length)?;
+        Ok((front, back, length))
+    };
+    ends().is_ok_and(|(front, back, length)| is_torn(&front, &back, length))
+}
+
 /// The keys that have a file below `folder`.
 fn keys_below(root: BorrowedFd<'_>, folder: &str) -> io::Result<Vec<String>> {
     let directory = match open_directory(root, folder) {
@@ -373,6 +431,18 @@ fn remove_below(root: BorrowedFd<'_>, path: &str, stop: &str) -> io::Result<()> 
 }
 
 impl Parity for Local {
+    fn set_judge(&self, judge: Arc<Judge>) {
+        *self.rebuilt.judge.write().unwrap_or_else(|e| e.into_inner()) = Some(judge);
+        self.rebuilt.keys.lock().unwrap_or_else(|e| e.into_inner()).clear();
+        self.rebuilt.as_it_lies().clear();
+        *self.rebuilt.last() = None;
+    }
+
+    fn distrust(&self, key: &str) {
+        self.rebuilt.forget(key);
+        self.rebuilt.blame_parity(key);
+    }
+
     fn share(&self) -> Result<Option<u8>> {
         match self.root() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -408,10 +478,29 @@ impl Parity for Local {
     fn state(&self, key: &str) -> Result<ParityState> {
         check_key("read", key)?;
         let Some(file) = self.parity_file(key) else { return Ok(ParityState::Missing) };
+        if is_torn(&file, &file, file.len() as u64) {
+            return Ok(ParityState::Missing);
+        }
+        if self.rebuilt.as_it_lies().get(key) == Some(&true) {
+            return Ok(ParityState::Damaged);
+        }
         Ok(match Head::find(&file) {
             Some(head) if head.is_whole(&file) => ParityState::Whole,
             _ => ParityState::Damaged,
         })
+    }
+
+    fn missing(&self) -> Result<Vec<String>> {
+        let found = |root: BorrowedFd<'_>| -> io::Result<BTreeSet<String>> {
+            let have = keys_below(root, OF)?.into_iter();
+            Ok(have.filter(|key| !is_torn_file(root, &parity_path(key))).collect())
+        };
+        let have = match self.root().and_then(found) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeSet::new(),
+            have => have.map_err(|e| self.error("list", OF, e))?,
+        };
+        let objects = self.list("")?.into_iter().map(|object| object.key);
+        Ok(objects.filter(|key| !have.contains(key)).collect())
     }
 
     fn mend(&self, key: &str) -> Result<()> {
@@ -423,29 +512,38 @@ impl Parity for Local {
         self.try_mend(key, expected).map_err(|e| self.error("repair", key, e))
     }
 
-    fn complete(&self, key: &str) -> Result<()> {
+    fn complete(&self, key: &str) -> Result<bool> {
         check_key("read", key)?;
         let (file, _) = self.open_object("read", key)?;
+        let wrong = |what| {
+            Err(StoreError::new(ErrorKind::Damaged, "make parity of", key).with_detail(what))
+        };
+        let mut body = Vec::new();
+        if let Err(error) = (&file).read_to_end(&mut body) {
+            if error.raw_os_error() == Some(Errno::IO.raw_os_error()) {
+                return wrong("it cannot be read");
+            }
+            return Err(self.error("read", key, error));
+        }
+        // Parity of damaged bytes would make the damage last.
+        match self.rebuilt.is_right(key, &body) {
+            Some(true) => {}
+            Some(false) => return wrong("it is damaged"),
+            None if self.rebuilt.judge().is_some() => return Ok(false),
+            None if self.parity_head(key).is_some_and(|head| !head.agrees(&body)) => {
+                return wrong("it cannot be read as its present parity knows it");
+            }
+            None => {}
+        }
         let made = self.root().and_then(|root| {
-            let Some(share) = self.share_of(root)? else { return Ok(()) };
-            let mut body = Vec::new();
-            (&file).read_to_end(&mut body)?;
-            // Parity of damaged bytes would make the damage last.
-            if self.parity_head(key).is_some_and(|head| !head.agrees(&body)) {
-                return Err(Errno::IO.into());
-            }
-            match protect(&body, share) {
-                Some(file) => put(root, &parity_path(key), &file, false),
-                None => Ok(()),
-            }
+            let Some(share) = self.share_of(root)? else { return Ok(false) };
+            let Some(file) = protect(&body, share) else { return Ok(false) };
+            put(root, &parity_path(key), &file, false)?;
+            Ok(true)
         });
-        made.map_err(|error| match error.raw_os_error() {
-            Some(code) if code == Errno::IO.raw_os_error() => {
-                StoreError::new(ErrorKind::Damaged, "make parity of", key)
-                    .with_detail("it cannot be read as its present parity knows it")
-            }
-            _ => self.error("make parity of", key, error),
-        })
+        let made = made.map_err(|error| self.error("make parity of", key, error))?;
+        self.rebuilt.forget(key);
+        Ok(made)
     }
 
     fn tidy(&self) -> Result<u64> {
