@@ -65,6 +65,7 @@ pub fn run(args: &DumpArgs, app: &App) -> Result<Outcome> {
     let mut out = standard_output()?;
     tree.read_file(&entry, &mut out)?;
     out.flush().map_err(unwritten)?;
+    super::parity::warn_of_damage(app, &found.name, &found.repository);
     for one in fallback.iter().flat_map(|fallback| fallback.given()) {
         let first = &found.name;
         app.output.warn(

@@ -2,6 +2,7 @@
 
 use backstay_ops::units::count;
 use backstay_ops::{Error, Result as OpsResult};
+use backstay_repo::Repository;
 use clap::Args;
 use serde_json::json;
 
@@ -84,4 +85,16 @@ pub fn run(args: &ParityArgs, app: &App) -> Result<Outcome> {
     }
     app.output.say("  `backstay verify --repair` puts right what can be had")?;
     Ok(Outcome::Damage)
+}
+
+/// Says that objects of a repository were read right although the disk has damaged them.
+pub(super) fn warn_of_damage(app: &App, name: &str, repository: &Repository) {
+    let rebuilt = repository.store().parity().map(|parity| parity.rebuilt().len());
+    if let Some(number) = rebuilt.filter(|number| *number > 0) {
+        let objects = count(number as u64, "object", "objects");
+        app.output.warn(
+            &format!("{objects} of `{name}` came from parity, being damaged on the disk"),
+            Some("`backstay verify --repair` puts right what is there; and look at the disk"),
+        );
+    }
 }

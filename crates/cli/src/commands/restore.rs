@@ -325,6 +325,7 @@ fn files(args: &RestoreArgs, app: &App, everywhere: &Everywhere, found: &Found) 
         repository.restore(snapshot, options, progress)
     })?;
     let took = start.elapsed();
+    super::parity::warn_of_damage(app, &found.name, &found.repository);
     app.output.document(&json!({
         "snapshot": snapshot_document(&found.snapshot, &found.name),
         "target": target,

@@ -17,7 +17,7 @@ fn every_document_has_its_shape() {
     assert_eq!(keys(&init), ["config", "config_written", "repositories", "sources"]);
     assert_eq!(
         keys(&init["repositories"][0]),
-        ["created", "id", "key_created", "key_file", "name", "policy", "url", "writer"]
+        ["created", "id", "key_created", "key_file", "name", "parity", "policy", "url", "writer"]
     );
     let backup = it.json(&["backup", "--all"]);
     assert_eq!(keys(&backup), ["backups", "failed"]);

@@ -125,7 +125,8 @@ fn what_bad_sectors_damage_is_restored_and_repaired_through_parity() {
         fs::remove_file(path).unwrap();
         fs::write(path, body).unwrap();
     }
-    it.good(&["restore", "data", "--to", "back"]);
+    let ran = it.good(&["restore", "data", "--to", "back"]);
+    assert!(ran.stderr.contains("of `main` came from parity"), "{ran}");
     for path in files_below(&it.path("data")) {
         let name = path.strip_prefix(it.path("")).unwrap();
         let after = files_below(&it.path("back")).into_iter().find(|p| p.ends_with(name)).unwrap();
