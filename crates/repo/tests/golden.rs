@@ -347,9 +347,16 @@ fn the_repository_is_made_alike_each_time() {
     make(&b);
     let objects = a.list("").unwrap();
     assert_eq!(objects.len(), b.list("").unwrap().len());
-    for object in objects {
+    // In which of the open packs a record comes, and before which other one, is decided between the
+    // thread that reads files and the one that writes trees. What they hold is not: a snapshot has
+    // the hash of all that is below it.
+    let settled = |key: &str| !key.starts_with("packs/") && !key.starts_with("index/");
+    let mut compared = 0;
+    for object in objects.iter().filter(|object| settled(&object.key)) {
         assert!(a.read(&object.key).unwrap() == b.read(&object.key).unwrap(), "{}", object.key);
+        compared += usize::from(object.key.starts_with("snapshots/"));
     }
+    assert_eq!(compared, 2);
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -43,7 +43,7 @@ fn what_is_locked_in_a_directory_stays_whoever_removes_it() {
     let ids = it.snapshots();
     it.good(&["forget", &ids[0]]);
     let done = it.good(&["maintenance"]);
-    assert!(done.stdout.contains("locked until 20"), "{done}");
+    assert!(done.stdout.contains("cannot go yet: locked by the store until 20"), "{done}");
     it.good(&["hold", &ids[1]]);
     let held = it.run(&["forget", "--even-newest", &ids[1]]);
     assert!(held.code != 0 && held.stderr.contains("hold"), "{held}");
