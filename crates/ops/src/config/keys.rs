@@ -158,7 +158,7 @@ section! {
             default: "host=/var/run/postgresql user=postgres dbname=postgres",
             example: "\"host=/var/run/postgresql user=postgres\""
         },
-        /// The data directory on this host. Absent: backed up over the replication protocol.
+        /// The data directory on this host. Absent: the one that the server names.
         data_directory: Option<PathBuf> { example: "\"/var/lib/postgresql/15/main\"" },
         /// Start with an immediate checkpoint; `false` waits for the next regular one.
         fast_checkpoint: bool { default: "true", example: "true" },
