@@ -78,7 +78,11 @@ impl Context {
             allow_http: keys.allow_http,
             upload_limit: keys.upload_limit.map(|size| size.0),
             classes: keys.storage_class.as_ref().map_or_else(StorageClasses::default, |class| {
-                StorageClasses { data: class.data.clone(), rest: class.rest.clone() }
+                StorageClasses {
+                    data: class.data.clone(),
+                    rest: class.rest.clone(),
+                    later: class.later.iter().map(|later| later.0.clone()).collect(),
+                }
             }),
             parts_above: keys.parts_above.map(|size| size.0),
             download_limit: keys.download_limit.map(|size| size.0),
