@@ -65,11 +65,11 @@ pub(crate) fn is_archive(class: &str) -> bool {
 pub(crate) const WORDS: [&str; 4] = ["hot", "warm", "cold", "archive"];
 
 /// The classes that a kind of service has.
-#[cfg(any(feature = "s3", feature = "gcs", feature = "azure"))]
+#[cfg(any(feature = "s3", feature = "gcs", feature = "azure", feature = "key-services"))]
 pub(crate) struct Known {
     /// By its own names.
     pub own: &'static [&'static str],
-    /// What [`WORDS`] mean there.
+    /// What `hot`, `warm`, `cold` and `archive` mean there.
     pub words: [&'static str; 4],
 }
 
@@ -132,8 +132,8 @@ pub(crate) fn in_own_words(
     Ok(StorageClasses { data, rest: resolve(&classes.rest)?, later })
 }
 
-/// How cold a class is, of those that [`WORDS`] mean.
-#[cfg(any(feature = "s3", feature = "gcs", feature = "azure"))]
+/// How cold a class is, of those that the four words mean.
+#[cfg(any(feature = "s3", feature = "gcs", feature = "azure", feature = "key-services"))]
 pub(crate) fn rank(class: &str, known: &Known) -> Option<usize> {
     known.words.iter().position(|known| *known == class)
 }

@@ -10,7 +10,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 #[cfg(feature = "azure")]
 use super::azure::Azure;
-use super::extras::{escape, moment};
+#[cfg(feature = "azure")]
+use super::extras::escape;
+use super::extras::moment;
+#[cfg(feature = "azure")]
 use super::parts::texts;
 #[cfg(feature = "s3")]
 use super::s3::S3;
