@@ -107,8 +107,11 @@ fn serve(stream: &TcpStream, handler: &Handler) -> Option<()> {
         if !response.headers.iter().any(|(name, _)| *name == "content-length") {
             head += &format!("content-length: {}\r\n", response.body.len());
         }
-        let mut whole = format!("{head}\r\n").into_bytes();
         let closes = request.headers.get("connection").is_some_and(|value| value == "close");
+        if closes {
+            head += "connection: close\r\n";
+        }
+        let mut whole = format!("{head}\r\n").into_bytes();
         if request.method == "HEAD" {
             writer.write_all(&whole).ok()?;
             if closes {
