@@ -96,7 +96,7 @@ impl Context {
         };
         Store::open(&keys.url.0, &options).map_err(|error| {
             let error = Error::from(error);
-            let hint = error.hint().unwrap_or("correct its url").to_owned();
+            let hint = error.hint().unwrap_or("correct its keys in the configuration").to_owned();
             Error::new(
                 ErrorKind::Configuration,
                 format!("the repository `{}` cannot be used: {error}", repository.name),

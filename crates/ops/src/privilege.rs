@@ -320,7 +320,7 @@ mod tests {
         assert!(!gcs.contains("objectAdmin") && !gcs.contains("objectUser"), "{gcs}");
         assert!(!gcs.contains("setRetention"), "{gcs}");
         let mut locking = Host::of("gs://b/p").unwrap();
-        locking.lock = Some(std::time::Duration::from_secs(86_400));
+        locking.lock = Some(Duration::from_secs(86_400));
         let gcs = locking.policy(Cloud::Gcs);
         assert!(gcs.contains("setRetention") && !gcs.contains("overrideUnlocked"), "{gcs}");
         let azure = Host::of("az://c").unwrap().policy(Cloud::Azure);

@@ -174,7 +174,7 @@ fn azure_moves_by_age_and_never_back() {
         let path = format!("/backstay/m%20%26%20m/{key}");
         server.admin().ask("HEAD", &path, &[], "").header("x-ms-access-tier").to_owned()
     };
-    assert_eq!(keys.map(|key| tier(key)), ["Hot", "Cool", "Cold", "Archive", "Hot"]);
+    assert_eq!(keys.map(tier), ["Hot", "Cool", "Cold", "Archive", "Hot"]);
     assert_eq!(store.access("packs/ancient").unwrap(), Access::Archived);
     // Nothing is due twice, and nothing goes back when ages change.
     assert_eq!(store.due("packs/", &aged([29, 30, 100, 400])).unwrap(), []);

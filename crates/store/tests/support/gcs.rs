@@ -1,6 +1,8 @@
 //! A small Google Cloud Storage, for what the emulator lacks: conditions of resumable uploads,
 //! retention, holds, pages of listings, and everything that goes wrong.
 
+#![allow(dead_code, reason = "each test takes what it needs")]
+
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
