@@ -78,7 +78,11 @@ impl Context {
             allow_http: keys.allow_http,
             upload_limit: keys.upload_limit.map(|size| size.0),
             classes: keys.storage_class.as_ref().map_or_else(StorageClasses::default, |class| {
-                StorageClasses { data: class.data.clone(), rest: class.rest.clone() }
+                StorageClasses {
+                    data: class.data.clone(),
+                    rest: class.rest.clone(),
+                    later: class.later.iter().map(|later| later.0.clone()).collect(),
+                }
             }),
             parts_above: keys.parts_above.map(|size| size.0),
             download_limit: keys.download_limit.map(|size| size.0),
@@ -92,7 +96,7 @@ impl Context {
         };
         Store::open(&keys.url.0, &options).map_err(|error| {
             let error = Error::from(error);
-            let hint = error.hint().unwrap_or("correct its url").to_owned();
+            let hint = error.hint().unwrap_or("correct its keys in the configuration").to_owned();
             Error::new(
                 ErrorKind::Configuration,
                 format!("the repository `{}` cannot be used: {error}", repository.name),

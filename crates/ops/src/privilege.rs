@@ -225,11 +225,21 @@ impl Host {
             "resource.name.startsWith('{names}{below}') || \
              resource.type == 'storage.googleapis.com/Bucket'"
         );
+        let lock = match self.lock {
+            None => String::new(),
+            // No role of Google's own has this right and not that to remove.
+            Some(_) => format!(
+                "\n# Lock what it creates, and shorten no lock.\n\
+                 gcloud iam roles create backstayLock --project=PROJECT \\\n  \
+                 --permissions=storage.objects.setRetention\n{}",
+                add("projects/PROJECT/roles/backstayLock", "backstay-lock", &starts.join(" || ")),
+            ),
+        };
         format!(
             "# Conditions need uniform bucket-level access.\n\
              gcloud storage buckets update gs://{} --uniform-bucket-level-access\n\n\
              # Create, and never replace: replacing needs the permission to delete.\n{}\n\
-             # Read and list.\n{}",
+             # Read and list.\n{}{lock}",
             self.bucket,
             add("roles/storage.objectCreator", "backstay-create", &starts.join(" || ")),
             add("roles/storage.objectViewer", "backstay-read", &read),
@@ -308,6 +318,11 @@ mod tests {
         let gcs = Host::of("gs://b/p").unwrap().policy(Cloud::Gcs);
         assert!(gcs.contains("objectCreator") && gcs.contains("buckets/b/objects/p/packs/"));
         assert!(!gcs.contains("objectAdmin") && !gcs.contains("objectUser"), "{gcs}");
+        assert!(!gcs.contains("setRetention"), "{gcs}");
+        let mut locking = Host::of("gs://b/p").unwrap();
+        locking.lock = Some(Duration::from_secs(86_400));
+        let gcs = locking.policy(Cloud::Gcs);
+        assert!(gcs.contains("setRetention") && !gcs.contains("overrideUnlocked"), "{gcs}");
         let azure = Host::of("az://c").unwrap().policy(Cloud::Azure);
         assert!(azure.contains("--permissions rcl ") && azure.contains("--container-name c"));
         assert!(Host::of("file:///var/backups").is_err());

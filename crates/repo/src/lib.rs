@@ -75,7 +75,7 @@ pub use session::{
     TreeWriter,
 };
 pub use snapshot::{Origin, Problem, Snapshot, SnapshotStats, SnapshotType, SourceKind};
-pub use thaw::{ThawOptions, ThawReport};
+pub use thaw::{ThawOptions, ThawReport, ThawWait};
 pub use tree::{Tree, TreeIter};
 
 /// The result of everything that touches a repository.

@@ -11,10 +11,6 @@ mod support;
 #[path = "../../store/tests/support/admin.rs"]
 #[allow(dead_code)] // the store's own tests use all of it
 mod admin;
-#[path = "../../store/tests/support/gcs.rs"]
-mod gcs;
-#[path = "../../store/tests/support/http.rs"]
-mod http;
 #[path = "../../store/tests/support/servers.rs"]
 #[allow(dead_code, reason = "some of it is for the tests of the store")]
 mod servers;
@@ -445,18 +441,9 @@ fn on_azure() {
 
 #[test]
 fn on_google_cloud_storage() {
-    let server = gcs::Gcs::start("backstay", true);
+    let Some(server) = servers::google() else { return };
     dies_everywhere("gcs", &[], |number| Place {
         url: format!("gs://backstay/{number}"),
-        options: gcs_options(&server),
+        options: server.options.clone(),
     });
-}
-
-fn gcs_options(server: &http::Server) -> StoreOptions {
-    StoreOptions {
-        endpoint: Some(server.url()),
-        allow_http: true,
-        variables: Some(vec![("GOOGLE_BEARER_TOKEN".to_owned(), "token".to_owned())]),
-        ..StoreOptions::default()
-    }
 }

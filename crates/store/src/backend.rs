@@ -1,11 +1,12 @@
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
 use crate::{
-    Access, ErrorKind, Lock, LockPolicy, Part, Result, StoreError, ThawSpeed, Unfinished, Use,
+    Access, Arrived, ErrorKind, Lock, LockPolicy, Move, Part, Result, StoreError, ThawSpeed,
+    Unfinished, Use,
 };
 
 /// What a store knows of an object without reading it.
@@ -65,9 +66,23 @@ pub trait Backend: Send + Sync {
     }
 
     /// Begins an object in parts; the service's name for that. Nothing shows of it yet.
-    fn begin_upload(&self, purpose: Use, key: &str) -> Result<String> {
-        let _ = purpose;
+    fn begin_upload(&self, purpose: Use, key: &str, body: &Bytes) -> Result<String> {
+        let _ = (purpose, body);
         Err(no_parts("begin", key))
+    }
+
+    /// Whether what was begun arrives one part after the other, by [`send_on`](Self::send_on); else
+    /// by [`upload_part`](Self::upload_part) and [`finish_upload`](Self::finish_upload).
+    fn in_order(&self) -> bool {
+        false
+    }
+
+    /// Sends the bytes of `range`, which begins where the last answer said. With the last byte of
+    /// `body` the object is created, which must not exist; like [`create`](Self::create) otherwise.
+    /// An empty range only asks how far it is.
+    fn send_on(&self, key: &str, upload: &str, body: &Bytes, range: Range<u64>) -> Result<Arrived> {
+        let _ = (upload, body, range);
+        Err(no_parts("send a part of", key))
     }
 
     /// Sends one part; the first is number 1. Sent again, it replaces what was sent before.
@@ -99,6 +114,23 @@ pub trait Backend: Send + Sync {
     /// Whether new data goes where it must be fetched from before it can be read.
     fn archives_data(&self) -> bool {
         false
+    }
+
+    /// Whether objects are moved by age here, in place and with the bytes that they have.
+    fn moves_by_age(&self) -> bool {
+        false
+    }
+
+    /// Which of these objects below `prefix`, of which the age is given, are due for a colder class.
+    fn due(&self, prefix: &str, objects: &[(String, Duration)]) -> Result<Vec<Move>> {
+        let _ = (prefix, objects);
+        Ok(Vec::new())
+    }
+
+    /// Moves an object into a class, in the service's own word.
+    fn set_class(&self, key: &str, class: &str) -> Result<()> {
+        Err(StoreError::new(ErrorKind::Configuration, "move", key)
+            .with_detail(format!("this kind of store has no class {class}")))
     }
 
     /// Whether an object can be read now.

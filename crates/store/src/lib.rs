@@ -13,6 +13,7 @@ mod env;
 mod error;
 pub mod failpoint;
 mod faulty;
+mod in_order;
 mod key;
 mod key_service;
 mod limit;
@@ -34,6 +35,7 @@ pub use bytes::Bytes;
 pub use env::{Clock, Environment, FixedClock, Random, SeededRandom};
 pub use error::{ErrorKind, StoreError};
 pub use faulty::{Fault, Faulty, Operation, Rule, When};
+pub use in_order::Arrived;
 pub use key::{MAX_COMPONENT, MAX_KEY, is_valid_key, is_valid_prefix};
 pub use key_service::{
     AwsKmsOptions, KeyService, KeyServiceError, KeyServiceErrorKind, KeyServiceKind, VaultOptions,
@@ -45,7 +47,7 @@ pub use memory::Memory;
 pub use options::{RetryPolicy, StoreOptions};
 pub use parts::{Part, Unfinished};
 pub use store::Store;
-pub use tier::{Access, StorageClasses, ThawSpeed, Use};
+pub use tier::{Access, Later, Move, StorageClasses, ThawSpeed, Use};
 
 /// The result of everything that touches a store.
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;

@@ -3,7 +3,7 @@
 //! An object shows only when its parts have been put together, and that is a conditional creation
 //! like any other. What dies before leaves parts that nobody sees and that are paid for:
 //! [`Store::unfinished_uploads`] finds them, and maintenance removes those of sessions that have
-//! ended. Objects that decide something (snapshots, tombstones, runs) are never sent like this.
+//! ended. Where the parts go one after the other, `in_order` sends them. Objects that decide something (snapshots, tombstones, runs) are never sent like this.
 
 use std::ops::Range;
 use std::sync::Mutex;
@@ -29,15 +29,19 @@ pub(crate) const USUAL: u64 = 32 << 20;
 const SMALLEST: u64 = 5 << 20;
 const MOST: u64 = 10_000;
 
+/// Google takes whole multiples of this, but for the end. Bytes.
+const STEP: u64 = 256 << 10;
+
 /// A part where nothing else is wanted. Bytes.
 const PART: u64 = 16 << 20;
 
 /// In parts of how many bytes an object of `length` is sent; `None`: in one piece.
-#[cfg(any(feature = "s3", feature = "azure"))]
+#[cfg(any(feature = "s3", feature = "gcs", feature = "azure", feature = "key-services"))]
 pub(crate) fn part_size(key: &str, length: u64, above: u64) -> Option<u64> {
     // Names of packs are drawn by lot: nobody else creates them, and nothing is decided by who does.
     let suits = key.starts_with("packs/") && length > above.max(SMALLEST);
-    suits.then(|| above.clamp(SMALLEST, PART).max(length.div_ceil(MOST)))
+    let size = above.clamp(SMALLEST, PART).max(length.div_ceil(MOST));
+    suits.then(|| size.next_multiple_of(STEP))
 }
 
 /// A part that has arrived, as the service wants it named when all are put together.
@@ -58,7 +62,7 @@ pub struct Unfinished {
 }
 
 /// What came of one beginning.
-enum Sent {
+pub(crate) enum Sent {
     Created,
     /// There is an object; whether this is ours shows in its bytes, if an answer was lost.
     Exists {
@@ -134,16 +138,20 @@ impl Store {
             }
         }
         Err(StoreError::new(ErrorKind::Transient, "create", key)
-            .with_detail("its parts were removed again and again before all had arrived"))
+            .with_detail("what had arrived of it was gone again and again before it was whole"))
     }
 
     fn send(&self, purpose: Use, key: &str, body: &Bytes, size: u64) -> Result<Sent> {
-        let upload = self.retried(|| self.backend().begin_upload(purpose, key))?;
+        let upload = self.retried(|| self.backend().begin_upload(purpose, key, body))?;
         failpoint::hit("upload-begun");
-        let sent = self.send_parts(key, body, size, &upload).and_then(|parts| {
-            failpoint::hit("upload-parts-sent");
-            self.put_together(purpose, key, &upload, &parts)
-        });
+        let sent = if self.backend().in_order() {
+            self.send_in_order(key, body, size, &upload)
+        } else {
+            self.send_parts(key, body, size, &upload).and_then(|parts| {
+                failpoint::hit("upload-parts-sent");
+                self.put_together(purpose, key, &upload, &parts)
+            })
+        };
         if !matches!(sent, Ok(Sent::Created | Sent::PartsGone)) {
             // What stays is removed by maintenance; the error that counts is the other one.
             if let Err(error) = self.retried(|| self.backend().abort_upload(key, &upload)) {

@@ -245,3 +245,140 @@ fn a_machine_of_google_asks_its_metadata_service_and_again() {
         .unwrap();
     assert!(output.status.success(), "{output:?}");
 }
+
+/// Who asked Google's bucket, and a bucket that notes it.
+fn google_bucket() -> (Server, Arc<Mutex<Vec<String>>>) {
+    let seen: Arc<Mutex<Vec<String>>> = Arc::default();
+    let noted = Arc::clone(&seen);
+    let server = Server::start(move |request: &Request| {
+        noted.lock().unwrap().push(request.headers["authorization"].clone());
+        Response::status(200)
+            .header("last-modified", "Sat, 21 Nov 2026 08:00:00 GMT")
+            .header("etag", "\"e\"")
+            .header("x-goog-generation", "1")
+            .body("{}")
+    });
+    (server, seen)
+}
+
+/// Exchanges `platform-N` for `sts-platform-N`, and that for `account-sts-platform-N`.
+fn exchange() -> Server {
+    Server::start(|request: &Request| {
+        let body = String::from_utf8(request.body.clone()).unwrap();
+        match request.path.as_str() {
+            "/token" => {
+                assert!(
+                    body.contains(
+                        "grant_type=urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Atoken-exchange"
+                    ),
+                    "{body}"
+                );
+                assert!(body.contains("audience=%2F%2Fiam.example%2Fpool"), "{body}");
+                let token = body.split("subject_token=").nth(1).unwrap().split('&').next().unwrap();
+                if token == "stolen" {
+                    return Response::status(400).body(
+                        "{\"error\":\"invalid_grant\",\"error_description\":\"not from here\"}",
+                    );
+                }
+                // So soon over that it is asked for each time.
+                Response::status(200)
+                    .body(format!("{{\"access_token\":\"sts-{token}\",\"expires_in\":60}}"))
+            }
+            "/account:generateAccessToken" => {
+                let bearer = request.headers["authorization"].strip_prefix("Bearer ").unwrap();
+                assert!(body.contains("\"lifetime\":\"1800s\""), "{body}");
+                Response::status(200).body(format!(
+                    "{{\"accessToken\":\"account-{bearer}\",\"expireTime\":\"2099-01-01T00:00:00Z\"}}"
+                ))
+            }
+            "/platform" => {
+                assert_eq!(request.headers["x-proof"], "yes");
+                Response::status(200).body("{\"id_token\":\"from-address\"}")
+            }
+            other => panic!("{other}"),
+        }
+    })
+}
+
+#[test]
+fn tokens_of_a_platform_are_exchanged_for_googles() {
+    let (bucket, seen) = google_bucket();
+    let exchange = exchange();
+    let home = tempfile::tempdir().unwrap();
+    let (token, file) = (home.path().join("token"), home.path().join("federation.json"));
+    let write = |source: serde_json::Value, as_account: bool| {
+        let mut content = serde_json::json!({
+            "type": "external_account",
+            "audience": "//iam.example/pool",
+            "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
+            "token_url": format!("{}/token", exchange.url()),
+            "credential_source": source,
+        });
+        if as_account {
+            content["service_account_impersonation_url"] =
+                format!("{}/account:generateAccessToken", exchange.url()).into();
+            content["service_account_impersonation"] =
+                serde_json::json!({ "token_lifetime_seconds": 1800 });
+        }
+        std::fs::write(&file, content.to_string()).unwrap();
+    };
+    let variables = [("GOOGLE_APPLICATION_CREDENTIALS", file.to_str().unwrap())];
+    let open = || Store::open("gs://bucket/p", &options(&bucket, &variables));
+    let last = || seen.lock().unwrap().last().cloned().unwrap();
+
+    // A file, which the platform renews.
+    std::fs::write(&token, "platform-1\n").unwrap();
+    write(serde_json::json!({ "file": token }), false);
+    let store = open().unwrap();
+    store.read("k").unwrap();
+    assert_eq!(last(), "Bearer sts-platform-1");
+    std::fs::write(&token, "platform-2").unwrap();
+    store.create("packs/k", b"x".to_vec().into()).unwrap();
+    assert_eq!(last(), "Bearer sts-platform-2");
+
+    // JSON, and a service account on top, whose token lasts.
+    std::fs::write(&token, "{\"t\":\"platform-3\"}").unwrap();
+    let format = serde_json::json!({ "type": "json", "subject_token_field_name": "t" });
+    write(serde_json::json!({ "file": token, "format": format }), true);
+    let store = open().unwrap();
+    store.read("k").unwrap();
+    assert_eq!(last(), "Bearer account-sts-platform-3");
+    std::fs::remove_file(&token).unwrap();
+    store.read("k").unwrap();
+    assert_eq!(last(), "Bearer account-sts-platform-3");
+    let before = seen.lock().unwrap().len();
+    let error = open().unwrap().read("k").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
+    assert!(error.to_string().contains("the token in"), "{error}");
+
+    // An address.
+    let format = serde_json::json!({ "type": "json", "subject_token_field_name": "id_token" });
+    let headers = serde_json::json!({ "x-proof": "yes" });
+    let url = format!("{}/platform", exchange.url());
+    write(serde_json::json!({ "url": url, "headers": headers, "format": format }), false);
+    open().unwrap().read("k").unwrap();
+    assert_eq!(last(), "Bearer sts-from-address");
+
+    // Refused: said, and with which words; nothing is asked without a token.
+    std::fs::write(&token, "stolen").unwrap();
+    write(serde_json::json!({ "file": token }), false);
+    let error = open().unwrap().read("k").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
+    assert!(error.to_string().contains("not from here"), "{error}");
+    assert!(!error.to_string().contains("stolen"), "{error}");
+    assert_eq!(seen.lock().unwrap().len(), before + 1);
+
+    // What is not understood is named before anything is asked.
+    for (source, words) in [
+        (serde_json::json!({ "environment_id": "aws1" }), "`environment_id`"),
+        (serde_json::json!({ "executable": { "command": "x" } }), "`executable`"),
+    ] {
+        write(source, false);
+        let error = open().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Configuration, "{error}");
+        assert!(error.to_string().contains(words), "{error}");
+    }
+    std::fs::write(&file, "{\"type\":\"impersonated_service_account\"}").unwrap();
+    let error = open().unwrap_err();
+    assert!(error.to_string().contains("impersonated_service_account"), "{error}");
+}

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use backstay_store::{Bytes, ErrorKind, LockMode, LockPolicy, Store, StoreOptions};
+use support::gcs::Gcs;
 use support::http::{Request, Response, Server};
 use support::servers::Running;
 
@@ -196,7 +197,7 @@ fn azure_is_asked_for_immutability_in_its_own_words() {
 
 #[test]
 fn what_google_keeps_is_locked_and_not_denied() {
-    // No emulator has retention policies: the answers are those of Google's reference.
+    // The answers are those of Google's reference.
     let cases = [
         (
             "Forbidden",
@@ -215,7 +216,11 @@ fn what_google_keeps_is_locked_and_not_denied() {
     ];
     for (code, message, kind) in cases {
         let body = format!("<Error><Code>{code}</Code><Message>{message}</Message></Error>");
-        let server = Server::start(move |_| Response::status(403).body(body.clone()));
+        // It is kept since the question whether it is.
+        let server = Server::start(move |request| match request.method.as_str() {
+            "DELETE" => Response::status(403).body(body.clone()),
+            _ => Response::status(200).body("{}"),
+        });
         let options = StoreOptions {
             endpoint: Some(server.url()),
             allow_http: true,
@@ -229,17 +234,95 @@ fn what_google_keeps_is_locked_and_not_denied() {
     }
 }
 
-#[test]
-fn google_has_no_locks_of_single_objects_here() {
+fn google(gcs: &Arc<Gcs>) -> (Server, StoreOptions) {
+    let there = Arc::clone(gcs);
+    let server = Server::start(move |request| there.answer(request));
     let options = StoreOptions {
+        endpoint: Some(server.url()),
+        allow_http: true,
         variables: Some(vec![("GOOGLE_BEARER_TOKEN".to_owned(), "token".to_owned())]),
-        lock: Some(LockPolicy {
-            mode: LockMode::Compliance,
-            period: Duration::from_secs(3600),
-            extend: true,
-        }),
+        parts_above: Some(5 << 20),
         ..StoreOptions::default()
     };
-    let error = Store::open("gs://bucket/p", &options).unwrap_err();
-    assert!(error.to_string().contains("retention policy of its own"), "{error}");
+    (server, options)
+}
+
+/// What the object, the bucket and people keep is seen before a removal, and respected.
+#[test]
+fn retention_and_holds_of_google() {
+    let gcs = Arc::new(Gcs::new("backstay", true));
+    let (_server, options) = google(&gcs);
+    let plain = Store::open("gs://backstay/p", &options).unwrap();
+    let now = SystemTime::now();
+    let body = || Bytes::from_static(b"a");
+    plain.create("packs/free", body()).unwrap();
+    assert!(!plain.lock("packs/free").unwrap().unwrap().keeps(now));
+
+    // Of the bucket.
+    plain.create("packs/bucket", body()).unwrap();
+    gcs.set("p/packs/bucket", "retentionExpirationTime", "2099-01-01T00:00:00Z".into());
+    // Of somebody else.
+    plain.create("packs/event", body()).unwrap();
+    gcs.set("p/packs/event", "eventBasedHold", true.into());
+    // Ours.
+    plain.create("packs/held", body()).unwrap();
+    plain.hold("packs/held", true).unwrap();
+    assert!(plain.lock("packs/held").unwrap().unwrap().held);
+    for key in ["packs/bucket", "packs/event", "packs/held"] {
+        assert!(plain.lock(key).unwrap().unwrap().keeps(now), "{key}");
+        assert_eq!(plain.delete(key).unwrap_err().kind(), ErrorKind::Locked, "{key}");
+        assert_eq!(plain.read(key).unwrap(), "a");
+    }
+    plain.hold("packs/held", false).unwrap();
+    plain.delete("packs/held").unwrap();
+    plain.delete("packs/free").unwrap();
+    plain.delete("packs/free").unwrap();
+
+    // Locked by the store's own policy, in one piece and in parts.
+    let period = Duration::from_secs(3600);
+    for (mode, word) in [(LockMode::Governance, "Unlocked"), (LockMode::Compliance, "Locked")] {
+        let lock = Some(LockPolicy { mode, period, extend: true });
+        let store =
+            Store::open("gs://backstay/l", &StoreOptions { lock, ..options.clone() }).unwrap();
+        for (name, size) in [("small", 10), ("large", 6 << 20)] {
+            let key = format!("packs/{name}-{mode}");
+            store.create(&key, Bytes::from(vec![7; size])).unwrap();
+            let lock = store.lock(&key).unwrap().unwrap();
+            assert_eq!(lock.mode, Some(mode), "{key}");
+            let left = lock.until.unwrap().duration_since(now).unwrap();
+            assert!(left > period / 2, "{key}: {left:?}");
+            let about = gcs.about(&format!("l/{key}")).unwrap();
+            assert_eq!(about["retention"]["mode"], word, "{about}");
+            assert_eq!(store.delete(&key).unwrap_err().kind(), ErrorKind::Locked);
+            store.extend_lock(&key, now + 4 * period).unwrap();
+            let longer = store.lock(&key).unwrap().unwrap().until.unwrap();
+            assert!(longer > now + 3 * period, "{key}");
+        }
+        // Notes of sessions go within the day.
+        store.create("sessions/s", body()).unwrap();
+        store.delete("sessions/s").unwrap();
+    }
+}
+
+/// A question that was refused is no answer.
+#[test]
+fn what_google_does_not_say_is_not_unlocked() {
+    let gcs = Gcs::new("backstay", true);
+    let server = Server::start(move |request| match request.path.starts_with("/storage/v1/") {
+        true => support::gcs::error(403, "forbidden", "no storage.objects.get access"),
+        false => gcs.answer(request),
+    });
+    let options = StoreOptions {
+        endpoint: Some(server.url()),
+        allow_http: true,
+        variables: Some(vec![("GOOGLE_BEARER_TOKEN".to_owned(), "token".to_owned())]),
+        ..StoreOptions::default()
+    };
+    let store = Store::open("gs://backstay/p", &options).unwrap();
+    store.create("packs/a", Bytes::from_static(b"a")).unwrap();
+    for error in [store.lock("packs/a").unwrap_err(), store.delete("packs/a").unwrap_err()] {
+        assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
+        assert!(error.to_string().contains("storage.objects.get"), "{error}");
+    }
+    assert_eq!(store.read("packs/a").unwrap(), "a");
 }

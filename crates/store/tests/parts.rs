@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use backstay_store::{Bytes, Environment, ErrorKind, LockMode, LockPolicy, Store, StoreOptions};
+use support::gcs::Gcs;
 use support::http::{Response, Server};
 use support::proxy::{Harm, Proxy};
 use support::servers::Running;
@@ -70,6 +71,128 @@ fn azurite_takes_parts() {
     let Some(server) = support::servers::azure() else { return };
     arrives("az://backstay/some/where", &server.options);
     broken_lines(&server, "az://backstay/lines");
+}
+
+fn google_options(server: &Server) -> StoreOptions {
+    StoreOptions {
+        endpoint: Some(server.url()),
+        allow_http: true,
+        variables: Some(vec![("GOOGLE_BEARER_TOKEN".to_owned(), "token".to_owned())]),
+        ..StoreOptions::default()
+    }
+}
+
+/// Google's takes them one after the other.
+#[test]
+fn google_takes_parts_in_order() {
+    let gcs = Arc::new(Gcs::new("backstay", true));
+    let there = Arc::clone(&gcs);
+    let server = Server::start(move |request| there.answer(request));
+    let options = google_options(&server);
+    arrives("gs://backstay/some/where", &options);
+    assert_eq!(gcs.unfinished(), 0);
+
+    // Killed at each step, nothing shows, and sent again it is whole.
+    let store = Store::open("gs://backstay/crash", &in_parts(&options)).unwrap();
+    for failpoint in ["upload-begun", "upload-part-sent", "upload-part-sent:2"] {
+        dies(failpoint, "gs://backstay/crash", &options);
+        assert_eq!(store.list("").unwrap(), [], "{failpoint}");
+        assert!(store.read("packs/w/s/dies").unwrap_err().is_not_found());
+        assert_eq!(store.unfinished_uploads("packs/").unwrap(), None);
+    }
+    assert_eq!(gcs.unfinished(), 3);
+    store.create("packs/w/s/dies", body(4)).unwrap();
+    assert!(store.read("packs/w/s/dies").unwrap() == body(4));
+}
+
+#[test]
+fn the_emulator_of_google_takes_parts_in_order() {
+    let Some(server) = support::servers::google() else { return };
+    let store = Store::open("gs://backstay/p", &in_parts(&server.options)).unwrap();
+    store.create("packs/a/large", body(1)).unwrap();
+    assert!(store.read("packs/a/large").unwrap() == body(1), "it came back otherwise");
+    assert_eq!(store.head("packs/a/large").unwrap().size, 12 * MIB as u64);
+    assert_eq!(store.list("").unwrap().len(), 1);
+}
+
+/// Whatever happens to one of the requests that send bytes, only what did not arrive is sent again.
+#[test]
+fn google_is_asked_how_far_it_is_after_a_failure() {
+    let server = Gcs::start("backstay", true);
+    // Which of the three, and how many bytes may be sent for 12 MiB.
+    let cases = [
+        ("cut", Harm::Cut(3 * MIB / 2), 1, 18),
+        ("slow-down", Harm::Refused(503, "SlowDown"), 1, 18),
+        ("answer-lost", Harm::AnswerLost, 1, 13),
+        ("last-refused", Harm::Refused(500, "backendError"), 2, 15),
+        ("last-lost", Harm::AnswerLost, 2, 13),
+        // The sum is of all bytes, and so all are sent again.
+        ("altered", Harm::Altered, 1, 25),
+        // The service knows no more of it.
+        ("gone", Harm::Refused(410, "gone"), 1, 23),
+    ];
+    for (name, harm, which, most) in cases {
+        let count = AtomicU64::new(0);
+        let proxy = Proxy::start(&server.url(), move |line| {
+            let sends = line.starts_with("PUT") && line.contains("upload_id=");
+            (sends && count.fetch_add(1, Ordering::SeqCst) == which).then_some(harm)
+        });
+        let options = StoreOptions { endpoint: Some(proxy.url()), ..google_options(&server) };
+        let store = Store::open("gs://backstay/lines", &in_parts(&options)).unwrap();
+        let store = store.with_environment(Environment::seeded(1));
+        let key = format!("packs/{name}");
+        store.create(&key, body(3)).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let sent = proxy.received.load(Ordering::SeqCst);
+        assert!(sent < most * MIB as u64, "{name}: {sent} bytes were sent for 12 MiB");
+        let store = Store::open("gs://backstay/lines", &google_options(&server)).unwrap();
+        assert!(store.read(&key).unwrap() == body(3), "{name}");
+    }
+}
+
+#[test]
+fn what_google_kept_of_a_part_is_not_sent_again() {
+    let gcs = Gcs::new("backstay", true);
+    let sent = Arc::new(AtomicU64::new(0));
+    let (count, bytes) = (AtomicU64::new(0), Arc::clone(&sent));
+    let server = Server::start(move |request| {
+        bytes.fetch_add(request.body.len() as u64, Ordering::SeqCst);
+        let sends = request.method == "PUT" && !request.body.is_empty();
+        if sends && count.fetch_add(1, Ordering::SeqCst) == 1 {
+            // 4 of 5 MiB arrive.
+            let mut some = request.clone();
+            some.body.truncate(4 * MIB);
+            let first = 5 * MIB;
+            some.headers.insert(
+                "content-range".to_owned(),
+                format!("bytes {first}-{}/*", first + 4 * MIB - 1),
+            );
+            assert_eq!(gcs.answer(&some).status, 308);
+            return Response::status(503);
+        }
+        gcs.answer(request)
+    });
+    let store = Store::open("gs://backstay/p", &in_parts(&google_options(&server))).unwrap();
+    let store = store.with_environment(Environment::seeded(1));
+    store.create("packs/large", body(5)).unwrap();
+    assert!(store.read("packs/large").unwrap() == body(5));
+    // The second part, and a quarter of it once more: not 17.
+    let sent = sent.load(Ordering::SeqCst);
+    assert!(sent < 17 * MIB as u64 - MIB as u64 / 2 && sent > 12 * MIB as u64, "{sent}");
+}
+
+#[test]
+fn a_service_that_keeps_nothing_is_given_up() {
+    let server = Server::start(|request| match request.method.as_str() {
+        "POST" => Response::status(200)
+            .header("location", format!("http://{}/up?upload_id=SESSION", request.headers["host"])),
+        "DELETE" => Response::status(499),
+        _ => Response::status(308),
+    });
+    let store = Store::open("gs://backstay/p", &in_parts(&google_options(&server))).unwrap();
+    let store = store.with_environment(Environment::seeded(1));
+    let error = store.create("packs/large", body(5)).unwrap_err();
+    assert!(error.to_string().contains("keeps nothing"), "{error}");
+    assert!(!error.to_string().contains("SESSION"), "{error}");
 }
 
 /// The retention counts for an object in parts, too.
@@ -136,15 +259,35 @@ const WHERE: &str = "BACKSTAY_TEST_PARTS";
 fn sends_here() {
     let Ok(place) = std::env::var(WHERE) else { return };
     let (url, endpoint) = place.split_once(' ').unwrap();
-    let variables = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"];
+    let variables = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "GOOGLE_BEARER_TOKEN"];
     let options = StoreOptions {
         endpoint: Some(endpoint.to_owned()),
         region: Some("us-east-1".to_owned()),
         allow_http: true,
-        variables: Some(variables.map(|v| (v.to_owned(), std::env::var(v).unwrap())).to_vec()),
+        variables: Some(
+            variables
+                .into_iter()
+                .filter_map(|v| Some((v.to_owned(), std::env::var(v).ok()?)))
+                .collect(),
+        ),
         ..StoreOptions::default()
     };
     Store::open(url, &in_parts(&options)).unwrap().create("packs/w/s/dies", body(4)).unwrap();
+}
+
+/// A process that creates `packs/w/s/dies` in parts, and is killed there.
+fn dies(failpoint: &str, url: &str, options: &StoreOptions) {
+    let status = Command::new(std::env::current_exe().unwrap())
+        .args(["sends_here", "--exact", "--test-threads=1"])
+        .env(WHERE, format!("{url} {}", options.endpoint.clone().unwrap()))
+        .envs(options.variables.clone().unwrap())
+        .env("BACKSTAY_FAILPOINT", failpoint)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .unwrap();
+    assert_eq!(status.signal(), Some(9), "{failpoint}: {status}");
 }
 
 /// Killed at each step: no object shows, its parts are found, and removed.
@@ -153,18 +296,7 @@ fn dies_in_the_middle(server: &Running, url: &str) {
     for (failpoint, parts) in
         [("upload-begun", 0), ("upload-part-sent:2", 2), ("upload-parts-sent", 3)]
     {
-        let status = Command::new(std::env::current_exe().unwrap())
-            .args(["sends_here", "--exact", "--test-threads=1"])
-            .env(WHERE, format!("{url} {}", server.options.endpoint.clone().unwrap()))
-            .env("AWS_ACCESS_KEY_ID", server.variable("AWS_ACCESS_KEY_ID").unwrap())
-            .env("AWS_SECRET_ACCESS_KEY", server.variable("AWS_SECRET_ACCESS_KEY").unwrap())
-            .env("BACKSTAY_FAILPOINT", failpoint)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status()
-            .unwrap();
-        assert_eq!(status.signal(), Some(9), "{failpoint}: {status}");
+        dies(failpoint, url, &server.options);
         assert_eq!(store.list("").unwrap(), [], "{failpoint} ({parts} parts)");
         assert!(store.read("packs/w/s/dies").unwrap_err().is_not_found());
         let left = store.unfinished_uploads("packs/w/").unwrap().unwrap();

@@ -6,12 +6,12 @@ mod support;
 use std::time::{Duration, Instant};
 
 use backstay_store::{
-    Access, Bytes, ErrorKind, StorageClasses, Store, StoreOptions, ThawSpeed, Use,
+    Access, Bytes, ErrorKind, Later, StorageClasses, Store, StoreOptions, ThawSpeed, Use,
 };
 
 fn classes(options: &StoreOptions, data: &str, rest: &str) -> StoreOptions {
     let some = |class: &str| (!class.is_empty()).then(|| class.to_owned());
-    let classes = StorageClasses { data: some(data), rest: some(rest) };
+    let classes = StorageClasses { data: some(data), rest: some(rest), later: Vec::new() };
     StoreOptions { classes, parts_above: Some(5 << 20), ..options.clone() }
 }
 
@@ -73,15 +73,9 @@ fn archive_of_azurite() {
 
 #[test]
 fn google_is_told_the_class() {
-    let server = support::http::Server::start(|request| {
-        let class = request.headers.get("x-goog-storage-class").cloned();
-        let wanted = if request.path.contains("packs") { "ARCHIVE" } else { "STANDARD" };
-        assert_eq!(class.as_deref(), Some(wanted), "{request:?}");
-        assert_eq!(request.headers["x-goog-if-generation-match"], "0");
-        support::http::Response::status(200)
-            .header("etag", "\"e\"")
-            .header("x-goog-generation", "1")
-    });
+    let gcs = std::sync::Arc::new(support::gcs::Gcs::new("bucket", true));
+    let there = std::sync::Arc::clone(&gcs);
+    let server = support::http::Server::start(move |request| there.answer(request));
     let options = StoreOptions {
         endpoint: Some(server.url()),
         allow_http: true,
@@ -92,7 +86,131 @@ fn google_is_told_the_class() {
     // Google's archive answers at once.
     assert!(!store.archives_data());
     store.create_for(Use::Restores, "packs/a", Bytes::from_static(b"a")).unwrap();
+    store.create_for(Use::Restores, "packs/large", Bytes::from(vec![7; 6 << 20])).unwrap();
     store.create("snapshots/a", Bytes::from_static(b"b")).unwrap();
+    for (key, class) in
+        [("packs/a", "ARCHIVE"), ("packs/large", "ARCHIVE"), ("snapshots/a", "STANDARD")]
+    {
+        assert_eq!(gcs.about(&format!("p/{key}")).unwrap()["storageClass"], class, "{key}");
+    }
+}
+
+/// The same words for every cloud, as each of them stores it.
+#[test]
+fn words_for_every_cloud() {
+    if let Some(server) = support::servers::other_s3() {
+        for (number, (word, class)) in
+            [("warm", "STANDARD_IA"), ("cold", "GLACIER_IR"), ("archive", "DEEP_ARCHIVE")]
+                .into_iter()
+                .enumerate()
+        {
+            let url = format!("s3://backstay/{number}");
+            let store = Store::open(&url, &classes(&server.options, word, "hot")).unwrap();
+            assert_eq!(store.archives_data(), word == "archive");
+            store.create_for(Use::Restores, "packs/a", Bytes::from_static(b"a")).unwrap();
+            let path = format!("/backstay/{number}/packs/a");
+            let answer = server.admin().ask("HEAD", &path, &[], "");
+            assert_eq!(answer.header("x-amz-storage-class"), class);
+        }
+    }
+    if let Some(server) = support::servers::azure() {
+        for (word, class) in
+            [("hot", "Hot"), ("warm", "Cool"), ("cold", "Cold"), ("archive", "Archive")]
+        {
+            let url = format!("az://backstay/{word}");
+            let store = Store::open(&url, &classes(&server.options, word, "warm")).unwrap();
+            assert_eq!(store.archives_data(), word == "archive");
+            store.create_for(Use::Restores, "packs/a", Bytes::from_static(b"a")).unwrap();
+            let path = format!("/backstay/{word}/packs/a");
+            let answer = server.admin().ask("HEAD", &path, &[], "");
+            assert_eq!(answer.header("x-ms-access-tier"), class);
+        }
+    }
+    if let Some(server) = support::servers::google() {
+        let store = Store::open("gs://backstay/p", &classes(&server.options, "cold", "hot"));
+        let store = store.unwrap();
+        store.create_for(Use::Restores, "packs/a", Bytes::from_static(b"a")).unwrap();
+        assert_eq!(server.about("p/packs/a")["storageClass"], "COLDLINE");
+    }
+}
+
+fn later(options: &StoreOptions, classes: &[(&str, u32)]) -> StoreOptions {
+    let day = Duration::from_secs(86_400);
+    let later = classes
+        .iter()
+        .map(|(class, days)| Later { class: (*class).to_owned(), after: day * *days })
+        .collect();
+    StoreOptions {
+        classes: StorageClasses { data: Some("hot".to_owned()), rest: None, later },
+        ..options.clone()
+    }
+}
+
+#[test]
+fn azure_moves_by_age_and_never_back() {
+    let Some(server) = support::servers::azure() else { return };
+    let ages = [("warm", 30), ("cold", 90), ("archive", 365)];
+    let store = Store::open("az://backstay/m & m", &later(&server.options, &ages)).unwrap();
+    assert!(store.moves_by_age() && store.archives_data());
+    let keys = ["packs/young", "packs/month", "packs/old", "packs/ancient", "packs/other"];
+    for key in keys {
+        store.create_for(Use::Restores, key, Bytes::from_static(b"a")).unwrap();
+    }
+    store.create("snapshots/s", Bytes::from_static(b"s")).unwrap();
+    let day = Duration::from_secs(86_400);
+    let aged = |ages: [u32; 4]| -> Vec<(String, Duration)> {
+        keys.iter().zip(ages).map(|(key, days)| ((*key).to_owned(), day * days)).collect()
+    };
+    let due = store.due("packs/", &aged([29, 30, 100, 400])).unwrap();
+    let said: Vec<_> = due.iter().map(|one| (one.key.as_str(), one.class.as_str())).collect();
+    assert_eq!(
+        said,
+        [("packs/month", "Cool"), ("packs/old", "Cold"), ("packs/ancient", "Archive")]
+    );
+    for one in &due {
+        store.set_class(one).unwrap();
+    }
+    let tier = |key: &str| {
+        let path = format!("/backstay/m%20%26%20m/{key}");
+        server.admin().ask("HEAD", &path, &[], "").header("x-ms-access-tier").to_owned()
+    };
+    assert_eq!(keys.map(tier), ["Hot", "Cool", "Cold", "Archive", "Hot"]);
+    assert_eq!(store.access("packs/ancient").unwrap(), Access::Archived);
+    // Nothing is due twice, and nothing goes back when ages change.
+    assert_eq!(store.due("packs/", &aged([29, 30, 100, 400])).unwrap(), []);
+    assert_eq!(store.due("packs/", &aged([1, 1, 40, 100])).unwrap(), []);
+    assert_eq!(store.read("packs/old").unwrap(), "a");
+}
+
+#[test]
+fn ages_that_make_no_sense_are_refused() {
+    let options = StoreOptions {
+        variables: Some(vec![
+            ("AWS_ACCESS_KEY_ID".to_owned(), "id".to_owned()),
+            ("AWS_SECRET_ACCESS_KEY".to_owned(), "secret".to_owned()),
+            ("GOOGLE_BEARER_TOKEN".to_owned(), "token".to_owned()),
+            ("AZURE_STORAGE_ACCOUNT_NAME".to_owned(), "account".to_owned()),
+            ("AZURE_STORAGE_ACCOUNT_KEY".to_owned(), "YmFja3N0YXktc2VjcmV0".to_owned()),
+        ]),
+        ..StoreOptions::default()
+    };
+    for (url, ages, words) in [
+        ("az://b/p", &[("cold", 30), ("warm", 90)][..], "must be colder"),
+        ("az://b/p", &[("warm", 30), ("cold", 30)], "come later"),
+        ("az://b/p", &[("hot", 30)], "must be colder"),
+        ("s3://b/p", &[("GLACIER", 30)], "must be colder"),
+        ("s3://b/p", &[("warm", 30), ("archive", 90)], "lists of files"),
+        ("gs://b/p", &[("frozen", 30)], "is no storage class"),
+    ] {
+        let error = Store::open(url, &later(&options, ages)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Configuration, "{url} {ages:?}");
+        assert!(error.to_string().contains(words), "{error}");
+    }
+    // Rules of the bucket do it elsewhere.
+    for url in ["s3://b/p", "gs://b/p"] {
+        let store = Store::open(url, &later(&options, &[("warm", 30), ("cold", 90)])).unwrap();
+        assert!(!store.moves_by_age());
+    }
 }
 
 #[test]
@@ -106,12 +224,15 @@ fn classes_that_make_no_sense_are_refused() {
         ..StoreOptions::default()
     };
     for (url, data, rest, words) in [
-        ("s3://b/p", "Glacier", "", "is no storage class; say STANDARD"),
+        ("s3://b/p", "Glacier", "", "is no storage class; say hot, warm, cold, archive, or"),
+        ("s3://b/p", "cold", "archive", "every command reads the rest"),
+        ("gs://b/p", "cold", "archive", "every command reads the rest"),
+        ("az://b/p", "cold", "cold", "every command reads the rest"),
         ("s3://b/p", "", "GLACIER", "every command reads the rest"),
         ("s3://b/p", "", "DEEP_ARCHIVE", "every command reads the rest"),
-        ("az://b/p", "GLACIER", "", "is no storage class; say Hot"),
+        ("az://b/p", "GLACIER", "", "in the service's own words Hot, Cool"),
         ("az://b/p", "", "Archive", "every command reads the rest"),
-        ("gs://b/p", "GLACIER_IR", "", "is no storage class; say STANDARD, NEARLINE"),
+        ("gs://b/p", "GLACIER_IR", "", "in the service's own words STANDARD, NEARLINE"),
     ] {
         let error = Store::open(url, &classes(&options, data, rest)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Configuration, "{url} {data} {rest}");

@@ -101,10 +101,25 @@ fn print_policy(args: &InitArgs, of: PolicyOf, app: &App) -> Result<Outcome> {
 
 /// Prints rules that move packs by age, for a repository that need not exist.
 fn print_lifecycle(app: &App) -> Result<Outcome> {
-    let url = &app.context()?.config.default_repository()?.keys.url.0;
+    let context = app.context()?;
+    let repository = context.config.default_repository()?;
+    let url = &repository.keys.url.0;
     let host = Host::of(url)?;
     let Some(cloud) = Cloud::of(url) else { return Ok(Outcome::Done) };
-    let rules = lifecycle(cloud, &host.bucket, &host.prefix);
+    let later = repository.keys.storage_class.iter().flat_map(|class| &class.later);
+    let later: Vec<_> = later.map(|later| later.0.clone()).collect();
+    if cloud == Cloud::Azure && !later.is_empty() {
+        return Err(Error::usage(
+            format!("`{}` is on Azure, and has ages in its configuration", repository.name),
+            "no rules are needed: `backstay maintenance` moves the packs there; for rules instead, \
+             leave out `later`",
+        ));
+    }
+    if !later.is_empty() {
+        // Whether these classes and ages make sense there.
+        context.store(repository)?;
+    }
+    let rules = lifecycle(cloud, &host.bucket, &host.prefix, &later);
     app.output.document(&json!({ "lifecycle": rules }))?;
     app.output.say(format!("{rules:#}"))?;
     Ok(Outcome::Done)

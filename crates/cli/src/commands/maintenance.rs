@@ -136,6 +136,14 @@ fn present(
             locked.join(" and ")
         ))?;
     }
+    if report.packs_moved > 0 {
+        let verb = if dry_run { "would go" } else { "went" };
+        app.output.say(format!(
+            "      {} in {} {verb} into a colder class for their age",
+            format_size(report.bytes_moved),
+            count(report.packs_moved, "pack", "packs"),
+        ))?;
+    }
     if report.locks_extended > 0 {
         let number = count(report.locks_extended, "object", "objects");
         app.output.say(format!("      {number} locked for another period"))?;

@@ -52,6 +52,9 @@ pub struct RestoreArgs {
     no_owner: bool,
 
     #[command(flatten)]
+    thaw: super::thaw::FetchArgs,
+
+    #[command(flatten)]
     target: TargetArgs,
 
     #[command(flatten)]
@@ -309,6 +312,7 @@ fn files(args: &RestoreArgs, app: &App, everywhere: &Everywhere, found: &Found) 
     options.paths.retain(|path| !path.is_empty());
     options.delta = args.delta;
     options.prune = args.prune;
+    options.thaw = args.thaw.options();
     options.workers = context.workers();
     options.owner = options.owner && !args.no_owner;
     // Of a tree, each file is worth something by itself; half a database is worth nothing.
@@ -478,6 +482,7 @@ fn cluster(
     let mut options = backstay_postgres::RestoreOptions::new(absolute(&args.to)?, command);
     options.fallback = everywhere.fallback(found);
     options.delta = args.delta;
+    options.thaw = args.thaw.options();
     options.tablespaces = args.cluster.tablespaces.clone();
     options.target = target.clone();
     options.inclusive = !args.cluster.exclusive;

@@ -4,6 +4,7 @@ use std::process::Stdio;
 
 use backstay_store::Store;
 
+use crate::support::servers::Running;
 use crate::{in_bucket, noise, support, until_stored};
 
 const URL: &str = "s3://backstay/repository";
@@ -47,11 +48,19 @@ fn a_server_that_is_killed_and_comes_back_ends_no_backup() {
 
 #[test]
 fn a_client_that_is_killed_leaves_a_repository_that_is_whole() {
-    let Some(server) = support::servers::other_s3() else { return };
-    let sandbox = in_bucket(URL, &server.options, "upload-limit = \"40 MiB\"");
+    if let Some(server) = support::servers::other_s3() {
+        is_killed(&server, URL);
+    }
+    if let Some(server) = support::servers::google() {
+        is_killed(&server, "gs://backstay/repository");
+    }
+}
+
+fn is_killed(server: &Running, url: &str) {
+    let sandbox = in_bucket(url, &server.options, "upload-limit = \"40 MiB\"");
     sandbox.good(&["init"]);
     sandbox.write("data/big", noise(64 << 20, 2));
-    let store = Store::open(URL, &server.options).unwrap();
+    let store = Store::open(url, &server.options).unwrap();
     let mut backup = sandbox
         .command(&["backup", "data"])
         .stdout(Stdio::null())

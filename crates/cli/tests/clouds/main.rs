@@ -10,6 +10,7 @@ mod sandbox;
 #[path = "../../../store/tests/support/mod.rs"]
 mod support;
 
+mod ages;
 mod archive;
 mod death;
 mod thief;

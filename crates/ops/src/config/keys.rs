@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use backstay_postgres::Detect;
 use backstay_repo::{Compression, SourceKind};
-use backstay_store::LockMode;
+use backstay_store::{Later, LockMode};
 
 use crate::config::declare::{nested, parsed, section};
-use crate::units::parse_size;
+use crate::units::{parse_duration, parse_size};
 
 section! {
     /// What holds for everything.
@@ -62,10 +62,10 @@ section! {
         allow_http: bool { default: "false", example: "true" },
         /// Have the store itself keep each object for a time, whoever asks it to remove one.
         lock: Option<LockKeys> { example: "{ mode = \"governance\", period = \"30d\" }" },
-        /// The storage class of new objects, in the cloud's words (docs/clouds.md).
-        storage_class: Option<StorageClassKeys> { example: "{ data = \"GLACIER_IR\" }" },
-        /// Packs larger than this are sent in parts, several at once, each tried again by itself:
-        /// S3 and Azure, from 5 MiB on.
+        /// The storage class of new objects (docs/clouds.md).
+        storage_class: Option<StorageClassKeys> { example: "{ data = \"cold\", rest = \"hot\" }" },
+        /// Packs larger than this are sent in parts, each tried again by itself: several at once to
+        /// S3 and Azure, one after the other to Google. From 5 MiB on.
         parts_above: Option<Size> { example: "\"16 MiB\"" },
         /// The most that is sent in a second.
         upload_limit: Option<Size> { example: "\"50 MiB\"" },
@@ -89,12 +89,32 @@ section! {
 }
 
 section! {
-    /// In which class of the cloud new objects are stored. Absent: as the bucket says.
+    /// In which class of the cloud new objects are stored: `hot`, `warm`, `cold` or `archive`, or the
+    /// cloud's own word. Absent: as the bucket says.
     pub struct StorageClassKeys {
         /// Of the content of files, which only restores and deep checks read.
-        data: Option<String> { example: "\"GLACIER_IR\"" },
-        /// Of everything else: every command reads it, so no class that must be thawed.
-        rest: Option<String> { example: "\"STANDARD\"" },
+        data: Option<String> { example: "\"cold\"" },
+        /// Of everything else: every command reads it, so `hot` or `warm`.
+        rest: Option<String> { example: "\"hot\"" },
+        /// Where the content goes as it grows older. On Azure `maintenance` moves it; on S3 and Google
+        /// rules of the bucket do, which `backstay init --lifecycle` prints.
+        later: Vec<LaterClass> { example: "[\"warm after 30d\", \"cold after 90d\"]" },
+    }
+}
+
+/// A class into which data goes at an age: `cold after 30d`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaterClass(pub Later);
+
+impl LaterClass {
+    fn parse(text: &str) -> Result<Self, String> {
+        let (class, after) =
+            text.split_once(" after ").ok_or("write it as CLASS after AGE, \"cold after 30d\"")?;
+        let (class, after) = (class.trim().to_owned(), parse_duration(after.trim())?);
+        if after.as_secs() < 86_400 {
+            return Err("the clouds count in days; say at least 1d".to_owned());
+        }
+        Ok(Self(Later { class, after }))
     }
 }
 
@@ -481,6 +501,7 @@ parsed!(SourceKind, "a kind of source", |text| {
         }
     })
 });
+parsed!(LaterClass, "a text", LaterClass::parse);
 parsed!(LockMode, "`governance` or `compliance`", str::parse);
 parsed!(VerifyLevel, "`basic`, `standard`, `thorough` or `forensic`", str::parse);
 parsed!(Size, "a size such as \"50 MiB\"", |text| match parse_size(text)? {

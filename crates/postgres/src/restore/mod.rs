@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use backstay_repo::{
     Archive, Entry, EntryKind, Fallback, Placement, Progress, Repository, RestoreReport, Snapshot,
-    Tree,
+    ThawOptions, Tree,
 };
 use backstay_store::failpoint;
 
@@ -70,6 +70,9 @@ pub struct RestoreOptions {
     pub owner: bool,
     /// Where else to look for what the repository lacks.
     pub fallback: Option<Arc<Fallback>>,
+    /// Fetch what lies in an archive of the store before anything is touched; none: that is an
+    /// error.
+    pub thaw: Option<ThawOptions>,
     pub progress: Arc<Progress>,
 }
 
@@ -89,6 +92,7 @@ impl RestoreOptions {
             workers: 0,
             owner: rustix::process::geteuid().is_root(),
             fallback: None,
+            thaw: None,
             progress: Arc::default(),
         }
     }
@@ -142,6 +146,12 @@ pub fn restore(
     let spaces = Spaces::plan(&detail, &to, options)?;
     let wal_directory = wal_directory(&to, options.delta);
     let mut notes = Vec::new();
+    if let Some(thaw) = &options.thaw {
+        let report = repo.thaw(snapshot, thaw, progress)?;
+        if !report.is_ready() {
+            return Err(PostgresError::from(report.not_ready()));
+        }
+    }
     if options.delta {
         if let Some(note) = keep_wal(&to, &wal_directory, &archive, &detail)? {
             notes.push(note);

@@ -26,6 +26,7 @@
 //! packs that are mostly garbage, `run` takes the steps, `mend` puts right what is damaged of them,
 //! `signed` is how its objects are sealed, `unfinished` removes packs that never became objects.
 
+mod ages;
 mod expire;
 mod locked;
 mod mark;
@@ -114,6 +115,9 @@ pub struct MaintenanceReport {
     pub locked_until: Option<Timestamp>,
     /// Needed, and locked for another period.
     pub locks_extended: u64,
+    /// Packs that went into a colder class for their age.
+    pub packs_moved: u64,
+    pub bytes_moved: u64,
     /// Packs that were begun in parts and never became objects, whose parts were removed.
     pub uploads_removed: u64,
 }

@@ -171,11 +171,21 @@ impl<'r> Maintenance<'r> {
             let extended = locked::extend(self.repository, &self.unneeded, self.progress);
             done?;
             self.report.locks_extended = extended?;
+            self.move_by_age()?;
             crate::parity::complete(self.repository, self.progress)?;
         } else {
             done?;
+            self.move_by_age()?;
         }
         Ok(self.report)
+    }
+
+    /// Last of all: whatever the store refuses about it costs nothing else.
+    fn move_by_age(&mut self) -> Result<()> {
+        self.progress.check()?;
+        (self.report.packs_moved, self.report.bytes_moved) =
+            super::ages::move_down(self.repository, self.options.dry_run, self.progress)?;
+        Ok(())
     }
 
     /// Removes what nobody can read, or reads.

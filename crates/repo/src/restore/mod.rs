@@ -65,6 +65,9 @@ pub struct RestoreOptions {
     pub keep_going: bool,
     /// Where else to look for what this repository lacks.
     pub fallback: Option<Arc<Fallback>>,
+    /// Fetch what lies in an archive of the store before anything is written; none: that is an
+    /// error.
+    pub thaw: Option<crate::ThawOptions>,
 }
 
 impl RestoreOptions {
@@ -80,6 +83,7 @@ impl RestoreOptions {
             sync: true,
             keep_going: false,
             fallback: None,
+            thaw: None,
         }
     }
 }
@@ -409,7 +413,7 @@ pub(crate) fn restore(
     packs.dedup();
     let packs = packs.into_iter().filter_map(|pack| index.pack(pack));
     let packs = packs.map(|pack| (pack.key(), pack.size)).collect();
-    crate::thaw::must_be_ready(repository, packs, progress)?;
+    crate::thaw::must_be_ready(repository, packs, options.thaw.as_ref(), progress)?;
     failpoint::hit("restore-planned");
     progress.set_phase("restoring");
 

@@ -26,7 +26,14 @@ impl Parts for Azure {
         vec![(NAME, STANDARD.encode(name)), ("content-md5", STANDARD.encode(Md5::digest(part)))]
     }
 
-    async fn begin(&self, _: &str, _: &str, _: HeaderMap) -> Result<String> {
+    async fn begin(
+        &self,
+        _: &str,
+        _: &str,
+        _: Vec<(&'static str, String)>,
+        _: u64,
+        _: HeaderMap,
+    ) -> Result<String> {
         Ok(String::new())
     }
 

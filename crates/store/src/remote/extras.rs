@@ -7,18 +7,33 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderMap, Method};
+use http::{HeaderMap, Method, StatusCode};
 use object_store::client::{HttpClient, HttpRequest, HttpRequestBody};
 
+use super::answers::translate;
 use super::line::Line;
 use super::parts::Parts;
+use super::runtime::{PATIENCE, SLOWEST};
 use super::tiers::Tiers;
-use super::{PATIENCE, SLOWEST, translate};
 use crate::{ErrorKind, Lock, LockPolicy, Result, StoreError};
 
 /// What one kind of service can do besides. Keys are whole names in the bucket.
 #[async_trait]
 pub(super) trait Extras: Parts + Tiers + Send + Sync {
+    /// Creates an object in one piece, where that is not the `object_store` crate's work. `extra`
+    /// says what [`lock_headers`](Self::lock_headers) says, and the storage class.
+    async fn create(
+        &self,
+        name: &str,
+        key: &str,
+        sums: Vec<(&'static str, String)>,
+        body: &Bytes,
+        extra: &HeaderMap,
+    ) -> Option<Result<()>> {
+        let _ = (name, key, sums, body, extra);
+        None
+    }
+
     /// The headers of a creation that lock the object until `until`.
     fn lock_headers(&self, policy: &LockPolicy, until: SystemTime) -> HeaderMap;
 
@@ -83,58 +98,93 @@ impl Desk {
             address.push('?');
             address.push_str(query);
         }
-        let failed = |error: &(dyn std::error::Error + Send + Sync)| {
-            StoreError::new(ErrorKind::Configuration, doing, key).with_detail(error.to_string())
-        };
-        let length = body.len();
-        let mut request: HttpRequest = http::Request::builder()
-            .method(method)
-            .uri(&address)
-            .body(HttpRequestBody::from(body))
-            .map_err(|error| failed(&error))?;
-        *request.headers_mut() = headers;
-        if length > 0 {
-            request.headers_mut().insert(http::header::CONTENT_LENGTH, length.into());
-        }
+        let request = request(doing, key, method, &address, headers, body)?;
+        let (status, answer) = self.exchange(doing, key, request, true).await?;
+        judged(doing, key, name, status, answer)
+    }
+
+    /// Sends a request and takes the answer, whatever it is. What is not signed goes where the
+    /// address itself is the secret.
+    pub(super) async fn exchange(
+        &self,
+        doing: &'static str,
+        key: &str,
+        mut request: HttpRequest,
+        signed: bool,
+    ) -> Result<(StatusCode, Answer)> {
         let generic = |source: Box<dyn std::error::Error + Send + Sync>| {
             translate(doing, key, &object_store::Error::Generic { store: "", source })
         };
+        let length = request.body().content_length() as u64;
         let work = async {
-            self.line.sign(&mut request).await.map_err(|error| generic(Box::new(error)))?;
+            if signed {
+                self.line.sign(&mut request).await.map_err(|error| generic(Box::new(error)))?;
+            }
             let answer =
                 self.client.execute(request).await.map_err(|error| generic(Box::new(error)))?;
             let (parts, body) = answer.into_parts();
             let body = body.bytes().await.map_err(|error| generic(Box::new(error)))?;
-            Ok::<_, StoreError>((parts, String::from_utf8_lossy(&body).into_owned()))
+            let body = String::from_utf8_lossy(&body).into_owned();
+            Ok::<_, StoreError>((parts.status, Answer { headers: parts.headers, body }))
         };
-        let turn = self.line.pace.turn().await;
-        let patience = PATIENCE + Duration::from_secs(length as u64 / SLOWEST);
-        let (parts, body) = match tokio::time::timeout(patience, work).await {
-            Ok(result) => result?,
+        let _turn = self.line.pace.turn().await;
+        let patience = PATIENCE + Duration::from_secs(length / SLOWEST);
+        match tokio::time::timeout(patience, work).await {
+            Ok(result) => result,
             Err(_) => {
-                return Err(
-                    StoreError::new(ErrorKind::Transient, doing, key).with_detail("no answer")
-                );
+                Err(StoreError::new(ErrorKind::Transient, doing, key).with_detail("no answer"))
             }
-        };
-        drop(turn);
-        if parts.status.is_success() {
-            return Ok(Answer { headers: parts.headers, body });
         }
-        let words = format!("Server returned non-2xx status code: {}: {body}", parts.status);
-        let source: Box<dyn std::error::Error + Send + Sync> = words.into();
-        let path = name.to_owned();
-        let error = match parts.status.as_u16() {
-            404 => object_store::Error::NotFound { path, source },
-            412 => object_store::Error::AlreadyExists { path, source },
-            // Azure says it like this.
-            409 if body.contains("BlobAlreadyExists") => {
-                object_store::Error::AlreadyExists { path, source }
-            }
-            _ => object_store::Error::Generic { store: "", source },
-        };
-        Err(translate(doing, key, &error))
     }
+}
+
+/// A request as it is sent.
+pub(super) fn request(
+    doing: &'static str,
+    key: &str,
+    method: Method,
+    address: &str,
+    headers: HeaderMap,
+    body: impl Into<HttpRequestBody>,
+) -> Result<HttpRequest> {
+    let body = body.into();
+    let length = body.content_length();
+    let mut request: HttpRequest =
+        http::Request::builder().method(method).uri(address).body(body).map_err(|error| {
+            StoreError::new(ErrorKind::Configuration, doing, key).with_detail(error.to_string())
+        })?;
+    *request.headers_mut() = headers;
+    if length > 0 {
+        request.headers_mut().insert(http::header::CONTENT_LENGTH, length.into());
+    }
+    Ok(request)
+}
+
+/// An answer that is no success is an error.
+pub(super) fn judged(
+    doing: &'static str,
+    key: &str,
+    name: &str,
+    status: StatusCode,
+    answer: Answer,
+) -> Result<Answer> {
+    if status.is_success() {
+        return Ok(answer);
+    }
+    let body = &answer.body;
+    let words = format!("Server returned non-2xx status code: {status}: {body}");
+    let source: Box<dyn std::error::Error + Send + Sync> = words.into();
+    let path = name.to_owned();
+    let error = match status.as_u16() {
+        404 => object_store::Error::NotFound { path, source },
+        412 => object_store::Error::AlreadyExists { path, source },
+        // Azure says it like this.
+        409 if body.contains("BlobAlreadyExists") => {
+            object_store::Error::AlreadyExists { path, source }
+        }
+        _ => object_store::Error::Generic { store: "", source },
+    };
+    Err(translate(doing, key, &error))
 }
 
 /// What is not one of a few plain characters, as two digits behind a percent sign.

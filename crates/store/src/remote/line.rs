@@ -9,6 +9,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
+#[cfg(feature = "gcs")]
+use http::HeaderValue;
 use http::header::{AUTHORIZATION, HeaderMap, RETRY_AFTER};
 use object_store::ClientOptions;
 use object_store::client::{
@@ -36,6 +38,8 @@ pub(super) enum Signer {
     Aws { credentials: object_store::aws::AwsCredentialProvider, region: String },
     #[cfg(feature = "azure")]
     Azure { credentials: object_store::azure::AzureCredentialProvider, account: String },
+    #[cfg(feature = "gcs")]
+    Google { credentials: object_store::gcp::GcpCredentialProvider },
 }
 
 /// Connects to one service. Cheap to clone: all clones share one pace.
@@ -115,10 +119,20 @@ impl Line {
     pub(super) async fn sign(&self, request: &mut HttpRequest) -> Result<(), HttpError> {
         let failed = |error: object_store::Error| HttpError::new(HttpErrorKind::Unknown, error);
         match self.signer.get() {
-            // What has no signer has its token in a header, which stays right.
+            // The service is still being built: this asks for a token.
             None => {}
-            #[cfg(not(any(feature = "s3", feature = "azure")))]
+            #[cfg(not(any(feature = "s3", feature = "azure", feature = "gcs")))]
             Some(_) => {}
+            #[cfg(feature = "gcs")]
+            Some(Signer::Google { credentials }) => {
+                let credential = credentials.get_credential().await.map_err(failed)?;
+                request.headers_mut().remove(AUTHORIZATION);
+                let token = HeaderValue::from_str(&format!("Bearer {}", credential.bearer));
+                if let (false, Ok(mut token)) = (credential.bearer.is_empty(), token) {
+                    token.set_sensitive(true);
+                    request.headers_mut().insert(AUTHORIZATION, token);
+                }
+            }
             #[cfg(feature = "s3")]
             Some(Signer::Aws { credentials, region }) => {
                 let credential = credentials.get_credential().await.map_err(failed)?;

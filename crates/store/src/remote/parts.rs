@@ -1,8 +1,10 @@
-//! Large objects in parts, as S3 (multipart uploads) and Azure (blocks) take them.
+//! Large objects in parts, as S3 (multipart uploads) and Azure (blocks) take them, and one after the
+//! other, as Google does (resumable uploads).
 //!
-//! Google's bucket takes them too, but without a condition, so that one of two writers could
-//! replace what the other created: there everything is sent in one piece.
+//! Google's bucket takes parts in any order too, but without a condition, so that one of two writers
+//! could replace what the other created.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -10,10 +12,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::HeaderMap;
 
-use super::extras::SharedExtras;
 use super::{Ordering, Remote, wait};
 use crate::key::is_valid_key;
-use crate::{ErrorKind, LockPolicy, Part, Result, StoreError, Unfinished, Use};
+use crate::{Arrived, ErrorKind, LockPolicy, Part, Result, StoreError, Unfinished, Use};
 
 /// Requests about parts. Keys are whole names in the bucket.
 #[async_trait]
@@ -21,7 +22,32 @@ pub(super) trait Parts {
     /// The sum of a part that is sent along: a header, and its value.
     fn sum_of_part(&self, part: &Bytes) -> Vec<(&'static str, String)>;
 
-    async fn begin(&self, name: &str, key: &str, extra: HeaderMap) -> Result<String>;
+    async fn begin(
+        &self,
+        name: &str,
+        key: &str,
+        sums: Vec<(&'static str, String)>,
+        length: u64,
+        extra: HeaderMap,
+    ) -> Result<String>;
+
+    /// Whether the parts must arrive one after the other, by [`send_on`](Self::send_on).
+    fn in_order(&self) -> bool {
+        false
+    }
+
+    /// See [`Backend::send_on`](crate::Backend::send_on).
+    async fn send_on(
+        &self,
+        name: &str,
+        key: &str,
+        upload: &str,
+        body: Bytes,
+        range: Range<u64>,
+    ) -> Result<Arrived> {
+        let _ = (name, upload, body, range);
+        Err(not_in_order(key))
+    }
 
     async fn part(
         &self,
@@ -64,20 +90,15 @@ pub(super) fn texts(xml: &str, name: &str) -> Vec<String> {
         .collect()
 }
 
-impl Remote {
-    fn parts(&self, doing: &'static str, key: &str) -> Result<SharedExtras> {
-        self.extras.clone().ok_or_else(|| {
-            StoreError::new(ErrorKind::Configuration, doing, key)
-                .with_detail("this service takes no objects in parts")
-        })
-    }
+pub(super) fn not_in_order(key: &str) -> StoreError {
+    StoreError::new(ErrorKind::Configuration, "send a part of", key)
+        .with_detail("this service takes parts in another way")
+}
 
+impl Remote {
     pub(super) fn size_of_parts(&self, key: &str, length: u64) -> Option<u64> {
-        let can = self.extras.is_some() && !self.no_parts.load(Ordering::Relaxed);
-        #[cfg(any(feature = "s3", feature = "azure"))]
-        return can.then(|| crate::parts::part_size(key, length, self.parts_above)).flatten();
-        #[cfg(not(any(feature = "s3", feature = "azure")))]
-        return (can && key.is_empty()).then_some(length);
+        let can = !self.no_parts.load(Ordering::Relaxed);
+        can.then(|| crate::parts::part_size(key, length, self.parts_above)).flatten()
     }
 
     /// Of a refusal: from now on objects are sent in one piece, which may be allowed.
@@ -88,25 +109,43 @@ impl Remote {
         result
     }
 
-    fn locked_until(&self, extras: &SharedExtras, key: &str) -> HeaderMap {
-        match &self.lock {
+    /// What is said of an object that is created: how long it is locked, and its class.
+    pub(super) fn said_of(&self, purpose: Use, key: &str) -> HeaderMap {
+        let mut said = match &self.lock {
             Some(policy) if LockPolicy::covers(key) => {
-                extras.lock_headers(policy, SystemTime::now() + policy.period)
+                self.extras.lock_headers(policy, SystemTime::now() + policy.period)
             }
             _ => HeaderMap::new(),
-        }
+        };
+        said.extend(self.class_header(purpose));
+        said
     }
 
-    pub(super) fn begin_parts(&self, purpose: Use, key: &str) -> Result<String> {
-        let extras = self.parts("create", key)?;
+    pub(super) fn begin_parts(&self, purpose: Use, key: &str, body: &Bytes) -> Result<String> {
+        let extras = Arc::clone(&self.extras);
         let (path, name) = (self.path("create", key)?, key.to_owned());
-        let mut extra = self.locked_until(&extras, key);
-        extra.extend(self.class_header(purpose));
-        self.refused(wait(
-            "create",
-            key,
-            async move { extras.begin(path.as_ref(), &name, extra).await },
-        ))
+        let extra = self.said_of(purpose, key);
+        // Where parts have sums of their own, the whole needs none.
+        let sums = if extras.in_order() { extras.sum_of_part(body) } else { Vec::new() };
+        let length = body.len() as u64;
+        self.refused(wait("create", key, async move {
+            extras.begin(path.as_ref(), &name, sums, length, extra).await
+        }))
+    }
+
+    pub(super) fn send_in_order(
+        &self,
+        key: &str,
+        upload: &str,
+        body: &Bytes,
+        range: Range<u64>,
+    ) -> Result<Arrived> {
+        let extras = Arc::clone(&self.extras);
+        let (path, name) = (self.path("send a part of", key)?, key.to_owned());
+        let (upload, body) = (upload.to_owned(), body.clone());
+        self.refused(wait("send a part of", key, async move {
+            extras.send_on(path.as_ref(), &name, &upload, body, range).await
+        }))
     }
 
     pub(super) fn send_part(
@@ -116,7 +155,7 @@ impl Remote {
         number: u32,
         part: Bytes,
     ) -> Result<Part> {
-        let extras = self.parts("send a part of", key)?;
+        let extras = Arc::clone(&self.extras);
         let (path, name) = (self.path("send a part of", key)?, key.to_owned());
         // Here, on the caller's thread: the network's threads have other work.
         let sums = extras.sum_of_part(&part);
@@ -133,10 +172,9 @@ impl Remote {
         upload: &str,
         parts: &[Part],
     ) -> Result<()> {
-        let extras = self.parts("create", key)?;
+        let extras = Arc::clone(&self.extras);
         let (path, name) = (self.path("create", key)?, key.to_owned());
-        let mut extra = self.locked_until(&extras, key);
-        extra.extend(self.class_header(purpose));
+        let extra = self.said_of(purpose, key);
         let (upload, parts) = (upload.to_owned(), parts.to_vec());
         self.refused(wait("create", key, async move {
             extras.finish(path.as_ref(), &name, &upload, parts, extra).await
@@ -144,7 +182,7 @@ impl Remote {
     }
 
     pub(super) fn abort_parts(&self, key: &str, upload: &str) -> Result<()> {
-        let extras = self.parts("remove parts of", key)?;
+        let extras = Arc::clone(&self.extras);
         let (path, name) = (self.path("remove parts of", key)?, key.to_owned());
         let upload = upload.to_owned();
         wait(
@@ -155,7 +193,7 @@ impl Remote {
     }
 
     pub(super) fn list_parts(&self, prefix: &str) -> Result<Option<Vec<Unfinished>>> {
-        let Some(extras) = self.extras.as_ref().map(Arc::clone) else { return Ok(None) };
+        let extras = Arc::clone(&self.extras);
         let below =
             if self.prefix.is_empty() { String::new() } else { format!("{}/", self.prefix) };
         let (whole, wanted) = (format!("{below}{prefix}"), prefix.to_owned());

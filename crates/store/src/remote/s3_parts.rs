@@ -12,11 +12,11 @@ use bytes::Bytes;
 use http::header::{ETAG, IF_NONE_MATCH};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
+use super::answers::translate;
 use super::extras::{escape, moment};
 use super::line::{OTHER_BYTES, SHA256};
 use super::parts::{Parts, texts};
 use super::s3::S3;
-use super::translate;
 use crate::{ErrorKind, Part, Result, StoreError, Unfinished};
 
 /// The name of an upload in an address.
@@ -55,7 +55,14 @@ impl Parts for S3 {
         vec![(SHA256, STANDARD.encode(sum)), ("x-amz-content-sha256", hex)]
     }
 
-    async fn begin(&self, name: &str, key: &str, extra: HeaderMap) -> Result<String> {
+    async fn begin(
+        &self,
+        name: &str,
+        key: &str,
+        _: Vec<(&'static str, String)>,
+        _: u64,
+        extra: HeaderMap,
+    ) -> Result<String> {
         let mut headers = extra;
         headers.remove("x-amz-sdk-checksum-algorithm");
         headers.insert("x-amz-checksum-algorithm", HeaderValue::from_static("SHA256"));

@@ -10,16 +10,22 @@ use object_store::ObjectStore;
 #[cfg(feature = "s3")]
 use super::credentials::{self, Files, FromFiles};
 use super::extras::SharedExtras;
+#[cfg(feature = "gcs")]
+use super::google_credentials;
 use super::line::{Line, Signer};
-use super::{Remote, Sum, client_options, no_retries};
-use crate::StoreOptions;
+use super::runtime::{client_options, no_retries};
+use super::{Remote, Sum};
+use crate::tier::in_own_words;
+use crate::{StorageClasses, StoreOptions};
 
 /// The service of a bucket, and what is needed besides.
 pub(super) struct Opened {
     pub service: Arc<dyn ObjectStore>,
     pub line: Line,
     pub sum: Sum,
-    pub extras: Option<SharedExtras>,
+    pub extras: SharedExtras,
+    /// In its own words.
+    pub classes: StorageClasses,
 }
 
 /// A service, or why there is none.
@@ -74,11 +80,6 @@ fn open_with(
         }
     }
     let opened = build(bucket, options)?;
-    if options.lock.is_some() && opened.extras.is_none() {
-        return Err("objects can be locked in S3 and Azure only; give this bucket a retention \
-                    policy of its own instead"
-            .to_owned());
-    }
     Ok(Remote::new(url.trim_end_matches('/').to_owned(), opened, prefix, options))
 }
 
@@ -94,7 +95,7 @@ fn variables(options: &StoreOptions, start: &str) -> Vec<(String, String)> {
 }
 
 /// One variable, as given or from the process.
-#[cfg(feature = "s3")]
+#[cfg(any(feature = "s3", feature = "gcs"))]
 fn variable(options: &StoreOptions, name: &str) -> Option<String> {
     let mut known = variables(options, name).into_iter();
     known.find(|(known, _)| known == name).map(|(_, value)| value)
@@ -113,7 +114,13 @@ macro_rules! configure {
 
 #[cfg(feature = "s3")]
 fn s3(bucket: &str, options: &StoreOptions) -> Opening {
-    crate::tier::unusable(&options.classes, &super::tiers::OF_S3, options.endpoint.is_some())?;
+    let classes = in_own_words(&options.classes, &super::tiers::OF_S3, options.endpoint.is_some())?;
+    if classes.later.iter().any(|one| crate::tier::is_archive(&one.class)) {
+        return Err("rules of S3 cannot tell content from lists of files, which must be read at \
+                    once: by age, data can go to warm and cold; what is stored as archive from the \
+                    beginning (data = \"archive\") may"
+            .to_owned());
+    }
     use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum, S3ConditionalPut};
     let value = |builder: &AmazonS3Builder, key| builder.get_config_value(key);
     let mut builder = AmazonS3Builder::new().with_client_options(client_options());
@@ -180,29 +187,49 @@ fn s3(bucket: &str, options: &StoreOptions) -> Opening {
     let credentials = Arc::clone(service.credentials());
     let _ = line.signer.set(Signer::Aws { credentials, region });
     let desk = desk(&line, address, options)?;
-    let extras: Option<SharedExtras> = Some(Arc::new(super::s3::S3::new(desk)));
-    Ok(Opened { service: Arc::new(service), line, sum: Sum::Sha256, extras })
+    let extras: SharedExtras = Arc::new(super::s3::S3::new(desk));
+    Ok(Opened { service: Arc::new(service), line, sum: Sum::Sha256, extras, classes })
 }
+
+/// Where Google's own service is.
+#[cfg(feature = "gcs")]
+const GOOGLE: &str = "https://storage.googleapis.com";
 
 #[cfg(feature = "gcs")]
 fn gcs(bucket: &str, options: &StoreOptions) -> Opening {
-    crate::tier::unusable(&options.classes, &super::tiers::OF_GOOGLE, false)?;
-    use object_store::gcp::GoogleCloudStorageBuilder;
+    let classes = in_own_words(&options.classes, &super::tiers::OF_GOOGLE, false)?;
+    use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
     let client = client_options().with_allow_http(options.allow_http);
     let mut builder = GoogleCloudStorageBuilder::new().with_client_options(client);
     configure!(builder, options, "GOOGLE_");
     builder = builder.with_bucket_name(bucket).with_retry(no_retries());
-    if let Some(endpoint) = &options.endpoint {
-        builder = builder.with_base_url(endpoint.trim_end_matches('/'));
-    }
+    let file = google_credentials::File::of(
+        |name| variable(options, name),
+        |key| builder.get_config_value(&key),
+    )?;
+    let base = match (&options.endpoint, builder.get_config_value(&GoogleConfigKey::BaseUrl)) {
+        (Some(endpoint), _) => endpoint.clone(),
+        (None, Some(base)) => base,
+        (None, None) => file.as_ref().and_then(|file| file.base()).unwrap_or(GOOGLE.to_owned()),
+    };
+    let base = base.trim_end_matches('/').to_owned();
+    builder = builder.with_base_url(&base);
     let line = Line::default();
+    if let Some(federated) = file.and_then(|file| file.federated(&line, options).transpose()) {
+        builder = builder.with_credentials(Arc::new(federated?));
+    }
     let service = builder.with_http_connector(line.clone()).build().map_err(|e| e.to_string())?;
-    Ok(Opened { service: Arc::new(service), line, sum: Sum::Crc32c, extras: None })
+    let credentials = Arc::clone(service.credentials());
+    let _ = line.signer.set(Signer::Google { credentials });
+    let desk = desk(&line, format!("{base}/storage/v1/b/{bucket}"), options)?;
+    let uploads = format!("{base}/upload/storage/v1/b/{bucket}/o");
+    let extras: SharedExtras = Arc::new(super::google::Google { desk, uploads });
+    Ok(Opened { service: Arc::new(service), line, sum: Sum::Crc32c, extras, classes })
 }
 
 #[cfg(feature = "azure")]
 fn azure(container: &str, options: &StoreOptions) -> Opening {
-    crate::tier::unusable(&options.classes, &super::tiers::OF_AZURE, false)?;
+    let classes = in_own_words(&options.classes, &super::tiers::OF_AZURE, false)?;
     use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
     let mut builder = MicrosoftAzureBuilder::new().with_client_options(client_options());
     configure!(builder, options, "AZURE_");
@@ -222,13 +249,11 @@ fn azure(container: &str, options: &StoreOptions) -> Opening {
     let service = builder.with_http_connector(line.clone()).build().map_err(|e| e.to_string())?;
     let credentials = Arc::clone(service.credentials());
     let _ = line.signer.set(Signer::Azure { credentials, account });
-    let extras: Option<SharedExtras> =
-        Some(Arc::new(super::azure::Azure(desk(&line, address, options)?)));
-    Ok(Opened { service: Arc::new(service), line, sum: Sum::Md5, extras })
+    let extras: SharedExtras = Arc::new(super::azure::Azure(desk(&line, address, options)?));
+    Ok(Opened { service: Arc::new(service), line, sum: Sum::Md5, extras, classes })
 }
 
 /// Where requests of our own go, by the same line.
-#[cfg(any(feature = "s3", feature = "azure"))]
 fn desk(
     line: &Line,
     bucket: String,

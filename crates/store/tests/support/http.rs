@@ -107,16 +107,23 @@ fn serve(stream: &TcpStream, handler: &Handler) -> Option<()> {
         if !response.headers.iter().any(|(name, _)| *name == "content-length") {
             head += &format!("content-length: {}\r\n", response.body.len());
         }
+        let closes = request.headers.get("connection").is_some_and(|value| value == "close");
+        if closes {
+            head += "connection: close\r\n";
+        }
         let mut whole = format!("{head}\r\n").into_bytes();
         if request.method == "HEAD" {
             writer.write_all(&whole).ok()?;
+            if closes {
+                return None;
+            }
             continue;
         }
         let sent = response.cut.unwrap_or(response.body.len());
         // In one piece: two small ones wait for each other on their way.
         whole.extend_from_slice(&response.body[..sent]);
         writer.write_all(&whole).ok()?;
-        if response.cut.is_some() {
+        if response.cut.is_some() || closes {
             return None;
         }
     }

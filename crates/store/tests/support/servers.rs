@@ -187,6 +187,30 @@ pub fn other_s3() -> Option<Running> {
     Some(running)
 }
 
+/// fake-gcs-server, an emulator of Google Cloud Storage, with one bucket, `backstay`. It knows no
+/// condition but of uploads in one piece.
+pub fn google() -> Option<Running> {
+    let server = installed("fake-gcs/bin/fake-gcs-server")?;
+    let directory = tempfile::tempdir().unwrap();
+    let [port] = free_ports();
+    let mut command = Command::new(server);
+    command.args(["-scheme", "http", "-host", "127.0.0.1", "-port", &port.to_string()]);
+    command.args(["-backend", "filesystem", "-filesystem-root", "objects"]);
+    command.args(["-public-host", &format!("127.0.0.1:{port}"), "-log-level", "error"]);
+    let options = StoreOptions {
+        endpoint: Some(format!("http://127.0.0.1:{port}")),
+        allow_http: true,
+        variables: Some(vec![("GOOGLE_BEARER_TOKEN".to_owned(), "token".to_owned())]),
+        ..StoreOptions::default()
+    };
+    std::fs::create_dir_all(directory.path().join("objects/backstay")).unwrap();
+    let mut running = start(command, directory, port, options);
+    until(&mut running, "fake-gcs-server", || {
+        request(port, "GET", "/storage/v1/b/backstay", "").is_some_and(|(status, _)| status == 200)
+    });
+    Some(running)
+}
+
 impl Running {
     /// Ends it as a power cut would.
     pub fn kill(&mut self) {
@@ -211,6 +235,13 @@ impl Running {
     pub fn variable(&self, name: &str) -> Option<String> {
         let mut variables = self.options.variables.iter().flatten();
         variables.find(|(known, _)| known == name).map(|(_, value)| value.clone())
+    }
+
+    /// What Google's emulator says of an object.
+    pub fn about(&self, key: &str) -> serde_json::Value {
+        let path = format!("/storage/v1/b/backstay/o/{}", key.replace('/', "%2F"));
+        let (_, answer) = request(self.port, "GET", &path, "").unwrap();
+        serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
     }
 
     /// Whoever may do everything there.
