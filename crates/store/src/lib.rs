@@ -13,6 +13,8 @@ mod env;
 mod error;
 pub mod failpoint;
 mod faulty;
+#[doc(hidden)]
+pub mod internals;
 mod key;
 mod key_service;
 mod limit;
