@@ -104,7 +104,7 @@ pub fn shares(text: &str) -> Option<usize> {
 /// last one says something else than the others.
 pub fn slices(list: &[(u32, u32)], lie: bool) -> Option<Vec<u8>> {
     const SEGMENT: &str = "000000010000000000000001";
-    let right: Vec<u8> = (0..2048_u32).map(|n| (n * n >> 5) as u8).collect();
+    let right: Vec<u8> = (0..2048_u32).map(|n| ((n * n) >> 5) as u8).collect();
     let store = ARCHIVE.repository().store();
     // Nothing of the last ones.
     for slice in ARCHIVE.slices(SEGMENT).expect("memory can be listed") {

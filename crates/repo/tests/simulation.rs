@@ -226,7 +226,7 @@ fn live(seed: u64, pool: &Pool) -> Known {
     let replaced = seed.is_multiple_of(5);
     let actors = COPIES + 1 + usize::from(replaced);
     let mode = LockMode::Compliance;
-    let locks = LockPolicy { mode, period: LOCKED_FOR, extend: seed % 2 == 0 };
+    let locks = LockPolicy { mode, period: LOCKED_FOR, extend: seed.is_multiple_of(2) };
     let world = World::new(seed, actors, (seed % 4 == 3).then_some(locks));
     let init = Store::new(Seat { world: world.clone(), actor: None });
     let owner =

@@ -21,8 +21,8 @@ pub fn parity(bytes: &[u8]) {
     let mut body = object.to_vec();
     let Some(whole) = Head::find(&file) else { panic!("what was just made is a parity file") };
     assert!(whole.is_whole(&file) && whole.agrees(object));
-    for hole in how[1..].chunks_exact(5) {
-        let into = if hole[0] % 2 == 0 { &mut body } else { &mut file };
+    for hole in how[1..].as_chunks::<5>().0 {
+        let into = if hole[0].is_multiple_of(2) { &mut body } else { &mut file };
         let start = usize::from(u16::from_le_bytes([hole[1], hole[2]])).min(into.len());
         let end = (start + usize::from(hole[3]) * 16).min(into.len());
         match hole[0] % 8 {
@@ -52,7 +52,7 @@ fn look_at(file: &[u8], body: &[u8]) {
 
 /// Valid ones.
 pub fn parity_samples() -> Vec<Vec<u8>> {
-    let object: Vec<u8> = (0..9000_u32).map(|n| (n * n >> 7) as u8).collect();
+    let object: Vec<u8> = (0..9000_u32).map(|n| ((n * n) >> 7) as u8).collect();
     let mut samples: Vec<Vec<u8>> =
         [&object[..], &object[..100], &[]].iter().filter_map(|part| protect(part, 30)).collect();
     let how = [50, 2, 0, 1, 90, 7, 3, 0, 4, 9, 7, 0, 9, 0, 0, 0];

@@ -130,10 +130,10 @@ impl Head {
         let parity = u32::from(fixed[28]) % (pieces / 2 + 1);
         fixed[24..28].copy_from_slice(&(pieces - parity).to_le_bytes());
         fixed[28..32].copy_from_slice(&parity.to_le_bytes());
-        if fixed[15] % 4 != 0 {
+        if !fixed[15].is_multiple_of(4) {
             fixed[12..16].copy_from_slice(&(SMALLEST_PIECE as u32).to_le_bytes());
         }
-        if fixed[23] % 4 != 0 {
+        if !fixed[23].is_multiple_of(4) {
             let full = u64::from(pieces - parity) * SMALLEST_PIECE as u64;
             let length = full.saturating_sub(u64::from(fixed[16]));
             fixed[16..24].copy_from_slice(&length.to_le_bytes());

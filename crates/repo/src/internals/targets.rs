@@ -178,7 +178,7 @@ pub fn slices(bytes: &[u8]) {
     let list: Vec<(u32, u32)> = list
         .map(|[a, b, c]| (u32::from(*a) * 4, u32::from(*b) + u32::from(*c % 2) * 256))
         .collect();
-    let lie = bytes.first().is_some_and(|byte| byte % 3 == 0);
+    let lie = bytes.first().is_some_and(|byte| byte.is_multiple_of(3));
     super::slices(&list, lie);
 }
 

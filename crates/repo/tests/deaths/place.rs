@@ -58,7 +58,7 @@ impl Place {
         self.kind == Kind::Parity
     }
 
-    fn folder(&self) -> Option<&Path> {
+    pub fn folder(&self) -> Option<&Path> {
         self.url.strip_prefix("file://").map(Path::new)
     }
 
@@ -66,6 +66,8 @@ impl Place {
     pub fn flip(&self, store: &Store, key: &str, at: usize) {
         if let Some(folder) = self.folder() {
             let path = folder.join(key);
+            // A disk asks no flag.
+            loosen(&path);
             let mut body = fs::read(&path).unwrap();
             body[at] ^= 1;
             fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
@@ -142,7 +144,7 @@ impl Drop for Folder {
     }
 }
 
-fn loosen(path: &Path) {
+pub fn loosen(path: &Path) {
     if path.is_dir() {
         fs::read_dir(path).unwrap().for_each(|entry| loosen(&entry.unwrap().path()));
     } else if let Ok(file) = File::open(path)
