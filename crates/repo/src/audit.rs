@@ -185,6 +185,32 @@ fn read(repository: &Repository, key: &str, id: &str) -> Result<Option<KeyRecord
     Ok(Some(KeyRecord { id: id.to_owned(), ..record }))
 }
 
+/// For [`internals`](crate::internals): whether a body is a record.
+pub(crate) fn parses(body: &[u8]) -> bool {
+    let record = postcard::from_bytes::<String>(body);
+    record.is_ok_and(|json| serde_json::from_str::<KeyRecord>(&json).is_ok())
+}
+
+/// Valid bodies, for tests that alter them.
+pub(crate) fn samples() -> Vec<Vec<u8>> {
+    let record = KeyRecord {
+        id: String::new(),
+        time: Timestamp::UNIX_EPOCH,
+        action: KeyAction::Keep,
+        slot: "ab".repeat(16),
+        kind: Some(SlotKind::WriteOnly),
+        label: "a host".into(),
+        command: "key add".into(),
+        opened_with: "cd".repeat(16),
+        host: "here".into(),
+        user: "0 (root)".into(),
+        about: Some("ef".repeat(16)),
+    };
+    let json = serde_json::to_string(&record).unwrap_or_default();
+    debug_assert!(postcard::to_stdvec(&json).is_ok_and(|body| parses(&body)));
+    postcard::to_stdvec(&json).into_iter().collect()
+}
+
 /// Every record, oldest first; those that cannot be used as errors.
 pub(crate) fn records(repository: &Repository) -> Result<Vec<(String, Result<KeyRecord>)>> {
     let mut records = Vec::new();

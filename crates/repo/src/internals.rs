@@ -56,6 +56,81 @@ pub fn snapshot(plain: &[u8]) -> Option<Snapshot> {
     serde_json::from_slice(plain).ok()
 }
 
+/// The body and the signature of a snapshot, which together are what they were taken from.
+pub fn signed_snapshot(plain: &[u8]) -> Option<Snapshot> {
+    let (body, signature) = crate::snapshot::split_signature(plain);
+    match signature {
+        Some(signature) => {
+            let again = crate::snapshot::join_signature(body.clone(), &signature);
+            assert!(again.eq_ignore_ascii_case(plain));
+        }
+        None => assert!(body == plain),
+    }
+    snapshot(&body)
+}
+
+/// Whether bytes are what is recorded of a key.
+pub fn audit(body: &[u8]) -> bool {
+    crate::audit::parses(body)
+}
+
+/// Which of the bodies that say who may write these bytes are.
+pub fn authority(body: &[u8]) -> [bool; 4] {
+    crate::authority::hosts::parses(body)
+}
+
+/// How many shares are in a text, if all of them make sense.
+pub fn shares(text: &str) -> Option<usize> {
+    let all = crate::Printed::read(text).ok()?;
+    let shares: Vec<Share> = all
+        .into_iter()
+        .filter_map(|one| match one {
+            crate::Printed::Share(share) => Some(share),
+            crate::Printed::KeyFile(_) => None,
+        })
+        .collect();
+    for share in &shares {
+        // What is read is written as it was.
+        let again = crate::Printed::read(&share.line()).ok()?;
+        assert!(
+            matches!(again.as_slice(), [crate::Printed::Share(one)] if one.line() == share.line())
+        );
+    }
+    crate::keys::escrow::combines_for_fuzzing(&shares);
+    Some(shares.len())
+}
+
+/// What a segment is put together to from slices of it, which are offsets and lengths; with `lie` the
+/// last one says something else than the others.
+pub fn slices(list: &[(u32, u32)], lie: bool) -> Option<Vec<u8>> {
+    const SEGMENT: &str = "000000010000000000000001";
+    let right: Vec<u8> = (0..2048_u32).map(|n| ((n * n) >> 5) as u8).collect();
+    let store = ARCHIVE.repository().store();
+    // Nothing of the last ones.
+    for slice in ARCHIVE.slices(SEGMENT).expect("memory can be listed") {
+        let key = ARCHIVE.key(&slice.name(SEGMENT)).expect("a name of the archive");
+        store.delete(&key).expect("memory forgets");
+    }
+    let mut sound = true;
+    for (at, (start, length)) in list.iter().enumerate() {
+        let range = *start as usize..(start + length) as usize;
+        let mut content = right.get(range).unwrap_or_default().to_vec();
+        if lie && at + 1 == list.len() {
+            content.iter_mut().for_each(|byte| *byte ^= 1);
+            sound = content.is_empty();
+        }
+        // The same once more with other bytes is refused, and an empty one is none.
+        let _ = ARCHIVE.push_slice(SEGMENT, *start, &content);
+    }
+    let covered = |n: u32| list.iter().any(|(start, length)| *start <= n && n < start + length);
+    let reach = (0..).find(|n| !covered(*n)).unwrap_or(0) as usize;
+    let made = ARCHIVE.assemble(SEGMENT).ok()?;
+    if sound {
+        assert_eq!(made.as_deref().unwrap_or_default(), right.get(..reach).unwrap_or_default());
+    }
+    made
+}
+
 pub fn record(plain: &[u8]) -> Option<Vec<u8>> {
     let mut content = Vec::new();
     Codec::new(Compression::None).decode(plain, &mut content).map(|()| content)
@@ -116,8 +191,10 @@ pub fn format(json: &[u8]) -> bool {
 pub fn header(bytes: &[u8]) -> bool {
     static KEYS: LazyLock<Keys> = LazyLock::new(|| Keys::derive(&RootKey::from_bytes([3; 32])));
     use Class::{Archived, DataPack, Index, Maintenance, MetadataPack, Session, Tombstone};
-    [DataPack, MetadataPack, Class::Snapshot, Archived, Index, Session, Tombstone, Maintenance]
+    let sealed = [DataPack, MetadataPack, Class::Snapshot, Archived, Index, Session, Tombstone];
+    sealed
         .into_iter()
+        .chain([Maintenance, Class::Authority, Class::Audit])
         .any(|class| KEYS.open("an object", class, bytes).is_ok())
 }
 

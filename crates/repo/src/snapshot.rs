@@ -205,11 +205,15 @@ const SIGNED: &[u8] = br#","signature":""#;
 const SIGNED_END: &[u8] = br#""}"#;
 
 /// Puts a signature into a JSON object, as its last field: it is of the object without.
-pub(crate) fn with_signature(keys: &Keys, name: &str, mut json: Vec<u8>) -> Vec<u8> {
+pub(crate) fn with_signature(keys: &Keys, name: &str, json: Vec<u8>) -> Vec<u8> {
     let signature = keys.sign(name, &json);
+    join_signature(json, &signature)
+}
+
+pub(crate) fn join_signature(mut json: Vec<u8>, signature: &[u8; SIGNATURE]) -> Vec<u8> {
     json.pop();
     json.extend_from_slice(SIGNED);
-    json.extend_from_slice(hex(&signature).as_bytes());
+    json.extend_from_slice(hex(signature).as_bytes());
     json.extend_from_slice(SIGNED_END);
     json
 }

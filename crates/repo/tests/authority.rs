@@ -550,6 +550,36 @@ fn packs_of_a_replaced_root_key_are_sealed_anew_bit_by_bit() {
     assert_eq!(old_packs.count(), 0);
 }
 
+/// A host sees the ids of snapshots in a store, and can say of one of its own that it is a copy of
+/// any. When that is forgotten, the other one must still be copied.
+#[test]
+fn a_forgotten_snapshot_of_a_host_keeps_no_other_from_being_copied() {
+    let from = repository(&Store::memory());
+    let original = backup(&from, &some(1)).unwrap();
+    let (store, cache) = (Store::memory(), tempfile::tempdir().unwrap());
+    let owner = repository(&store);
+    let evil = host(&owner, &store, "evil", cache.path());
+    let mut claim = backup_as(&evil, &some(9), options("test")).unwrap();
+    claim.group = Some(original.id.clone());
+    let forged = internals::forged_snapshot(&evil, bytes_of(&claim.writer), &claim, true);
+    let id = forged.0.rsplit('/').next().unwrap().to_owned();
+    put(&store, [forged]);
+    assert_eq!(owner.snapshots().unwrap().len(), 2);
+    owner.forget(&id).unwrap();
+    let is_forgotten = |owner: &Repository| !owner.forgotten_of(&[&original]).unwrap().is_empty();
+    assert!(!is_forgotten(&owner));
+    owner.maintain(&MaintenanceOptions::default(), &Arc::default()).unwrap();
+    // Only its tombstone is left.
+    assert!(!is_forgotten(&open(&store)));
+    // The host itself brings back nothing that it was told to be forgotten.
+    assert!(is_forgotten(&evil));
+    let Copied::New(made) = copy(&from, &original, &owner, &CopyOptions::default()).unwrap() else {
+        panic!("it was taken for a copy")
+    };
+    owner.forget(&made.id).unwrap();
+    assert!(is_forgotten(&owner));
+}
+
 #[test]
 fn hosts_are_in_the_log_of_keys() {
     let store = Store::memory();

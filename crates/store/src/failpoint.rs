@@ -3,7 +3,8 @@
 //! Each step of a write path calls [`hit`] with its name. In a debug build, a process started with
 //! `BACKSTAY_FAILPOINT=name` (or `name:N` for the N-th time) kills itself there with SIGKILL, as a
 //! power cut would; release builds contain nothing of it. [`ALL`] lists every name, so that a test
-//! can loop over all of them.
+//! can loop over all of them; with `BACKSTAY_FAILPOINTS_PASSED=file` the process appends to this file
+//! the name of each that it passes, so that a test knows which of them an operation has.
 
 /// Every failpoint there is, in the order in which the work passes them.
 pub const ALL: &[&str] = &[
@@ -18,6 +19,7 @@ pub const ALL: &[&str] = &[
     "upload-part-sent",
     "upload-parts-sent",
     "local-lock-noted",
+    "local-lock-changed",
     "local-parity-added",
     "local-parity-removed",
     "local-mend-written",
@@ -53,6 +55,7 @@ pub const ALL: &[&str] = &[
     "maintenance-head",
     "maintenance-pack-removed",
     "maintenance-snapshot-removed",
+    "lock-extended",
     // copies
     "copy-listed",
     "copy-read",
@@ -94,8 +97,11 @@ pub fn hit(name: &str) {
 }
 
 mod armed {
-    use std::sync::OnceLock;
+    use std::collections::HashSet;
+    use std::fs::File;
+    use std::io::Write;
     use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::{Mutex, OnceLock};
 
     struct Armed {
         name: String,
@@ -104,8 +110,33 @@ mod armed {
 
     static ARMED: OnceLock<Option<Armed>> = OnceLock::new();
 
+    /// Where names go, and those that have gone there.
+    struct Passed {
+        file: File,
+        names: HashSet<String>,
+    }
+
+    static PASSED: OnceLock<Option<Mutex<Passed>>> = OnceLock::new();
+
+    /// Writes down that this one was passed, once.
+    fn note(name: &str) {
+        let passed = PASSED.get_or_init(|| {
+            let path = std::env::var_os("BACKSTAY_FAILPOINTS_PASSED")?;
+            let file = File::options().create(true).append(true).open(path);
+            let file = file.expect("the file of BACKSTAY_FAILPOINTS_PASSED can be written");
+            Some(Mutex::new(Passed { file, names: HashSet::new() }))
+        });
+        let Some(passed) = passed else { return };
+        let mut passed = passed.lock().unwrap_or_else(|e| e.into_inner());
+        if passed.names.insert(name.to_owned()) {
+            let written = writeln!(passed.file, "{name}");
+            written.expect("the file of BACKSTAY_FAILPOINTS_PASSED can be written");
+        }
+    }
+
     pub(super) fn check(name: &str) {
         debug_assert!(super::ALL.contains(&name), "failpoint {name} is not listed");
+        note(name);
         let armed = ARMED.get_or_init(|| {
             let value = std::env::var("BACKSTAY_FAILPOINT").ok()?;
             let (name, count) = value.split_once(':').unwrap_or((&value, "1"));

@@ -14,6 +14,8 @@ mod error;
 pub mod failpoint;
 mod faulty;
 mod in_order;
+#[doc(hidden)]
+pub mod internals;
 mod key;
 mod key_service;
 mod limit;

@@ -31,6 +31,9 @@ use bytes::Bytes;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 
+pub(crate) use immutable::locked_until;
+pub(crate) use parity::share_in;
+
 use crate::failpoint;
 use crate::key::{check_key, check_prefix, is_valid_component};
 use crate::{Backend, ErrorKind, Lock, LockMode, LockPolicy, ObjectMeta, Result, StoreError};

@@ -55,9 +55,10 @@ pub struct LockPolicy {
 
 impl LockPolicy {
     /// Whether an object of this name is locked when it is created: all that a restore may need.
-    /// Not what goes away within the day: the notes of sessions at work and the objects of a probe.
+    /// Not what goes away within the day: the notes of sessions at work, what a repair has put aside,
+    /// and the objects of a probe.
     pub(crate) fn covers(key: &str) -> bool {
-        !key.starts_with("probe/") && !key.starts_with("sessions/")
+        !["probe/", "sessions/", "mending/"].iter().any(|passing| key.starts_with(passing))
     }
 }
 

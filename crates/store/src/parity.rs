@@ -120,6 +120,28 @@ impl Head {
         (fixed, sums)
     }
 
+    /// A file whose head is sealed and says what `fixed` says, whatever that is.
+    pub(crate) fn forge(fixed: &[u8; SEAL], sums: &[u8], rest: &[u8]) -> Vec<u8> {
+        let mut fixed = *fixed;
+        fixed[..8].copy_from_slice(MAGIC);
+        fixed[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        // Counts that fit what follows, so that more than the counts is reached.
+        let pieces = (sums.len() / SUM) as u32;
+        let parity = u32::from(fixed[28]) % (pieces / 2 + 1);
+        fixed[24..28].copy_from_slice(&(pieces - parity).to_le_bytes());
+        fixed[28..32].copy_from_slice(&parity.to_le_bytes());
+        if !fixed[15].is_multiple_of(4) {
+            fixed[12..16].copy_from_slice(&(SMALLEST_PIECE as u32).to_le_bytes());
+        }
+        if !fixed[23].is_multiple_of(4) {
+            let full = u64::from(pieces - parity) * SMALLEST_PIECE as u64;
+            let length = full.saturating_sub(u64::from(fixed[16]));
+            fixed[16..24].copy_from_slice(&length.to_le_bytes());
+        }
+        let seal = seal(&fixed, sums);
+        [&fixed[..], &seal, sums, rest].concat()
+    }
+
     /// Which pieces of `part` are not what they were; `part` begins with the piece `first`.
     ///
     /// A last piece that ends early is filled up with zeros.

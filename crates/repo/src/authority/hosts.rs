@@ -231,3 +231,31 @@ impl super::Authority {
         hosts
     }
 }
+
+/// For [`internals`](crate::internals): which of the bodies that say who may write these bytes are.
+pub(crate) fn parses(body: &[u8]) -> [bool; 4] {
+    [
+        postcard::from_bytes::<Added>(body).is_ok(),
+        postcard::from_bytes::<Leaving>(body).is_ok(),
+        postcard::from_bytes::<Removed>(body).is_ok(),
+        postcard::from_bytes::<Vec<String>>(body).is_ok(),
+    ]
+}
+
+/// Valid bodies, for tests that alter them.
+pub(crate) fn samples() -> Vec<Vec<u8>> {
+    let roll = vec!["snapshots/a1/b2".to_owned(); 4];
+    let added = Added {
+        label: "a host".into(),
+        created: 1_700_000_000,
+        public: [7; 32],
+        unsigned: roll.clone(),
+    };
+    let made = [
+        postcard::to_stdvec(&added),
+        postcard::to_stdvec(&Leaving { since: 1_700_000_000 }),
+        postcard::to_stdvec(&Removed { roll: roll.clone() }),
+        postcard::to_stdvec(&roll),
+    ];
+    made.into_iter().flatten().collect()
+}

@@ -22,15 +22,44 @@ pub(super) fn go_on(healer: &mut Healer<'_>) -> Result<()> {
         if let Some((system, _)) = parse(&key) {
             let body = store.read(&object.key)?;
             // Sealed for that very place, or it is nothing of ours.
-            if repository.archive(system).open(&key, &body).is_ok() && settle(healer, &key, body)? {
-                healer
-                    .report
-                    .repaired(&key, "put where it belongs, as a repair before had begun to");
+            if repository.archive(system).open(&key, &body).is_ok() {
+                if let Some(why) = kept(healer, &key)? {
+                    healer.report.unrepaired(&key, why);
+                    continue;
+                }
+                if settle(healer, &key, body)? {
+                    healer
+                        .report
+                        .repaired(&key, "put where it belongs, as a repair before had begun to");
+                }
             }
         }
         store.delete(&object.key)?;
     }
     Ok(())
+}
+
+/// Why the store does not let go the damaged object in the place of an archived file, if there is one
+/// and it does not.
+fn kept(healer: &Healer<'_>, key: &str) -> Result<Option<String>> {
+    let Some((system, name)) = parse(key) else { return Ok(None) };
+    match healer.repository.archive(system).fetch(&name) {
+        Err(error) if error.is_about_an_object() => {}
+        there => return there.map(|_| None),
+    }
+    let lock = match healer.repository.store().lock(key) {
+        Err(error) if error.is_not_found() => return Ok(None),
+        lock => lock?,
+    };
+    let now = healer.repository.environment().now();
+    let Some(lock) = lock.filter(|lock| lock.keeps(now)) else { return Ok(None) };
+    let until = lock.until.and_then(|until| jiff::Timestamp::try_from(until).ok());
+    Ok(Some(match until {
+        Some(until) if !lock.held => {
+            format!("the store keeps the damaged object until {until:.0}; run it again after that")
+        }
+        _ => "the damaged object is on hold; lift that, and run it again".to_owned(),
+    }))
 }
 
 /// Creates an archived file, in the place of one that does not open; whether it was needed.
@@ -124,6 +153,10 @@ fn replace(healer: &mut Healer<'_>, ours: &Archive, theirs: &Archive, name: &str
     };
     if !trusted {
         healer.report.unrepaired(&key, "the other repository has other content under that name");
+        return Ok(());
+    }
+    if let Some(why) = kept(healer, &key)? {
+        healer.report.unrepaired(&key, why);
         return Ok(());
     }
     let (body, _) = ours.sealed(name, &key, &content.as_slice())?;

@@ -35,11 +35,13 @@ mod tests;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
 
 use bytes::Bytes;
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 use super::filter::{self, Filter};
 use super::object::keep;
@@ -191,7 +193,7 @@ impl Source {
 
     fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         match self {
-            Self::File(file) => file.read_exact_at(buffer, offset),
+            Self::File(file) => read_exact(file, offset, buffer),
             Self::Memory { bytes, from, .. } => {
                 let start = offset.checked_sub(*from).and_then(|start| usize::try_from(start).ok());
                 let there = start.and_then(|start| bytes.get(start..)?.get(..buffer.len()));
@@ -200,6 +202,31 @@ impl Source {
             }
         }
     }
+}
+
+/// Opens a local copy. Nobody asks when it was read last, and to note that costs a part of every
+/// look-up; only the owner may leave it undone.
+fn open_copy(path: &Path) -> io::Result<File> {
+    let quiet = OFlags::NOATIME.bits() as i32;
+    let opened = File::options().read(true).custom_flags(quiet).open(path);
+    opened.or_else(|_| File::open(path))
+}
+
+/// As `read_exact_at`, by way of the system call alone: the C library makes it a place where a thread
+/// may be cancelled, which takes longer than the look at the file's permissions.
+fn read_exact(file: &File, mut offset: u64, mut buffer: &mut [u8]) -> io::Result<()> {
+    while !buffer.is_empty() {
+        match rustix::io::pread(file, &mut *buffer, offset) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => {
+                buffer = buffer.get_mut(read..).unwrap_or_default();
+                offset += read as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 /// Where a part came from, to fetch it again.
@@ -322,7 +349,7 @@ impl Opened {
             same.then_some(Source::File(file))
         };
         let cached = origin.cached.as_deref();
-        if let Some(source) = cached.and_then(|path| local(File::open(path).ok()?, size))
+        if let Some(source) = cached.and_then(|path| local(open_copy(path).ok()?, size))
             && let Ok(mut opened) = Self::read(keys, object, size, source)
         {
             opened.part.origin = Some(origin.clone());
@@ -338,7 +365,7 @@ impl Opened {
             Some(path) => {
                 keep(path, &bytes);
                 // Nor are other bytes trusted than those that authenticate when they are looked at.
-                File::open(path).ok().and_then(|file| local(file, size)).unwrap_or(blocks)
+                open_copy(path).ok().and_then(|file| local(file, size)).unwrap_or(blocks)
             }
             None => blocks,
         };
@@ -442,15 +469,21 @@ impl Part {
     }
 
     /// The first block that may have entries whose ids begin with `high`. Ids are all over the range
-    /// alike, so the place is guessed; from there the distance is doubled.
+    /// alike, so the place is guessed: at first it is wrong by the root of the number of entries, and by
+    /// the root of that when it is guessed again from there. Each of the two is a look at memory far
+    /// away. From there the distance is doubled.
     fn first_block(&self, high: u64) -> usize {
         let fences = &self.fences[..];
         let first = self.first();
         if high <= first {
             return 0;
         }
-        let guess = ((high - first) as f64 * self.scale) as usize;
-        let guess = guess.min(fences.len().saturating_sub(1));
+        let last = fences.len().saturating_sub(1);
+        let guess = (((high - first) as f64 * self.scale) as usize).min(last);
+        let there = fences.get(guess).copied().unwrap_or(first);
+        let off = (high.abs_diff(there) as f64 * self.scale) as usize;
+        let guess = if high >= there { guess + off } else { guess.saturating_sub(off) };
+        let guess = guess.min(last);
         let is_below = |at: usize| fences.get(at).is_some_and(|fence| *fence < high);
         let (mut low, mut end) = (0, fences.len());
         let mut step = 1;

@@ -20,6 +20,8 @@ pub struct Target {
 
 pub const ALL: &[Target] = &[
     Target { name: "archived", run: archived, samples: archived_samples },
+    Target { name: "audit", run: audit, samples: crate::audit::samples },
+    Target { name: "authority", run: authority, samples: crate::authority::hosts::samples },
     Target { name: "header", run: header, samples: object_samples },
     Target { name: "index", run: index, samples: index_samples },
     Target { name: "index_part", run: index_part, samples: part_samples },
@@ -28,8 +30,12 @@ pub const ALL: &[Target] = &[
     Target { name: "names", run: names, samples: name_samples },
     Target { name: "pack", run: pack, samples: pack_samples },
     Target { name: "paper", run: paper, samples: paper_samples },
+    Target { name: "parity", run: parity, samples: backstay_store::internals::parity_samples },
     Target { name: "record", run: record, samples: record_samples },
     Target { name: "session", run: session, samples: session_samples },
+    Target { name: "settings", run: settings, samples: settings_samples },
+    Target { name: "shares", run: shares, samples: share_samples },
+    Target { name: "slices", run: slices, samples: slice_samples },
     Target { name: "snapshot", run: snapshot, samples: snapshot_samples },
     Target { name: "tree", run: tree, samples: tree_samples },
 ];
@@ -48,6 +54,16 @@ pub fn archived(bytes: &[u8]) {
     let (table, blocks) = rest.split_at(rest.len().min(size.div_ceil(1 << 20) as usize * 4));
     let blocks: Vec<&[u8]> = blocks.chunks(64).collect();
     super::forged_archived(&summary, table, &blocks);
+}
+
+/// Records of what was done with keys, as they lie inside the seal.
+pub fn audit(body: &[u8]) {
+    super::audit(body);
+}
+
+/// Who may write and what counts: hosts, and rolls of epochs and of hosts, as they lie inside the seal.
+pub fn authority(body: &[u8]) {
+    super::authority(body);
 }
 
 /// Headers of objects, which lie in the store in the clear.
@@ -115,6 +131,11 @@ pub fn pack(bytes: &[u8]) {
     }
 }
 
+/// Parity files, and what a repair makes of them.
+pub fn parity(bytes: &[u8]) {
+    backstay_store::internals::parity(bytes);
+}
+
 /// Compressed records, as they lie inside the seal; and what is compressed comes back.
 pub fn record(plain: &[u8]) {
     if let Some(content) = super::record(plain) {
@@ -132,8 +153,38 @@ pub fn session(json: &[u8]) {
     super::session(json);
 }
 
-/// What a snapshot object says, as it lies inside the seal.
+/// What a directory keeps beside objects: until when they are locked, and how much parity they get.
+pub fn settings(bytes: &[u8]) {
+    backstay_store::internals::settings(bytes);
+}
+
+/// Shares of a key as they are typed, and what they make together.
+pub fn shares(text: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(text) {
+        super::shares(text);
+    }
+}
+
+/// Slices of a segment: their names, and what they are put together to.
+pub fn slices(bytes: &[u8]) {
+    if let Ok(name) = std::str::from_utf8(bytes)
+        && let Some((segment, slice)) = crate::Slice::parse(name)
+    {
+        assert_eq!(slice.name(segment), name);
+        assert!(slice.start < slice.end);
+    }
+    // At most a few of them, each a start and a length; and one that says something else.
+    let list = bytes.as_chunks::<3>().0.iter().take(6);
+    let list: Vec<(u32, u32)> = list
+        .map(|[a, b, c]| (u32::from(*a) * 4, u32::from(*b) + u32::from(*c % 2) * 256))
+        .collect();
+    let lie = bytes.first().is_some_and(|byte| byte.is_multiple_of(3));
+    super::slices(&list, lie);
+}
+
+/// What a snapshot object says, as it lies inside the seal, and with a signature behind it.
 pub fn snapshot(json: &[u8]) {
+    super::signed_snapshot(json);
     if let Some(snapshot) = super::snapshot(json) {
         let _ = snapshot.short_id();
     }
@@ -236,9 +287,17 @@ fn paper_samples() -> Vec<Vec<u8>> {
 
 fn name_samples() -> Vec<Vec<u8>> {
     let work = crate::layout::Work { writer: [0xa1; 8], session: [0xb2; 16] };
-    [work.snapshot_key(), work.session_key(), work.tombstone_key(), work.pack_key(&[3; 16])]
-        .map(String::into_bytes)
-        .into()
+    [
+        work.snapshot_key(),
+        work.session_key(),
+        work.tombstone_key(),
+        work.pack_key(&[3; 16]),
+        work.index_key(7),
+        crate::layout::part_key(3, &[7; 16], 12),
+        crate::layout::head_key(4),
+    ]
+    .map(String::into_bytes)
+    .into()
 }
 
 fn pack_samples() -> Vec<Vec<u8>> {
@@ -271,9 +330,31 @@ fn session_samples() -> Vec<Vec<u8>> {
     ]
 }
 
+fn settings_samples() -> Vec<Vec<u8>> {
+    ["1790000000", "10\n", "0"].map(|text| text.as_bytes().to_vec()).into()
+}
+
+fn share_samples() -> Vec<Vec<u8>> {
+    let Some(repository) = repository() else { return Vec::new() };
+    let Ok((_, shares)) = repository.escrow(3, 2, "shared") else { return Vec::new() };
+    let all: Vec<String> = shares.iter().map(|share| share.text().to_string()).collect();
+    let mut samples: Vec<Vec<u8>> = all.iter().map(|text| text.clone().into_bytes()).collect();
+    samples.push(all.join("\n\n").into_bytes());
+    samples.extend(shares.first().map(|share| share.line().as_bytes().to_vec()));
+    samples
+}
+
+fn slice_samples() -> Vec<Vec<u8>> {
+    let slice = crate::Slice { start: 0x400, end: 0x8000 };
+    let names = slice.name("000000010000000000000001").into_bytes();
+    vec![names, vec![1, 200, 1, 40, 90, 0, 90, 255, 1], vec![0, 200, 1, 40, 90, 0]]
+}
+
 fn snapshot_samples() -> Vec<Vec<u8>> {
     let root = "ab".repeat(32);
+    let signed = format!(r#"{{"source":"a","root":"{root}","signature":"{}"}}"#, "cd".repeat(64));
     vec![
+        signed.into_bytes(),
         format!(
             r#"{{"source":"a","kind":"files","type":"full","time":"2026-01-01T00:00:00Z",
             "finished":"2026-01-01T00:00:01Z","host":"b","version":"1","tags":{{"k":"v"}},

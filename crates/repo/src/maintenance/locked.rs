@@ -9,10 +9,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
-use backstay_store::{ErrorKind, Lock, Store, StoreError};
+use backstay_store::{ErrorKind, Lock, Store, StoreError, failpoint};
 
 use crate::index::Current;
-use crate::layout::{FORMAT, INDEX, KEYS, PACKS, SESSIONS, SNAPSHOTS, Work, parse_pack_key};
+use crate::layout::{
+    FORMAT, INDEX, KEYS, MENDING, PACKS, SESSIONS, SNAPSHOTS, Work, parse_pack_key,
+};
 use crate::repository::Repository;
 use crate::{Progress, RepoError, Result, Snapshot};
 
@@ -74,6 +76,7 @@ pub(super) fn extend(
             age.is_none_or(|age| age >= half)
                 && !key.starts_with("probe/")
                 && !key.starts_with(SESSIONS)
+                && !key.starts_with(MENDING)
                 && !unneeded.contains(key)
                 && !obsolete.contains(key)
                 && Work::from_snapshot_key(key).is_none_or(|work| !forgotten.contains(&work))
@@ -91,6 +94,7 @@ pub(super) fn extend(
             return Ok(());
         }
         store.extend_lock(key, now + policy.period)?;
+        failpoint::hit("lock-extended");
         extended.fetch_add(1, Ordering::Relaxed);
         Ok(())
     })?;

@@ -237,14 +237,21 @@ fn read_tombstone<T: DeserializeOwned>(
 }
 
 /// Names the moment of a snapshot. A host that may only write can read tombstones, so neither source
-/// nor moment is in them.
-fn moment_of(repository: &Repository, snapshot: &Snapshot) -> [u8; 16] {
+/// nor moment is in them. `claimed`: it is the word of such a host that the snapshot is of that moment.
+fn moment_of(repository: &Repository, snapshot: &Snapshot, claimed: bool) -> [u8; 16] {
     let mut hasher = blake3::Hasher::new_keyed(&repository.keys().metadata_id);
-    hasher.update(b"moment\0").update(snapshot.source.as_bytes()).update(&[0]);
+    hasher.update(if claimed { &b"claimed\0"[..] } else { b"moment\0" });
+    hasher.update(snapshot.source.as_bytes()).update(&[0]);
     hasher.update(snapshot.moment().as_bytes());
     let mut moment = [0; 16];
     moment.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
     moment
+}
+
+/// The same of a snapshot of this repository, which says of itself of which moment it is.
+fn own_moment(repository: &Repository, snapshot: &Snapshot) -> Result<[u8; 16]> {
+    let claimed = snapshot.group.is_some() && !repository.may_build_on(snapshot)?;
+    Ok(moment_of(repository, snapshot, claimed))
 }
 
 /// Moments of which this repository had a snapshot that somebody has forgotten.
@@ -266,9 +273,8 @@ impl Forgotten {
                     continue;
                 }
                 match repository.read_snapshot(work, object.size) {
-                    Ok(snapshot) => {
-                        moments.extend(snapshot.map(|snapshot| moment_of(repository, &snapshot)));
-                    }
+                    Ok(Some(snapshot)) => drop(moments.insert(own_moment(repository, &snapshot)?)),
+                    Ok(None) => {}
                     Err(error) if error.is_about_an_object() => {}
                     Err(error) => return Err(error),
                 }
@@ -286,8 +292,14 @@ impl Forgotten {
         Ok(Self { repository: repository.clone(), moments })
     }
 
+    /// Whether a snapshot of any repository is of one of them. A host that may only write can claim the
+    /// moment of every snapshot whose id it sees in a store, and so keep that from being copied: this
+    /// counts only where it could not know the moment, or for such a host itself, which may be it.
     pub fn has(&self, snapshot: &Snapshot) -> bool {
-        self.moments.contains(&moment_of(&self.repository, snapshot))
+        let is_in =
+            |claimed| self.moments.contains(&moment_of(&self.repository, snapshot, claimed));
+        let knows_itself = !self.repository.keys().is_owner();
+        is_in(false) || ((snapshot.group.is_some() || knows_itself) && is_in(true))
     }
 }
 
@@ -391,7 +403,8 @@ pub(crate) fn forget(repository: &Repository, prefix: &str) -> Result<String> {
         (Tombstone::new(repository, Reason::Forgotten), work.tombstone_key());
     tombstone.moment = body
         .and_then(|body| repository.open_snapshot(work, &body).ok().flatten())
-        .map(|snapshot| moment_of(repository, &snapshot));
+        .map(|snapshot| own_moment(repository, &snapshot))
+        .transpose()?;
     if !tombstone.create(repository, &key)? && !is_forgotten(repository, &work)? {
         // What is there is no tombstone, so it says nothing.
         repository.store().delete(&key)?;

@@ -48,18 +48,21 @@ fn attribute(file: impl AsFd, name: &str) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
+/// The moment that the attribute tells.
+pub(crate) fn locked_until(value: &[u8]) -> Option<SystemTime> {
+    let seconds = std::str::from_utf8(value).ok()?.parse().ok()?;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+}
+
 /// What keeps a file.
 fn of(file: impl AsFd) -> io::Result<Lock> {
     let file = file.as_fd();
     let until = match attribute(file, UNTIL)? {
         None => None,
         Some(value) => {
-            let seconds = std::str::from_utf8(&value).ok().and_then(|text| text.parse().ok());
-            let time = seconds
-                .and_then(|s| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(s)))
-                .ok_or_else(|| {
-                    io::Error::other(format!("its attribute {UNTIL} does not tell a moment"))
-                })?;
+            let time = locked_until(&value).ok_or_else(|| {
+                io::Error::other(format!("its attribute {UNTIL} does not tell a moment"))
+            })?;
             Some(time)
         }
     };
@@ -185,6 +188,7 @@ impl Local {
             }
             set_immutable(&file, false)?;
             let written = write(&file, &after).and_then(|()| Ok(rustix::fs::fsync(&file)?));
+            failpoint::hit("local-lock-changed");
             if written.is_err() && (before.held || before.until.is_some()) {
                 set_immutable(&file, true)?;
             }

@@ -106,6 +106,11 @@ impl Rebuilt {
     }
 }
 
+/// The share that the file of the setting says.
+pub(crate) fn share_in(text: &str) -> Option<u8> {
+    text.trim().parse().ok().filter(|share| (1..=100).contains(share))
+}
+
 fn parity_path(key: &str) -> String {
     format!("{OF}/{key}")
 }
@@ -176,7 +181,7 @@ impl Local {
             // Something is there: parity was asked for.
             Err(_) => text.clear(),
         }
-        let share = text.trim().parse().ok().filter(|share| (1..=100).contains(share));
+        let share = share_in(&text);
         if share.is_none() {
             tracing::warn!("{SHARE} is damaged; {ASSUMED} percent is assumed");
         }
