@@ -145,6 +145,15 @@ pub(super) fn must_rest(repository: &Repository) -> Result<()> {
     }
 }
 
+/// What there is to do.
+struct Look {
+    /// Packs that no snapshot needs.
+    condemned: Vec<Condemned>,
+    /// Whether the index should be merged for its own sake.
+    merges: bool,
+    marks: Marks,
+}
+
 pub(super) struct Maintenance<'r> {
     repository: &'r Repository,
     options: &'r MaintenanceOptions,
@@ -210,7 +219,7 @@ impl<'r> Maintenance<'r> {
             if self.options.dry_run {
                 return self.look().map(drop);
             }
-            if !self.finish(number)? {
+            if !self.finish(number, None)? {
                 return Ok(());
             }
         } else if let Some(number) = newest
@@ -220,14 +229,14 @@ impl<'r> Maintenance<'r> {
             // The store keeps some of it for now, and until then nothing else may begin.
             return Ok(());
         }
-        let Some((condemned, merges)) = self.look()? else { return Ok(()) };
+        let Some(Look { condemned, merges, marks }) = self.look()? else { return Ok(()) };
         if !condemned.is_empty() || merges {
             let number = newest.map_or(1, |number| number + 1);
             let key = gc_key(number, "condemned");
             // Whoever creates it decides; the others go on with that.
             self.elect(&key, || Ok(condemned))?;
             failpoint::hit("maintenance-condemned");
-            if !self.finish(number)? {
+            if !self.finish(number, Some(marks))? {
                 return Ok(());
             }
         }
@@ -244,12 +253,13 @@ impl<'r> Maintenance<'r> {
                 if !self.sweep_up(number)? {
                     return Ok(false);
                 }
-            } else if !self.finish(number)? {
+            } else if !self.finish(number, None)? {
                 return Ok(false);
             }
         }
         let view = View::read(self.repository, packs)?;
-        let live = self.mark(&view)?.live()?;
+        let marks = self.mark(&view)?;
+        let live = marks.live()?;
         let mut condemned = self.garbage(&view, &|id| live.contains_key(id));
         condemned.retain(|pack| packs.contains(&pack.id));
         let condemned = self.without_locked(condemned)?;
@@ -259,12 +269,11 @@ impl<'r> Maintenance<'r> {
         let number = newest.map_or(1, |number| number + 1);
         self.elect(&gc_key(number, "condemned"), || Ok(condemned))?;
         failpoint::hit("maintenance-condemned");
-        self.finish(number)
+        self.finish(number, Some(marks))
     }
 
-    /// What no snapshot needs, and whether the index should be merged for its own sake; `None` when
-    /// this is only about saying so. Moves chunks first.
-    fn look(&mut self) -> Result<Option<(Vec<Condemned>, bool)>> {
+    /// `None` when this is only about saying so. Moves chunks first.
+    fn look(&mut self) -> Result<Option<Look>> {
         self.progress.set_phase("looking for what is needed");
         let mut view = View::read(self.repository, &HashSet::new())?;
         let mut marks = self.mark(&view)?;
@@ -309,12 +318,18 @@ impl<'r> Maintenance<'r> {
             failpoint::hit("maintenance-repacked");
             self.progress.set_phase("looking for what is needed");
             view = View::read(self.repository, &victims)?;
-            marks = self.mark(&view)?;
+            marks = marks.again(
+                self.repository,
+                view.index.clone(),
+                &view.snapshots,
+                self.progress,
+            )?;
             live = marks.live()?;
             self.report.bytes_of_old_keys = of_old_keys(&view, &live, self.repository.epoch());
         }
         let garbage = self.garbage(&view, &|id| live.contains_key(id));
-        Ok(Some((self.without_locked(garbage)?, loose > SEGMENTS)))
+        let condemned = self.without_locked(garbage)?;
+        Ok(Some(Look { condemned, merges: loose > SEGMENTS, marks }))
     }
 
     /// What of `garbage` can be removed, by what the store says now.
@@ -386,8 +401,9 @@ impl<'r> Maintenance<'r> {
         }
     }
 
-    /// Takes all steps of a run that can be taken; whether it is through.
-    fn finish(&mut self, number: u64) -> Result<bool> {
+    /// Takes all steps of a run that can be taken; whether it is through. `marks` are of an earlier look
+    /// at the repository, where there was one.
+    fn finish(&mut self, number: u64, marks: Option<Marks>) -> Result<bool> {
         self.progress.check()?;
         let key = gc_key(number, "condemned");
         let condemned: Vec<Condemned> = read(self.repository, &key)?
@@ -413,7 +429,13 @@ impl<'r> Maintenance<'r> {
             }
             let avoided = condemned.iter().map(|pack| pack.id).collect();
             let view = View::read(self.repository, &avoided)?;
-            let marks = self.mark(&view)?;
+            let marks = match marks {
+                Some(marks) => {
+                    let (index, snapshots) = (view.index.clone(), &view.snapshots);
+                    marks.again(self.repository, index, snapshots, self.progress)?
+                }
+                None => self.mark(&view)?,
+            };
             let live = marks.live()?;
             let mut sweep = condemned;
             sweep.retain(|pack| !live.contains_key(&pack.id));
