@@ -348,9 +348,8 @@ pub(crate) fn forget(repository: &Repository, prefixes: &[&str]) -> Result<Vec<S
         listed.iter().filter_map(|object| Work::from_snapshot_key(&object.key)).collect();
     let mut ids = Vec::with_capacity(prefixes.len());
     for prefix in prefixes {
-        let mut found = there
-            .iter()
-            .filter(|work| work.id().starts_with(prefix) && !forgotten.contains(work));
+        let mut found =
+            there.iter().filter(|work| work.id().starts_with(prefix) && !forgotten.contains(work));
         let Some(work) = found.next() else { return Err(no_snapshot(prefix)) };
         if found.next().is_some() {
             return Err(RepoError::new(

@@ -129,9 +129,8 @@ impl<'r> Reader<'r> {
         let (pack, store) = (wanted.pack, self.repository.store());
         let name = pack.key();
         let key = self.repository.pack_key(pack)?;
-        let mut records = read_records(&name, pack.size, &key, |range| {
-            Ok(store.read_range(&name, range)?)
-        })?;
+        let mut records =
+            read_records(&name, pack.size, &key, |range| Ok(store.read_range(&name, range)?))?;
         records.retain(|record| wanted.offsets.contains(&record.offset));
         records.sort_unstable_by_key(|record| record.offset);
         let mut rest = records.as_slice();

@@ -18,9 +18,9 @@ use crate::{Progress, RepoError, Result, SessionOptions, SnapshotType, SourceKin
 const ALLOWED: f64 = 0.05;
 /// A pack of which more than this is needed is left alone. Padding alone can be an eighth of one.
 const LIVELY: f64 = 0.8;
-/// Packs below this size are put together when there are many of them. Bytes.
-const SMALL: u64 = DATA_PACK as u64 / 8;
-const MANY: usize = 16;
+/// Packs below a size, in bytes, are put together when there are so many of them. The larger they are
+/// the less it matters that they are many, and the more has to be moved for it.
+const SMALL: [(u64, usize); 2] = [(DATA_PACK as u64 / 32, 16), (DATA_PACK as u64 / 8, 64)];
 
 /// Which packs to empty. `live` says how many bytes of each are needed. With `reseal`, packs that are
 /// sealed to a root key before that of this epoch are among them, after those that give back space.
@@ -71,17 +71,20 @@ pub(super) fn choose(
         chosen.insert(pack.id);
     }
     for class in [Class::DataPack, Class::MetadataPack] {
-        let small: Vec<_> = packs
-            .iter()
-            .filter(|(pack, of, _)| *of == class && pack.size < SMALL && !chosen.contains(&pack.id))
-            .collect();
-        if small.len() < MANY {
-            continue;
-        }
-        for (pack, _, needed) in small {
-            if moved.saturating_add(*needed) <= max_repack {
-                moved += needed;
-                chosen.insert(pack.id);
+        for (size, many) in SMALL {
+            let small: Vec<_> = packs
+                .iter()
+                .filter(|(pack, of, _)| *of == class && pack.size < size)
+                .filter(|(pack, ..)| !chosen.contains(&pack.id))
+                .collect();
+            if small.len() < many {
+                continue;
+            }
+            for (pack, _, needed) in small {
+                if moved.saturating_add(*needed) <= max_repack {
+                    moved += needed;
+                    chosen.insert(pack.id);
+                }
             }
         }
     }
@@ -144,10 +147,9 @@ pub(super) fn repack(
                 bytes += length;
                 return Ok(());
             }
-            Told::End(Ok(())) if moved != offsets.len() => Err(RepoError::damaged(
-                &pack.key(),
-                "it lacks a chunk that the index says it has",
-            )),
+            Told::End(Ok(())) if moved != offsets.len() => {
+                Err(RepoError::damaged(&pack.key(), "it lacks a chunk that the index says it has"))
+            }
             Told::End(read) => read,
         };
         moved = 0;

@@ -1,7 +1,7 @@
 //! The steps of a run. Each can be taken by anybody, any number of times, at any time later.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use serde::de::DeserializeOwned;
@@ -25,6 +25,8 @@ use backstay_store::failpoint;
 
 /// With fewer segments that no run has taken in, the index is not merged for its own sake.
 const SEGMENTS: usize = 16;
+/// Objects of a directory that are removed at once: each waits for the disk, which can do several.
+const REMOVED_AT_ONCE: usize = 4;
 
 /// A pack that a run condemned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -318,12 +320,8 @@ impl<'r> Maintenance<'r> {
             failpoint::hit("maintenance-repacked");
             self.progress.set_phase("looking for what is needed");
             view = View::read(self.repository, &victims)?;
-            marks = marks.again(
-                self.repository,
-                view.index.clone(),
-                &view.snapshots,
-                self.progress,
-            )?;
+            marks =
+                marks.again(self.repository, view.index.clone(), &view.snapshots, self.progress)?;
             live = marks.live()?;
             self.report.bytes_of_old_keys = of_old_keys(&view, &live, self.repository.epoch());
         }
@@ -347,19 +345,30 @@ impl<'r> Maintenance<'r> {
         Ok(garbage)
     }
 
-    /// Removes an object that nobody needs; whether it is gone. The store may keep it for now.
-    fn remove(&mut self, key: &str) -> Result<bool> {
-        match self.repository.store().delete(key) {
-            Ok(()) => Ok(true),
-            Err(error) if locked::is_locked(&error) => {
-                tracing::debug!(%error, "left for a later run");
-                let lock = self.repository.store().lock(key).ok().flatten();
-                let until = lock.and_then(|lock| lock.until);
-                self.report.locked_until = locked::later(self.report.locked_until, until);
-                Ok(false)
+    /// Removes objects that nobody needs, in any order and several at once: none is of use without
+    /// the others, and whatever is left goes with the next run. Those that the store keeps for now.
+    fn remove(&mut self, keys: &[String], point: Option<&str>) -> Result<HashSet<String>> {
+        let store = self.repository.store();
+        let kept: Mutex<Vec<(String, Option<SystemTime>)>> = Mutex::default();
+        let threads = if store.is_remote() { locked::ASKED_AT_ONCE } else { REMOVED_AT_ONCE };
+        locked::each_by(threads, keys, self.progress, |key| {
+            match store.delete(key) {
+                Ok(()) => point.map_or((), failpoint::hit),
+                Err(error) if locked::is_locked(&error) => {
+                    tracing::debug!(%error, "left for a later run");
+                    let lock = store.lock(key).ok().flatten();
+                    let until = lock.and_then(|lock| lock.until);
+                    kept.lock().unwrap_or_else(|e| e.into_inner()).push((key.clone(), until));
+                }
+                Err(error) => return Err(error),
             }
-            Err(error) => Err(error.into()),
+            Ok(())
+        })?;
+        let kept = kept.into_inner().unwrap_or_else(|e| e.into_inner());
+        for (_, until) in &kept {
+            self.report.locked_until = locked::later(self.report.locked_until, *until);
         }
+        Ok(kept.into_iter().map(|(key, _)| key).collect())
     }
 
     pub(super) fn mark(&self, view: &View) -> Result<Marks> {
@@ -457,21 +466,18 @@ impl<'r> Maintenance<'r> {
     /// Whether all of it is gone.
     fn sweep(&mut self, sweep: &[Condemned]) -> Result<bool> {
         self.progress.set_phase("removing");
-        let mut all = true;
-        for pack in sweep {
-            self.progress.check()?;
-            if self.remove(&pack.key())? {
-                failpoint::hit("maintenance-pack-removed");
-                self.report.packs_removed += 1;
-                self.report.bytes_removed += pack.size;
-            } else {
-                // Locked since it was condemned, by somebody else.
-                self.report.packs_locked += 1;
-                self.report.bytes_locked += pack.size;
-                all = false;
-            }
+        let keys: Vec<String> = sweep.iter().map(Condemned::key).collect();
+        let kept = self.remove(&keys, Some("maintenance-pack-removed"))?;
+        for (pack, key) in sweep.iter().zip(&keys) {
+            // Locked since it was condemned, by somebody else.
+            let (packs, bytes) = match kept.contains(key) {
+                true => (&mut self.report.packs_locked, &mut self.report.bytes_locked),
+                false => (&mut self.report.packs_removed, &mut self.report.bytes_removed),
+            };
+            *packs += 1;
+            *bytes += pack.size;
         }
-        Ok(all)
+        Ok(kept.is_empty())
     }
 
     /// Removes what a run with a head has left: all of its packs must be gone before the next one
@@ -601,13 +607,11 @@ impl<'r> Maintenance<'r> {
             // Where it does not count, neither does what it says to be replaced.
             repository.must_count(&head_key(number))?;
         }
-        for key in current.obsolete {
-            if !self.remove(&key)? {
-                self.report.objects_locked += 1;
-            }
-        }
+        let kept = self.remove(&current.obsolete, None)?;
+        self.report.objects_locked += kept.len() as u64;
         // A tombstone stays: its name, and that of the snapshot, must not be free again.
         let listed = store.list(SNAPSHOTS)?;
+        let mut going = Vec::new();
         for work in super::forgotten(repository, &listed)? {
             // Only a snapshot goes. Anything else keeps the name taken, whatever it was.
             let size = store.head(&work.snapshot_key()).map_or(0, |object| object.size);
@@ -619,22 +623,17 @@ impl<'r> Maintenance<'r> {
             }
             // Whoever forgot it while the root key was replaced was told that it did not happen.
             repository.must_count(&work.tombstone_key())?;
-            let key = work.snapshot_key();
-            if self.remove(&key)? {
-                failpoint::hit("maintenance-snapshot-removed");
-                self.report.snapshots_removed += 1;
-            } else {
-                self.report.objects_locked += 1;
-            }
+            going.push(work.snapshot_key());
         }
+        let kept = self.remove(&going, Some("maintenance-snapshot-removed"))?;
+        self.report.snapshots_removed += (going.len() - kept.len()) as u64;
+        self.report.objects_locked += kept.len() as u64;
         let ended = ended(repository)?;
-        for object in store.list(SESSIONS)? {
-            if Work::from_session_key(&object.key).is_some_and(|work| ended.contains(&work))
-                && !self.remove(&object.key)?
-            {
-                self.report.objects_locked += 1;
-            }
-        }
+        let mut going: Vec<String> =
+            store.list(SESSIONS)?.into_iter().map(|object| object.key).collect();
+        going.retain(|key| Work::from_session_key(key).is_some_and(|work| ended.contains(&work)));
+        let kept = self.remove(&going, None)?;
+        self.report.objects_locked += kept.len() as u64;
         Ok(())
     }
 }

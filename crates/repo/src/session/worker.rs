@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex};
 use crossbeam_channel::{Receiver, Sender};
 
 use super::content::{
-    CELL, Chunking, ContentError, Contents, File, GROUP, GROUPED, INLINE_BESIDE_MEMBERS, Job, Known,
-    LargeFile, Made, Outcome, REGION, Reader, dropped,
+    CELL, Chunking, ContentError, Contents, File, GROUP, GROUPED, INLINE_BESIDE_MEMBERS, Job,
+    Known, LargeFile, Made, Outcome, REGION, Reader, dropped,
 };
 use super::grid::Region;
 use super::lanes::LaneSet;
