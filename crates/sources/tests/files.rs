@@ -180,8 +180,9 @@ fn one_of_everything_comes_back_equal_on_a_disk_and_in_memory() {
         // And again from a snapshot that read nothing.
         let second = backup(&repo, &source, &after(&first)).unwrap();
         assert_eq!(second.stats.bytes_read, 0, "{:?}", second.stats);
-        // But for a node of the tree: other tests change the times of the folders above.
-        assert!(second.stats.new_chunks <= 1, "{:?}", second.stats);
+        // But for nodes of the tree, the first and those above it: other tests change the times of the
+        // folders above.
+        assert!(second.stats.new_chunks <= 2, "{:?}", second.stats);
         assert!(second.stats.files_unchanged > 40, "{:?}", second.stats);
         assert_restores(&repo, &second, &tree);
     }
