@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::Receiver;
 
 use crate::codec::Codec;
 use crate::crypto::PackKey;
@@ -62,11 +62,12 @@ pub(super) fn each_right(
     let next = AtomicUsize::new(0);
     let ended = AtomicBool::new(false);
     type Sent = Result<Option<Piece>>;
-    let (senders, receivers): (Vec<Mutex<Option<Sender<Sent>>>>, Vec<Receiver<Sent>>) = wanted
-        .iter()
-        .map(|_| crossbeam_channel::bounded(1))
-        .map(|(sender, receiver)| (Mutex::new(Some(sender)), receiver))
-        .unzip();
+    let (mut senders, mut receivers) = (Vec::new(), Vec::<Receiver<Sent>>::new());
+    for _ in wanted {
+        let (sender, receiver) = crossbeam_channel::bounded(1);
+        senders.push(Mutex::new(Some(sender)));
+        receivers.push(receiver);
+    }
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
