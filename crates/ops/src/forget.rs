@@ -2,6 +2,7 @@
 
 use backstay_repo::{RepoErrorKind, Repository, Snapshot};
 
+use crate::config::RepositoryConfig;
 use crate::error::{Error, ErrorKind};
 use crate::{Context, Result};
 
@@ -32,7 +33,8 @@ pub struct ForgetRequest {
 /// `NotFound` and `Ambiguous` for an id; `Usage` for the newest complete snapshot of a source unless
 /// the request says so.
 pub fn forget(context: &Context, request: &ForgetRequest) -> Result<Vec<Forgotten>> {
-    let mut chosen: Vec<(Repository, Forgotten)> = Vec::new();
+    let mut places = Places::new(context)?;
+    let mut chosen: Vec<(usize, Forgotten)> = Vec::new();
     for id in &request.ids {
         if id.len() < 4 || !id.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(Error::usage(
@@ -40,14 +42,18 @@ pub fn forget(context: &Context, request: &ForgetRequest) -> Result<Vec<Forgotte
                 "name snapshots by the ids that `backstay list` shows, four digits at least",
             ));
         }
-        chosen.push(look_up(context, id)?);
+        let (place, one) = places.look_up(id)?;
+        // Somebody who names it twice wants it to go once.
+        if !chosen.iter().any(|(other, there)| *other == place && there.id == one.id) {
+            chosen.push((place, one));
+        }
     }
-    for (repository, one) in &chosen {
+    for (place, one) in &chosen {
         let Some(snapshot) = one.snapshot.as_ref().filter(|_| !request.even_newest) else {
             continue;
         };
         let goes = |id: &str| chosen.iter().any(|(_, one)| one.id == id);
-        let left = repository.snapshots()?.into_iter().any(|other| {
+        let left = places.snapshots(*place).iter().any(|other| {
             other.source == snapshot.source
                 && other.problems.is_empty()
                 && other.time >= snapshot.time
@@ -65,55 +71,92 @@ pub fn forget(context: &Context, request: &ForgetRequest) -> Result<Vec<Forgotte
             ));
         }
     }
-    let mut forgotten = Vec::new();
-    for (repository, one) in chosen {
-        if !request.dry_run {
-            repository.forget(&one.id)?;
+    if !request.dry_run {
+        for (number, place) in places.opened.iter().enumerate() {
+            let here = chosen.iter().filter(|(of, _)| *of == number);
+            let ids: Vec<&str> = here.map(|(_, one)| one.id.as_str()).collect();
+            if let Some(place) = place.as_ref().filter(|_| !ids.is_empty()) {
+                place.repository.forget_all(&ids)?;
+            }
         }
-        forgotten.push(one);
     }
-    Ok(forgotten)
+    Ok(chosen.into_iter().map(|(_, one)| one).collect())
 }
 
-fn look_up(context: &Context, id: &str) -> Result<(Repository, Forgotten)> {
-    let mut lost = None;
-    for config in context.config.repositories()? {
-        let opened = context.open(config).and_then(|repository| {
-            let snapshots = repository.snapshots()?;
-            Ok((repository, snapshots))
-        });
-        let (repository, snapshots) = match opened {
-            Ok(opened) => opened,
-            Err(error) => {
-                lost.get_or_insert(error);
-                continue;
-            }
-        };
-        let mut matching = snapshots.into_iter().filter(|one| one.id.starts_with(id));
-        let found = match (matching.next(), matching.next()) {
-            (Some(snapshot), None) => Some((snapshot.id.clone(), Some(snapshot))),
-            (Some(_), Some(_)) => {
-                return Err(Error::new(
-                    ErrorKind::Usage,
-                    format!("several snapshots start with {id:?}"),
-                )
-                .with_hint("give more digits of the id"));
-            }
-            // One that cannot be read is not listed; it can be given up all the same.
-            (None, _) => match repository.find_snapshot(id) {
-                Ok(snapshot) => Some((snapshot.id.clone(), Some(snapshot))),
-                Err(error) if error.kind() == RepoErrorKind::NotFound => None,
-                Err(error) if error.kind() == RepoErrorKind::Damaged => Some((id.to_owned(), None)),
-                Err(error) => return Err(error.into()),
-            },
-        };
-        if let Some((id, snapshot)) = found {
-            let repository_name = config.name.clone();
-            return Ok((repository, Forgotten { repository: repository_name, id, snapshot }));
-        }
+/// The configured repositories, each opened and listed once, when the first id is looked for there.
+struct Places<'c> {
+    context: &'c Context,
+    configs: Vec<&'c RepositoryConfig>,
+    /// Those that were asked so far; none where that failed.
+    opened: Vec<Option<Place>>,
+    /// Why the first one failed.
+    lost: Option<Error>,
+}
+
+struct Place {
+    repository: Repository,
+    snapshots: Vec<Snapshot>,
+}
+
+impl<'c> Places<'c> {
+    fn new(context: &'c Context) -> Result<Self> {
+        let configs = context.config.repositories()?;
+        Ok(Self { context, configs, opened: Vec::new(), lost: None })
     }
-    Err(lost.unwrap_or_else(|| {
-        Error::new(ErrorKind::NotFound, format!("there is no snapshot {id:?}"))
-            .with_hint("`backstay list` shows the snapshots there are")
-    }))
+
+    fn snapshots(&self, number: usize) -> &[Snapshot] {
+        let place = self.opened.get(number).and_then(Option::as_ref);
+        place.map_or(&[], |place| &place.snapshots)
+    }
+
+    fn open(&mut self, config: &RepositoryConfig) {
+        let opened = self.context.open(config).and_then(|repository| {
+            let snapshots = repository.snapshots()?;
+            Ok(Place { repository, snapshots })
+        });
+        self.opened.push(match opened {
+            Ok(place) => Some(place),
+            Err(error) => {
+                self.lost.get_or_insert(error);
+                None
+            }
+        });
+    }
+
+    /// The snapshot whose id starts with `id`, and the number of the repository that has it.
+    fn look_up(&mut self, id: &str) -> Result<(usize, Forgotten)> {
+        for (number, config) in self.configs.clone().into_iter().enumerate() {
+            if number == self.opened.len() {
+                self.open(config);
+            }
+            let Some(Some(place)) = self.opened.get(number) else { continue };
+            let mut matching = place.snapshots.iter().filter(|one| one.id.starts_with(id));
+            let found = match (matching.next(), matching.next()) {
+                (Some(snapshot), None) => Some((snapshot.id.clone(), Some(snapshot.clone()))),
+                (Some(_), Some(_)) => {
+                    return Err(Error::new(
+                        ErrorKind::Usage,
+                        format!("several snapshots start with {id:?}"),
+                    )
+                    .with_hint("give more digits of the id"));
+                }
+                // One that cannot be read is not listed; it can be given up all the same.
+                (None, _) => match place.repository.find_snapshot(id) {
+                    Ok(snapshot) => Some((snapshot.id.clone(), Some(snapshot))),
+                    Err(error) if error.kind() == RepoErrorKind::NotFound => None,
+                    Err(error) if error.kind() == RepoErrorKind::Damaged => {
+                        Some((id.to_owned(), None))
+                    }
+                    Err(error) => return Err(error.into()),
+                },
+            };
+            if let Some((id, snapshot)) = found {
+                return Ok((number, Forgotten { repository: config.name.clone(), id, snapshot }));
+            }
+        }
+        Err(self.lost.take().unwrap_or_else(|| {
+            Error::new(ErrorKind::NotFound, format!("there is no snapshot {id:?}"))
+                .with_hint("`backstay list` shows the snapshots there are")
+        }))
+    }
 }

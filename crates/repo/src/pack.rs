@@ -14,6 +14,8 @@
 //! sealed because the lengths of content-defined chunks say something about their content. It lets
 //! an index be rebuilt from packs alone.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 
 use crate::crypto::{HEADER, PackKey, TAG};
@@ -27,6 +29,8 @@ pub(crate) const METADATA_PACK: usize = 8 << 20;
 
 const FOOTER_ENTRY: usize = 44;
 const TRAILER: usize = 16 + TAG;
+/// Read at first from the end of a pack of which not all is read. Bytes.
+const TAIL: u64 = 64 << 10;
 
 /// Kinds of records that no chunk has.
 const FOOTER: u8 = 254;
@@ -93,30 +97,53 @@ pub(crate) fn forge(records: usize, footer: &[u8], trailer: [u8; 16], key: &Pack
 
 /// The records that the footer of a whole pack lists; every one lies within the pack.
 pub(crate) fn read_footer(object: &str, pack: &[u8], key: &PackKey) -> Result<Vec<Record>> {
+    read_records(object, pack.len() as u64, key, |range| {
+        let part = pack.get(range.start as usize..range.end as usize);
+        Ok(Bytes::copy_from_slice(part.unwrap_or_default()))
+    })
+}
+
+/// The same of a pack of which `read` reads a range.
+pub(crate) fn read_records(
+    object: &str,
+    size: u64,
+    key: &PackKey,
+    read: impl Fn(Range<u64>) -> Result<Bytes>,
+) -> Result<Vec<Record>> {
     let damaged = |what: &str| RepoError::damaged(object, what);
-    if pack.len() < HEADER + TRAILER + TAG {
+    if size < (HEADER + TRAILER + TAG) as u64 {
         return Err(damaged("it is cut short"));
     }
-    let start = pack.len() - TRAILER;
-    let mut trailer = pack.get(start..).unwrap_or_default().to_vec();
+    // Mostly the footer comes along with the trailer.
+    let from = size.saturating_sub(TAIL).max(HEADER as u64);
+    let tail = read(from..size)?;
+    let start = size - TRAILER as u64;
+    let mut trailer = tail.get(tail.len().saturating_sub(TRAILER)..).unwrap_or_default().to_vec();
     let trailer = key
-        .open(TRAILER_KIND, start as u64, b"", &mut trailer)
+        .open(TRAILER_KIND, start, b"", &mut trailer)
         .ok_or_else(|| damaged("its trailer does not open: it is cut short or altered"))?;
     let number = |from: usize, to: usize| {
         let mut bytes = [0; 8];
         let source = trailer.get(from..to).unwrap_or_default();
         bytes[..source.len()].copy_from_slice(source);
-        u64::from_le_bytes(bytes) as usize
+        u64::from_le_bytes(bytes)
     };
     let (offset, length, count) = (number(0, 8), number(8, 12), number(12, 16));
-    if count.checked_mul(FOOTER_ENTRY).and_then(|l| l.checked_add(TAG)) != Some(length)
+    if count.checked_mul(FOOTER_ENTRY as u64).and_then(|l| l.checked_add(TAG as u64))
+        != Some(length)
         || offset.checked_add(length) != Some(start)
     {
         return Err(damaged("its trailer contradicts its length"));
     }
-    let mut footer = pack.get(offset..start).unwrap_or_default().to_vec();
+    let mut footer = match offset.checked_sub(from) {
+        Some(at) => {
+            let end = tail.len().saturating_sub(TRAILER);
+            tail.get(at as usize..end).unwrap_or_default().to_vec()
+        }
+        None => Vec::from(read(offset..start)?),
+    };
     let footer = key
-        .open(FOOTER, offset as u64, b"", &mut footer)
+        .open(FOOTER, offset, b"", &mut footer)
         .ok_or_else(|| damaged("its footer does not open"))?;
     footer
         .chunks_exact(FOOTER_ENTRY)
@@ -135,7 +162,7 @@ pub(crate) fn read_footer(object: &str, pack: &[u8], key: &PackKey) -> Result<Ve
                 length: field(40),
             };
             let end = u64::from(record.offset) + u64::from(record.length);
-            if (record.offset as usize) < HEADER || end > offset as u64 {
+            if (record.offset as usize) < HEADER || end > offset {
                 return Err(damaged("its footer lists a record outside of it"));
             }
             Ok(record)

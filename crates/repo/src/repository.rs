@@ -711,7 +711,13 @@ impl Repository {
     /// Forgets the snapshot whose id starts with `prefix`: it is gone for everybody at once. What only
     /// it needed goes with the next [`maintain`](Self::maintain). Its whole id.
     pub fn forget(&self, prefix: &str) -> Result<String> {
-        maintenance::forget(self, prefix)
+        Ok(self.forget_all(&[prefix])?.pop().unwrap_or_default())
+    }
+
+    /// The same for many, looking at the repository once. One after the other, and no further than
+    /// the first that cannot be forgotten; their whole ids.
+    pub fn forget_all(&self, prefixes: &[&str]) -> Result<Vec<String>> {
+        maintenance::forget(self, prefixes)
     }
 
     /// Puts all that one snapshot needs on hold, or lifts that; how many objects. Where a chunk is

@@ -9,8 +9,9 @@
 //! inner  1 ‖ postcard of (first path, id of the node) …
 //! ```
 //!
-//! Bounds: a leaf is closed at a boundary from 32 KiB on and at 256 KiB in any case; an inner node
-//! from 16 KiB on and at 128 KiB in any case.
+//! Bounds: a leaf is closed at a boundary from 8 KiB on and at 256 KiB in any case; an inner node
+//! from 4 KiB on and at 128 KiB in any case. Who reads relies on none of that: the first programs
+//! made nodes four times as large.
 //!
 //! Here trees are written and nodes parsed; `read` goes through them, `leaf` is about leaves of extent
 //! maps, `hashes` about the page hashes that they name.
@@ -18,6 +19,8 @@
 mod hashes;
 mod leaf;
 mod read;
+
+use std::ops::Range;
 
 use serde::Serialize;
 
@@ -31,7 +34,10 @@ pub use read::{Tree, TreeIter};
 const LEAF: u8 = 0;
 const INNER: u8 = 1;
 /// One path in this many is a boundary.
-const BOUNDARY: u8 = 32;
+const BOUNDARY: u8 = 16;
+/// A node may end from here on, and ends there in any case. Bytes.
+const LEAF_SIZES: Range<usize> = 8 << 10..256 << 10;
+const INNER_SIZES: Range<usize> = 4 << 10..128 << 10;
 /// Paths share their beginnings: what a node unfolds to is bounded all the same. Bytes.
 const MAX_PATHS: usize = 256 << 20;
 /// No tree of ours is deeper: 2^64 entries would fit.
@@ -93,7 +99,7 @@ impl TreeBuilder {
         self.entries += 1;
         self.last.clone_from(&entry.path);
         let size = self.leaf.body.len();
-        if size >= 256 << 10 || (size >= 32 << 10 && self.is_boundary(&entry.path)) {
+        if size >= LEAF_SIZES.end || (size >= LEAF_SIZES.start && self.is_boundary(&entry.path)) {
             self.close_leaf(sink)?;
         }
         Ok(())
@@ -130,7 +136,7 @@ impl TreeBuilder {
         append(&mut node.body, &(BytesRef(&first), id));
         node.count += 1;
         let size = node.body.len();
-        if size >= 128 << 10 || (size >= 16 << 10 && boundary) {
+        if size >= INNER_SIZES.end || (size >= INNER_SIZES.start && boundary) {
             self.close_inner(level, sink)?;
         }
         Ok(())

@@ -111,3 +111,34 @@ fn what_lies_in_a_pack_that_is_gone_is_stored_anew() {
     assert!(restore(&repository, &second, to.path()).problems.is_empty());
     assert_restored(&files, to.path());
 }
+
+#[test]
+fn a_change_of_one_of_many_tiny_files_does_not_store_its_neighbours_again() {
+    let store = Store::memory();
+    let repository = repository(&store);
+    let mut files: Files = (0..400)
+        .map(|n| {
+            let bytes = noise(1000 + n, 40_000 + n as u64);
+            (format!("spool/{n:03}"), (Chunking::ContentDefined, Arc::new(bytes)))
+        })
+        .collect();
+    let smallest = noise(128, 1);
+    files.insert("spool/000.tiny".into(), (Chunking::ContentDefined, smallest.clone().into()));
+    let first = backup(&repository, &files).unwrap();
+    let before = bodies(&repository, &first);
+    for (path, body) in &before {
+        match path.as_str() {
+            "spool/000.tiny" => assert_eq!(*body, Body::Inline(smallest.clone())),
+            _ => assert!(matches!(body, Body::Member(_)), "{path}"),
+        }
+    }
+
+    // As much as that one file and the nodes on the way to it, of all that lies in one folder.
+    let changed = noise(1200, 2);
+    files.insert("spool/200".into(), (Chunking::ContentDefined, changed.clone().into()));
+    let second = again(&repository, &first, &files);
+    let new = second.stats.new_bytes;
+    let nodes = 40 << 10;
+    assert!((1200..1200 + nodes).contains(&new), "{new}");
+    assert_whole(&repository, &second, &files);
+}

@@ -85,7 +85,8 @@ fn present(
         (false, _) => format!("removed {bytes} in {packs}"),
         (true, _) => format!("would remove {bytes} in {packs}"),
     };
-    let left = report.bytes_before.saturating_sub(report.bytes_removed);
+    // What was moved lies in new packs as well.
+    let left = (report.bytes_before + report.bytes_repacked).saturating_sub(report.bytes_removed);
     app.output.say(format!(
         "{name}  {removed}; {} in packs, {} of it needed ({})",
         format_size(left),

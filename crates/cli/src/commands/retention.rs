@@ -53,12 +53,14 @@ pub fn run(args: &RetentionArgs, app: &App) -> Result<Outcome> {
             }
             if args.apply {
                 check_share(&source.name, &decisions, args.max_share.0)?;
+                let going = decisions.iter().filter(|one| one.kept_for.is_empty());
+                let going: Vec<&str> = going.map(|one| one.snapshot.id.as_str()).collect();
+                if !going.is_empty() {
+                    repository.forget_all(&going)?;
+                }
             }
             for Decision { snapshot, kept_for } in &decisions {
                 let keeps = !kept_for.is_empty();
-                if !keeps && args.apply {
-                    repository.forget(&snapshot.id)?;
-                }
                 *(if keeps { &mut kept } else { &mut goes }) += 1;
                 documents.push(json!({
                     "snapshot": snapshot.id,

@@ -186,8 +186,13 @@ impl Index {
     /// # Errors
     /// It is nowhere, and a part of the index cannot be read in which it may be.
     pub fn place(&self, id: &ObjectId) -> Result<Option<(usize, Location)>> {
+        self.place_of(&prefix(id))
+    }
+
+    /// The same, by the part of an id that is in the index.
+    pub fn place_of(&self, prefix: &[u8; 16]) -> Result<Option<(usize, Location)>> {
         let mut best: Option<(u8, Location, usize)> = None;
-        let looked = self.each(&prefix(id), |ordinal, location, state| {
+        let looked = self.each(prefix, |ordinal, location, state| {
             let this = (state.rank(), location, ordinal);
             if best.is_none_or(|best| this < best) {
                 best = Some(this);

@@ -21,7 +21,7 @@ use crate::{Progress, RepoError, Result, Snapshot};
 use super::mark::Marks;
 
 /// How many objects are asked about at once.
-const ASKED_AT_ONCE: usize = 16;
+pub(super) const ASKED_AT_ONCE: usize = 16;
 
 /// Those of `keys` that are locked now.
 pub(super) fn among(
@@ -209,6 +209,17 @@ pub(crate) fn each<T: Sync>(
     progress: &Progress,
     ask: impl Fn(&T) -> std::result::Result<(), StoreError> + Sync,
 ) -> Result<()> {
+    let threads = if store.is_remote() { ASKED_AT_ONCE } else { 1 };
+    each_by(threads, keys, progress, ask)
+}
+
+/// The same, by so many threads.
+pub(super) fn each_by<T: Sync>(
+    threads: usize,
+    keys: &[T],
+    progress: &Progress,
+    ask: impl Fn(&T) -> std::result::Result<(), StoreError> + Sync,
+) -> Result<()> {
     let next = AtomicUsize::new(0);
     let work = || -> Result<()> {
         while let Some(key) = keys.get(next.fetch_add(1, Ordering::Relaxed)) {
@@ -217,8 +228,8 @@ pub(crate) fn each<T: Sync>(
         }
         Ok(())
     };
-    let threads = if store.is_remote() { ASKED_AT_ONCE.min(keys.len()) } else { 1 };
     std::thread::scope(|scope| {
+        let threads = threads.min(keys.len());
         let working: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
         working.into_iter().try_for_each(|thread| {
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))

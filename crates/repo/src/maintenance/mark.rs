@@ -21,6 +21,8 @@ const RECORD_OVERHEAD: u64 = 44;
 pub(crate) struct Marks {
     index: Arc<Index>,
     bits: Vec<u64>,
+    /// The roots of the trees that were walked.
+    roots: HashSet<ObjectId>,
 }
 
 impl Marks {
@@ -35,34 +37,90 @@ impl Marks {
         snapshots: &[Snapshot],
         progress: &Progress,
     ) -> Result<Self> {
-        let bits = vec![0; index.len().div_ceil(64)];
-        let mut marks = Self { index, bits };
-        progress.add_total(0, snapshots.len() as u64);
-        for snapshot in snapshots {
-            let name = format!("snapshot {} of {}", snapshot.short_id(), snapshot.source);
-            match marks.snapshot(repository, snapshot, progress) {
-                Err(error) if error.is_about_an_object() => {
-                    if Work::of(snapshot)
-                        .is_some_and(|work| is_forgotten(repository, &work).unwrap_or(false))
-                    {
-                        continue;
-                    }
-                    return Err(RepoError::new(
-                        error.kind(),
-                        format!("nothing is removed while {name} cannot be read whole: {error}"),
-                    )
-                    .with_hint(format!(
-                        "repair it with `backstay verify --repair`, or give it up with `backstay forget {}`; then run maintenance \
-                         again",
-                        snapshot.short_id()
-                    ))
-                    .with_source(error));
-                }
-                other => other?,
+        Self::none(index).with(repository, snapshots, progress)
+    }
+
+    /// What is needed in a later state of the index than that of an earlier look. What a tree needs is
+    /// the same for ever, so no tree is walked twice: what was found is found again by its id, which
+    /// the earlier index says, and trees that came since are walked. Those that were forgotten since
+    /// still count.
+    ///
+    /// # Errors
+    /// As of [`of`](Self::of).
+    pub fn again(
+        self,
+        repository: &Repository,
+        index: Arc<Index>,
+        snapshots: &[Snapshot],
+        progress: &Progress,
+    ) -> Result<Self> {
+        match self.found_again(index.clone(), progress) {
+            // Something is gone, perhaps with a snapshot that was forgotten since. The trees say.
+            Err(error) if error.is_about_an_object() => {
+                Self::of(repository, index, snapshots, progress)
             }
-            progress.add_done(0, 1);
+            found => found?.with(repository, snapshots, progress),
         }
-        Ok(marks)
+    }
+
+    fn none(index: Arc<Index>) -> Self {
+        let bits = vec![0; index.len().div_ceil(64)];
+        Self { index, bits, roots: HashSet::new() }
+    }
+
+    fn found_again(self, index: Arc<Index>, progress: &Progress) -> Result<Self> {
+        let mut now = Self { roots: self.roots.clone(), ..Self::none(index) };
+        for entry in self.index.locations() {
+            let (ordinal, prefix, _) = entry?;
+            if !self.has(ordinal) {
+                continue;
+            }
+            progress.check()?;
+            let place = now.index.place_of(&prefix)?;
+            let (ordinal, at) = place.ok_or_else(|| {
+                RepoError::damaged(
+                    &format!("chunk {}", crate::id::hex(&prefix)),
+                    "it is in no pack of the index",
+                )
+            })?;
+            now.must_be_there(at)?;
+            now.set(ordinal);
+        }
+        Ok(now)
+    }
+
+    /// With what some snapshots need, where their trees were not walked yet.
+    fn with(
+        mut self,
+        repository: &Repository,
+        snapshots: &[Snapshot],
+        progress: &Progress,
+    ) -> Result<Self> {
+        progress.add_total(0, snapshots.len() as u64);
+        let mut forgotten: HashSet<&str> = HashSet::new();
+        'all: loop {
+            let left = snapshots.iter().filter(|one| !forgotten.contains(one.id.as_str()));
+            for snapshot in left {
+                if self.roots.contains(&snapshot.root) {
+                    continue;
+                }
+                match self.snapshot(repository, snapshot, progress) {
+                    Err(error) if error.is_about_an_object() => {
+                        if !is_gone(repository, snapshot) {
+                            return Err(unreadable(snapshot, error));
+                        }
+                        // A node of which not all was marked would hide what others need of it.
+                        forgotten.insert(&snapshot.id);
+                        self = Self::none(self.index);
+                        continue 'all;
+                    }
+                    other => other?,
+                }
+                self.roots.insert(snapshot.root);
+            }
+            progress.add_done(0, snapshots.len() as u64);
+            return Ok(self);
+        }
     }
 
     fn snapshot(
@@ -117,15 +175,25 @@ impl Marks {
     fn mark(&mut self, kind: Kind, id: &ObjectId) -> Result<bool> {
         let index = &self.index;
         let (ordinal, at) = index.place(id)?.ok_or_else(|| missing_chunk(kind, id, index))?;
-        if index.is_missing(at.pack) {
-            let pack = index.pack(at.pack).map(|pack| pack.key()).unwrap_or_default();
-            return Err(RepoError::damaged(&pack, "it is missing or cut short"));
+        self.must_be_there(at)?;
+        Ok(self.set(ordinal))
+    }
+
+    fn must_be_there(&self, at: Location) -> Result<()> {
+        if !self.index.is_missing(at.pack) {
+            return Ok(());
         }
+        let pack = self.index.pack(at.pack).map(|pack| pack.key()).unwrap_or_default();
+        Err(RepoError::damaged(&pack, "it is missing or cut short"))
+    }
+
+    /// Whether it was not set before.
+    fn set(&mut self, ordinal: usize) -> bool {
         let (word, bit) = (ordinal / 64, 1 << (ordinal % 64));
-        let Some(word) = self.bits.get_mut(word) else { return Ok(false) };
+        let Some(word) = self.bits.get_mut(word) else { return false };
         let fresh = *word & bit == 0;
         *word |= bit;
-        Ok(fresh)
+        fresh
     }
 
     fn has(&self, ordinal: usize) -> bool {
@@ -186,4 +254,21 @@ impl Marks {
     pub fn index(&self) -> &Index {
         &self.index
     }
+}
+
+/// Whether a snapshot was forgotten since it was listed.
+fn is_gone(repository: &Repository, snapshot: &Snapshot) -> bool {
+    Work::of(snapshot).is_some_and(|work| is_forgotten(repository, &work).unwrap_or(false))
+}
+
+fn unreadable(snapshot: &Snapshot, error: RepoError) -> RepoError {
+    let id = snapshot.short_id();
+    let name = format!("snapshot {id} of {}", snapshot.source);
+    let what = format!("nothing is removed while {name} cannot be read whole: {error}");
+    RepoError::new(error.kind(), what)
+        .with_hint(format!(
+            "repair it with `backstay verify --repair`, or give it up with `backstay forget {id}`; \
+             then run maintenance again"
+        ))
+        .with_source(error)
 }

@@ -23,7 +23,7 @@
 //! Files of archives are no part of all this: `expire` removes those.
 //!
 //! `view` is one look at the repository, `mark` finds what is reachable, `repack` moves chunks out of
-//! packs that are mostly garbage, `run` takes the steps, `mend` puts right what is damaged of them,
+//! packs that are mostly garbage, `records` reads and compares those, `run` takes the steps, `mend` puts right what is damaged of them,
 //! `signed` is how its objects are sealed, `unfinished` removes packs that never became objects.
 
 mod ages;
@@ -31,6 +31,7 @@ mod expire;
 mod locked;
 mod mark;
 mod mend;
+mod records;
 mod repack;
 mod run;
 mod signed;
@@ -352,28 +353,41 @@ pub(crate) fn is_forgotten(repository: &Repository, work: &Work) -> Result<bool>
     }
 }
 
-/// Forgets the snapshot whose id starts with `prefix`, whether it can be read or not; its whole id.
-pub(crate) fn forget(repository: &Repository, prefix: &str) -> Result<String> {
+/// Forgets the snapshots whose ids start with `prefixes`, whether they can be read or not, one after
+/// the other; their whole ids.
+pub(crate) fn forget(repository: &Repository, prefixes: &[&str]) -> Result<Vec<String>> {
     repository.keys().must_own("forget a snapshot")?;
     repository.allow_delete()?;
     let listed = repository.store().list(SNAPSHOTS)?;
-    let forgotten = forgotten(repository, &listed)?;
-    let mut found = listed
-        .iter()
-        .filter_map(|object| Work::from_snapshot_key(&object.key))
-        .filter(|work| work.id().starts_with(prefix) && !forgotten.contains(work));
-    let not_found = || {
-        RepoError::new(RepoErrorKind::NotFound, format!("there is no snapshot {prefix:?}"))
-            .with_hint("`backstay list` shows the snapshots there are")
-    };
-    let Some(work) = found.next() else { return Err(not_found()) };
-    if found.next().is_some() {
-        return Err(RepoError::new(
-            RepoErrorKind::Ambiguous,
-            format!("several snapshots start with {prefix:?}"),
-        )
-        .with_hint("give more digits of the id"));
+    let mut forgotten = forgotten(repository, &listed)?;
+    let there: Vec<Work> =
+        listed.iter().filter_map(|object| Work::from_snapshot_key(&object.key)).collect();
+    let mut ids = Vec::with_capacity(prefixes.len());
+    for prefix in prefixes {
+        let mut found =
+            there.iter().filter(|work| work.id().starts_with(prefix) && !forgotten.contains(work));
+        let Some(work) = found.next() else { return Err(no_snapshot(prefix)) };
+        if found.next().is_some() {
+            return Err(RepoError::new(
+                RepoErrorKind::Ambiguous,
+                format!("several snapshots start with {prefix:?}"),
+            )
+            .with_hint("give more digits of the id"));
+        }
+        forget_one(repository, prefix, *work)?;
+        forgotten.insert(*work);
+        ids.push(work.id());
     }
+    Ok(ids)
+}
+
+fn no_snapshot(prefix: &str) -> RepoError {
+    RepoError::new(RepoErrorKind::NotFound, format!("there is no snapshot {prefix:?}"))
+        .with_hint("`backstay list` shows the snapshots there are")
+}
+
+/// `prefix` is what it was called by.
+fn forget_one(repository: &Repository, prefix: &str, work: Work) -> Result<()> {
     // Whether it is held must be known: a refused question is no answer.
     let held = match repository.store().lock(&work.snapshot_key()) {
         Ok(lock) => lock.is_some_and(|lock| lock.held),
@@ -395,7 +409,7 @@ pub(crate) fn forget(repository: &Repository, prefix: &str) -> Result<String> {
     let ended =
         read.and_then(|body| open::<Tombstone>(repository.keys(), Class::Tombstone, &key, &body));
     match ended {
-        Ok(_) => return Err(not_found()),
+        Ok(_) => return Err(no_snapshot(prefix)),
         Err(error) if error.is_about_an_object() => {}
         Err(error) => return Err(error),
     }
@@ -412,7 +426,7 @@ pub(crate) fn forget(repository: &Repository, prefix: &str) -> Result<String> {
             return Err(RepoError::damaged(&key, "it is no tombstone, and comes back"));
         }
     }
-    Ok(work.id())
+    Ok(())
 }
 
 /// For [`internals`](crate::internals): which of the bodies that are signed these bytes are.

@@ -7,21 +7,20 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::mark::Marks;
+use super::records::{Told, Wanted, each_right};
 use super::view::View;
-use crate::codec::Codec;
 use crate::crypto::Class;
-use crate::pack::{DATA_PACK, read_footer};
+use crate::pack::DATA_PACK;
 use crate::repository::Repository;
-use crate::session::{Mover, content_id};
-use crate::{Compression, Progress, RepoError, Result, SessionOptions, SnapshotType, SourceKind};
+use crate::{Progress, RepoError, Result, SessionOptions, SnapshotType, SourceKind};
 
 /// Garbage up to this share of what is needed stays where it is: moving costs more than it takes.
 const ALLOWED: f64 = 0.05;
 /// A pack of which more than this is needed is left alone. Padding alone can be an eighth of one.
 const LIVELY: f64 = 0.8;
-/// Packs below this size are put together when there are many of them. Bytes.
-const SMALL: u64 = DATA_PACK as u64 / 8;
-const MANY: usize = 16;
+/// Packs below a size, in bytes, are put together when there are so many of them. The larger they are
+/// the less it matters that they are many, and the more has to be moved for it.
+const SMALL: [(u64, usize); 2] = [(DATA_PACK as u64 / 32, 16), (DATA_PACK as u64 / 8, 64)];
 
 /// Which packs to empty. `live` says how many bytes of each are needed. With `reseal`, packs that are
 /// sealed to a root key before that of this epoch are among them, after those that give back space.
@@ -72,17 +71,20 @@ pub(super) fn choose(
         chosen.insert(pack.id);
     }
     for class in [Class::DataPack, Class::MetadataPack] {
-        let small: Vec<_> = packs
-            .iter()
-            .filter(|(pack, of, _)| *of == class && pack.size < SMALL && !chosen.contains(&pack.id))
-            .collect();
-        if small.len() < MANY {
-            continue;
-        }
-        for (pack, _, needed) in small {
-            if moved.saturating_add(*needed) <= max_repack {
-                moved += needed;
-                chosen.insert(pack.id);
+        for (size, many) in SMALL {
+            let small: Vec<_> = packs
+                .iter()
+                .filter(|(pack, of, _)| *of == class && pack.size < size)
+                .filter(|(pack, ..)| !chosen.contains(&pack.id))
+                .collect();
+            if small.len() < many {
+                continue;
+            }
+            for (pack, _, needed) in small {
+                if moved.saturating_add(*needed) <= max_repack {
+                    moved += needed;
+                    chosen.insert(pack.id);
+                }
             }
         }
     }
@@ -112,12 +114,13 @@ pub(super) fn repack(
     progress: &Arc<Progress>,
 ) -> Result<u64> {
     let chunks = marks.chunks_in(packs)?;
-    let mut wanted: HashMap<u32, HashSet<u32>> = HashMap::new();
-    for at in &chunks {
-        wanted.entry(at.pack).or_default().insert(at.offset);
-    }
-    let mut numbers: Vec<u32> = wanted.keys().copied().collect();
-    numbers.sort_unstable();
+    let wanted: Vec<Wanted<'_>> = chunks
+        .chunk_by(|a, b| a.pack == b.pack)
+        .filter_map(|same| {
+            let pack = marks.index().pack(same.first()?.pack)?;
+            Some(Wanted { pack, offsets: same.iter().map(|at| at.offset).collect() })
+        })
+        .collect();
     progress.add_total(chunks.iter().map(|at| u64::from(at.length)).sum(), 0);
     let options = SessionOptions {
         workers: 1,
@@ -125,22 +128,44 @@ pub(super) fn repack(
         ..SessionOptions::new("maintenance", SourceKind::Files, SnapshotType::Full)
     };
     let session = repository.begin(options)?;
+    // `needed_after_all` reads what is in the store before the originals go.
+    session.open_only();
     let Some(mut mover) = session.mover() else { return Ok(0) };
-    let mut bytes = 0;
-    for number in numbers {
-        progress.check()?;
-        let Some(pack) = marks.index().pack(number) else { continue };
-        let offsets = wanted.remove(&number).unwrap_or_default();
-        match move_out_of(repository, pack, &offsets, &mut mover) {
+    let (mut bytes, mut moved) = (0, 0);
+    each_right(repository, &wanted, progress, |number, told| {
+        let Some(Wanted { pack, offsets }) = wanted.get(number) else { return Ok(()) };
+        let read = match told {
+            Told::Piece(piece) => {
+                let (mut length, mut records) = (0, 0);
+                for (record, plain) in piece.records() {
+                    mover.append(record.kind, record.id, plain)?;
+                    length += u64::from(record.length);
+                    records += 1;
+                }
+                progress.add_done(length, 0);
+                moved += records;
+                bytes += length;
+                return Ok(());
+            }
+            Told::End(Ok(())) if moved != offsets.len() => {
+                Err(RepoError::damaged(&pack.key(), "it lacks a chunk that the index says it has"))
+            }
+            Told::End(read) => read,
+        };
+        moved = 0;
+        match read {
             // Another run has emptied and removed it meanwhile; or it is damaged, and stays where it
-            // is, with all that can be had of it. What is needed is looked for again either way.
+            // is, with all that cannot be had of it. What is needed is looked for again either way.
             Err(error) if error.is_about_an_object() => {
                 tracing::warn!(%error, "a pack is not rewritten");
+                Ok(())
             }
-            moved => bytes += moved?,
+            read => {
+                progress.add_done(0, 1);
+                read
+            }
         }
-        progress.add_done(offsets.len() as u64, 1);
-    }
+    })?;
     drop(mover);
     session.end_without_snapshot()?;
     Ok(bytes)
@@ -154,74 +179,39 @@ pub(super) fn needed_after_all(
     packs: &HashSet<[u8; 16]>,
     progress: &Progress,
 ) -> Result<HashSet<[u8; 16]>> {
+    let kept = marks.kept_for(packs)?;
     let mut needed = HashSet::new();
-    for same in marks.kept_for(packs)?.chunk_by(|a, b| a.0 == b.0) {
-        progress.check()?;
-        let Some(pack) = same.first().and_then(|one| marks.index().pack(one.0)) else { continue };
-        let mut right = HashSet::new();
-        match for_each_right(repository, pack, |entry, _| {
-            right.insert(entry.offset);
-            Ok(())
-        }) {
+    let (mut groups, mut wanted) = (Vec::new(), Vec::new());
+    for same in kept.chunk_by(|a, b| a.0 == b.0) {
+        match same.first().and_then(|one| marks.index().pack(one.0)) {
+            Some(pack) => {
+                let offsets = same.iter().map(|(_, offset, _)| *offset).collect();
+                wanted.push(Wanted { pack, offsets });
+                groups.push(same);
+            }
             // Then none of it is known to be right.
-            Err(error) if error.is_about_an_object() => {
+            None => needed.extend(same.iter().map(|(_, _, copy)| *copy)),
+        }
+    }
+    let mut right = HashSet::new();
+    each_right(repository, &wanted, progress, |number, told| {
+        match told {
+            Told::Piece(piece) => {
+                right.extend(piece.records().map(|(record, _)| record.offset));
+                return Ok(());
+            }
+            Told::End(Err(error)) if error.is_about_an_object() => {
                 tracing::warn!(%error, "a copy is kept");
                 right.clear();
             }
-            read => read?,
+            Told::End(read) => read?,
         }
-        let wrong = same.iter().filter(|(_, offset, _)| !right.contains(offset));
-        needed.extend(wrong.map(|(_, _, copy)| *copy));
-    }
-    Ok(needed)
-}
-
-/// Reads a pack, and tells of every record that is what its id says.
-fn for_each_right(
-    repository: &Repository,
-    pack: &crate::index::PackInfo,
-    mut tell: impl FnMut(&crate::pack::Record, &[u8]) -> Result<()>,
-) -> Result<()> {
-    let name = pack.key();
-    let body = repository.store().read(&name)?;
-    let key = repository.open_pack(pack, &body)?;
-    let mut codec = Codec::new(Compression::None);
-    let (mut record, mut content) = (Vec::new(), Vec::new());
-    for entry in read_footer(&name, &body, &key)? {
-        let at = entry.offset as usize;
-        record.clear();
-        record.extend_from_slice(body.get(at..at + entry.length as usize).unwrap_or_default());
-        let (kind, offset) = (entry.kind as u8, u64::from(entry.offset));
-        let Some(plain) = key.open(kind, offset, &entry.id.0, &mut record) else { continue };
-        let keys = repository.keys();
-        let id_key = if entry.kind.is_metadata() { &keys.metadata_id } else { &keys.data_id };
-        if codec.decode(plain, &mut content).is_some()
-            && content_id(id_key, entry.kind, &content) == entry.id
-        {
-            tell(&entry, plain)?;
+        if let Some(same) = groups.get(number) {
+            let wrong = same.iter().filter(|(_, offset, _)| !right.contains(offset));
+            needed.extend(wrong.map(|(_, _, copy)| *copy));
         }
-    }
-    Ok(())
-}
-
-/// What is moved is right, or it is not moved.
-fn move_out_of(
-    repository: &Repository,
-    pack: &crate::index::PackInfo,
-    offsets: &HashSet<u32>,
-    mover: &mut Mover,
-) -> Result<u64> {
-    let (mut moved, mut bytes) = (0, 0);
-    for_each_right(repository, pack, |entry, plain| {
-        if offsets.contains(&entry.offset) {
-            mover.append(entry.kind, entry.id, plain)?;
-            moved += 1;
-            bytes += u64::from(entry.length);
-        }
+        right.clear();
         Ok(())
     })?;
-    if moved != offsets.len() {
-        return Err(RepoError::damaged(&pack.key(), "it lacks a chunk that the index says it has"));
-    }
-    Ok(bytes)
+    Ok(needed)
 }

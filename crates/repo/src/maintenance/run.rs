@@ -1,7 +1,7 @@
 //! The steps of a run. Each can be taken by anybody, any number of times, at any time later.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use serde::de::DeserializeOwned;
@@ -25,6 +25,8 @@ use backstay_store::failpoint;
 
 /// With fewer segments that no run has taken in, the index is not merged for its own sake.
 const SEGMENTS: usize = 16;
+/// Objects of a directory that are removed at once: each waits for the disk, which can do several.
+const REMOVED_AT_ONCE: usize = 4;
 
 /// A pack that a run condemned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -145,6 +147,15 @@ pub(super) fn must_rest(repository: &Repository) -> Result<()> {
     }
 }
 
+/// What there is to do.
+struct Look {
+    /// Packs that no snapshot needs.
+    condemned: Vec<Condemned>,
+    /// Whether the index should be merged for its own sake.
+    merges: bool,
+    marks: Marks,
+}
+
 pub(super) struct Maintenance<'r> {
     repository: &'r Repository,
     options: &'r MaintenanceOptions,
@@ -220,7 +231,7 @@ impl<'r> Maintenance<'r> {
             if self.options.dry_run {
                 return self.look().map(drop);
             }
-            if !self.finish(number)? {
+            if !self.finish(number, None)? {
                 return Ok(());
             }
         } else if let Some(number) = newest
@@ -230,14 +241,14 @@ impl<'r> Maintenance<'r> {
             // The store keeps some of it for now, and until then nothing else may begin.
             return Ok(());
         }
-        let Some((condemned, merges)) = self.look()? else { return Ok(()) };
+        let Some(Look { condemned, merges, marks }) = self.look()? else { return Ok(()) };
         if !condemned.is_empty() || merges {
             let number = newest.map_or(1, |number| number + 1);
             let key = gc_key(number, "condemned");
             // Whoever creates it decides; the others go on with that.
             self.elect(&key, || Ok(condemned))?;
             failpoint::hit("maintenance-condemned");
-            if !self.finish(number)? {
+            if !self.finish(number, Some(marks))? {
                 return Ok(());
             }
         }
@@ -254,12 +265,13 @@ impl<'r> Maintenance<'r> {
                 if !self.sweep_up(number)? {
                     return Ok(false);
                 }
-            } else if !self.finish(number)? {
+            } else if !self.finish(number, None)? {
                 return Ok(false);
             }
         }
         let view = View::read(self.repository, packs)?;
-        let live = self.mark(&view)?.live()?;
+        let marks = self.mark(&view)?;
+        let live = marks.live()?;
         let mut condemned = self.garbage(&view, &|id| live.contains_key(id));
         condemned.retain(|pack| packs.contains(&pack.id));
         let condemned = self.without_locked(condemned)?;
@@ -269,12 +281,11 @@ impl<'r> Maintenance<'r> {
         let number = newest.map_or(1, |number| number + 1);
         self.elect(&gc_key(number, "condemned"), || Ok(condemned))?;
         failpoint::hit("maintenance-condemned");
-        self.finish(number)
+        self.finish(number, Some(marks))
     }
 
-    /// What no snapshot needs, and whether the index should be merged for its own sake; `None` when
-    /// this is only about saying so. Moves chunks first.
-    fn look(&mut self) -> Result<Option<(Vec<Condemned>, bool)>> {
+    /// `None` when this is only about saying so. Moves chunks first.
+    fn look(&mut self) -> Result<Option<Look>> {
         self.progress.set_phase("looking for what is needed");
         let mut view = View::read(self.repository, &HashSet::new())?;
         let mut marks = self.mark(&view)?;
@@ -319,12 +330,14 @@ impl<'r> Maintenance<'r> {
             failpoint::hit("maintenance-repacked");
             self.progress.set_phase("looking for what is needed");
             view = View::read(self.repository, &victims)?;
-            marks = self.mark(&view)?;
+            marks =
+                marks.again(self.repository, view.index.clone(), &view.snapshots, self.progress)?;
             live = marks.live()?;
             self.report.bytes_of_old_keys = of_old_keys(&view, &live, self.repository.epoch());
         }
         let garbage = self.garbage(&view, &|id| live.contains_key(id));
-        Ok(Some((self.without_locked(garbage)?, loose > SEGMENTS)))
+        let condemned = self.without_locked(garbage)?;
+        Ok(Some(Look { condemned, merges: loose > SEGMENTS, marks }))
     }
 
     /// What of `garbage` can be removed, by what the store says now.
@@ -342,19 +355,30 @@ impl<'r> Maintenance<'r> {
         Ok(garbage)
     }
 
-    /// Removes an object that nobody needs; whether it is gone. The store may keep it for now.
-    fn remove(&mut self, key: &str) -> Result<bool> {
-        match self.repository.store().delete(key) {
-            Ok(()) => Ok(true),
-            Err(error) if locked::is_locked(&error) => {
-                tracing::debug!(%error, "left for a later run");
-                let lock = self.repository.store().lock(key).ok().flatten();
-                let until = lock.and_then(|lock| lock.until);
-                self.report.locked_until = locked::later(self.report.locked_until, until);
-                Ok(false)
+    /// Removes objects that nobody needs, in any order and several at once: none is of use without
+    /// the others, and whatever is left goes with the next run. Those that the store keeps for now.
+    fn remove(&mut self, keys: &[String], point: Option<&str>) -> Result<HashSet<String>> {
+        let store = self.repository.store();
+        let kept: Mutex<Vec<(String, Option<SystemTime>)>> = Mutex::default();
+        let threads = if store.is_remote() { locked::ASKED_AT_ONCE } else { REMOVED_AT_ONCE };
+        locked::each_by(threads, keys, self.progress, |key| {
+            match store.delete(key) {
+                Ok(()) => point.map_or((), failpoint::hit),
+                Err(error) if locked::is_locked(&error) => {
+                    tracing::debug!(%error, "left for a later run");
+                    let lock = store.lock(key).ok().flatten();
+                    let until = lock.and_then(|lock| lock.until);
+                    kept.lock().unwrap_or_else(|e| e.into_inner()).push((key.clone(), until));
+                }
+                Err(error) => return Err(error),
             }
-            Err(error) => Err(error.into()),
+            Ok(())
+        })?;
+        let kept = kept.into_inner().unwrap_or_else(|e| e.into_inner());
+        for (_, until) in &kept {
+            self.report.locked_until = locked::later(self.report.locked_until, *until);
         }
+        Ok(kept.into_iter().map(|(key, _)| key).collect())
     }
 
     pub(super) fn mark(&self, view: &View) -> Result<Marks> {
@@ -396,8 +420,9 @@ impl<'r> Maintenance<'r> {
         }
     }
 
-    /// Takes all steps of a run that can be taken; whether it is through.
-    fn finish(&mut self, number: u64) -> Result<bool> {
+    /// Takes all steps of a run that can be taken; whether it is through. `marks` are of an earlier look
+    /// at the repository, where there was one.
+    fn finish(&mut self, number: u64, marks: Option<Marks>) -> Result<bool> {
         self.progress.check()?;
         let key = gc_key(number, "condemned");
         let condemned: Vec<Condemned> = read(self.repository, &key)?
@@ -423,7 +448,13 @@ impl<'r> Maintenance<'r> {
             }
             let avoided = condemned.iter().map(|pack| pack.id).collect();
             let view = View::read(self.repository, &avoided)?;
-            let marks = self.mark(&view)?;
+            let marks = match marks {
+                Some(marks) => {
+                    let (index, snapshots) = (view.index.clone(), &view.snapshots);
+                    marks.again(self.repository, index, snapshots, self.progress)?
+                }
+                None => self.mark(&view)?,
+            };
             let live = marks.live()?;
             let mut sweep = condemned;
             sweep.retain(|pack| !live.contains_key(&pack.id));
@@ -445,21 +476,18 @@ impl<'r> Maintenance<'r> {
     /// Whether all of it is gone.
     fn sweep(&mut self, sweep: &[Condemned]) -> Result<bool> {
         self.progress.set_phase("removing");
-        let mut all = true;
-        for pack in sweep {
-            self.progress.check()?;
-            if self.remove(&pack.key())? {
-                failpoint::hit("maintenance-pack-removed");
-                self.report.packs_removed += 1;
-                self.report.bytes_removed += pack.size;
-            } else {
-                // Locked since it was condemned, by somebody else.
-                self.report.packs_locked += 1;
-                self.report.bytes_locked += pack.size;
-                all = false;
-            }
+        let keys: Vec<String> = sweep.iter().map(Condemned::key).collect();
+        let kept = self.remove(&keys, Some("maintenance-pack-removed"))?;
+        for (pack, key) in sweep.iter().zip(&keys) {
+            // Locked since it was condemned, by somebody else.
+            let (packs, bytes) = match kept.contains(key) {
+                true => (&mut self.report.packs_locked, &mut self.report.bytes_locked),
+                false => (&mut self.report.packs_removed, &mut self.report.bytes_removed),
+            };
+            *packs += 1;
+            *bytes += pack.size;
         }
-        Ok(all)
+        Ok(kept.is_empty())
     }
 
     /// Removes what a run with a head has left: all of its packs must be gone before the next one
@@ -589,13 +617,11 @@ impl<'r> Maintenance<'r> {
             // Where it does not count, neither does what it says to be replaced.
             repository.must_count(&head_key(number))?;
         }
-        for key in current.obsolete {
-            if !self.remove(&key)? {
-                self.report.objects_locked += 1;
-            }
-        }
+        let kept = self.remove(&current.obsolete, None)?;
+        self.report.objects_locked += kept.len() as u64;
         // A tombstone stays: its name, and that of the snapshot, must not be free again.
         let listed = store.list(SNAPSHOTS)?;
+        let mut going = Vec::new();
         for work in super::forgotten(repository, &listed)? {
             // Only a snapshot goes. Anything else keeps the name taken, whatever it was.
             let size = store.head(&work.snapshot_key()).map_or(0, |object| object.size);
@@ -607,22 +633,17 @@ impl<'r> Maintenance<'r> {
             }
             // Whoever forgot it while the root key was replaced was told that it did not happen.
             repository.must_count(&work.tombstone_key())?;
-            let key = work.snapshot_key();
-            if self.remove(&key)? {
-                failpoint::hit("maintenance-snapshot-removed");
-                self.report.snapshots_removed += 1;
-            } else {
-                self.report.objects_locked += 1;
-            }
+            going.push(work.snapshot_key());
         }
+        let kept = self.remove(&going, Some("maintenance-snapshot-removed"))?;
+        self.report.snapshots_removed += (going.len() - kept.len()) as u64;
+        self.report.objects_locked += kept.len() as u64;
         let ended = ended(repository)?;
-        for object in store.list(SESSIONS)? {
-            if Work::from_session_key(&object.key).is_some_and(|work| ended.contains(&work))
-                && !self.remove(&object.key)?
-            {
-                self.report.objects_locked += 1;
-            }
-        }
+        let mut going: Vec<String> =
+            store.list(SESSIONS)?.into_iter().map(|object| object.key).collect();
+        going.retain(|key| Work::from_session_key(key).is_some_and(|work| ended.contains(&work)));
+        let kept = self.remove(&going, None)?;
+        self.report.objects_locked += kept.len() as u64;
         Ok(())
     }
 }

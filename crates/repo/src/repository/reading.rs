@@ -13,7 +13,9 @@ use crate::{Compression, Kind, ObjectId, RepoError, RepoErrorKind, Result};
 
 /// What is read of a metadata pack at once. Bytes.
 const READ_AHEAD: u64 = 1 << 20;
-const READ_AHEAD_KEPT: usize = 16;
+/// Kept of that, in bytes and in pieces: the packs of many small backups are small.
+const READ_AHEAD_KEPT: usize = 16 << 20;
+const PIECES_KEPT: usize = 256;
 
 impl Repository {
     pub(crate) fn pack_key(&self, pack: &PackInfo) -> Result<Arc<PackKey>> {
@@ -175,10 +177,13 @@ impl Repository {
         let bytes = self.inner.store.read_range(&pack.key(), start..end)?;
         let record = bytes.slice(..length as usize);
         let mut ahead = ahead();
-        if ahead.len() == READ_AHEAD_KEPT {
-            ahead.pop_front();
-        }
         ahead.push_back((at.pack, start, bytes));
+        let mut kept: usize = ahead.iter().map(|(_, _, bytes)| bytes.len()).sum();
+        while (kept > READ_AHEAD_KEPT || ahead.len() > PIECES_KEPT)
+            && let Some((_, _, oldest)) = ahead.pop_front()
+        {
+            kept -= oldest.len();
+        }
         Ok(record)
     }
 }

@@ -1,6 +1,7 @@
 //! The content of files on its way to the workers.
 //!
-//! - Up to 4 KiB: kept in the tree itself.
+//! - Up to 128 bytes: kept in the tree itself (up to 4 KiB in a repository without the flag
+//!   `members`, in which a small file that is stored among others is not found again).
 //! - Up to 64 KiB: several files that follow each other share a group, a chunk of up to 256 KiB, in
 //!   which they are compressed together. A group ends where a hash of a file's name and size says
 //!   so, so that a moved or copied directory forms the groups it formed before.
@@ -25,6 +26,9 @@ pub(crate) const CELL: usize = 1 << 20;
 pub(crate) const REGION: u64 = 64 << 20;
 /// Files up to this size are grouped. Bytes.
 pub(crate) const GROUPED: u64 = 64 << 10;
+/// Files up to this size are kept in the tree where larger ones are found by their content. One that
+/// is stored elsewhere costs some thirty bytes in the tree that do not compress. Bytes.
+pub(crate) const INLINE_BESIDE_MEMBERS: u64 = 128;
 /// A group is closed from here on. Bytes.
 pub(crate) const GROUP: u64 = 256 << 10;
 

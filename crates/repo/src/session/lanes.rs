@@ -225,6 +225,12 @@ impl Session {
         self.lanes.first().map(|lane| Mover::new(lane.shared.clone()))
     }
 
+    /// Packs of this session are opened before they are sent, and not decoded as well. For one who
+    /// decodes them as the store has them, before anything that they replace is removed.
+    pub(crate) fn open_only(&self) {
+        self.lanes.iter().for_each(|lane| lane.shared.open_only());
+    }
+
     /// Lists a pack that is there already, of another session that has ended. Of a session in one
     /// repository, as what follows.
     pub(crate) fn adopt(&self, pack: PackInfo, records: Vec<Record>) {

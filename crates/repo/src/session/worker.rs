@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex};
 use crossbeam_channel::{Receiver, Sender};
 
 use super::content::{
-    CELL, Chunking, ContentError, Contents, File, GROUP, GROUPED, Job, Known, LargeFile, Made,
-    Outcome, REGION, Reader, dropped,
+    CELL, Chunking, ContentError, Contents, File, GROUP, GROUPED, INLINE_BESIDE_MEMBERS, Job,
+    Known, LargeFile, Made, Outcome, REGION, Reader, dropped,
 };
 use super::grid::Region;
 use super::lanes::LaneSet;
@@ -291,6 +291,23 @@ impl Worker {
         Ok((size, contents))
     }
 
+    /// Those of `lanes` that keep a file of this size in the tree itself. Where small files are found
+    /// again by their content, only the smallest are: a node is written anew for each change of
+    /// one entry, with all that lies in it.
+    fn inline(&self, lanes: LaneSet, size: u64) -> LaneSet {
+        let mut inline = LaneSet::NONE;
+        for (lane, sink) in self.sinks.iter().enumerate().filter(|(lane, _)| lanes.has(*lane)) {
+            let limit = match sink.shared.repository.has_members() {
+                true => INLINE_BESIDE_MEMBERS,
+                false => INLINE_LIMIT,
+            };
+            if size <= limit {
+                inline.add(lane);
+            }
+        }
+        inline
+    }
+
     /// The same content for all of `lanes`.
     fn same(&self, lanes: LaneSet, content: &FileContent) -> Contents {
         let all = 0..self.sinks.len();
@@ -506,14 +523,16 @@ impl Worker {
                 self.deliver(ticket, entry, known, &results, Err(error))?;
                 continue;
             }
-            if size as u64 <= INLINE_LIMIT {
-                let content = FileContent::inline(&group[start..]);
+            let inline = self.inline(wanting, size as u64);
+            let contents = match inline {
+                LaneSet::NONE => vec![None; self.sinks.len()],
+                _ => self.same(inline, &FileContent::inline(&group[start..])),
+            };
+            if inline == wanting {
                 group.truncate(start);
-                let contents = self.same(wanting, &content);
                 self.deliver(ticket, entry, known, &results, Ok(contents))?;
                 continue;
             }
-            let contents = vec![None; self.sinks.len()];
             let range = start..start + size;
             let hashes = vec![None; self.sinks.len()];
             let member =
@@ -534,7 +553,7 @@ impl Worker {
             if !sink.shared.is_alive() {
                 continue;
             }
-            for member in members.iter_mut().filter(|member| member.wanting.has(lane)) {
+            for member in members.iter_mut().filter(|member| member.wants(lane)) {
                 let met = member.met.get(lane).copied().unwrap_or(0);
                 let (found, hash) = sink.shared.member(&group[member.range.clone()], met);
                 member.contents[lane] = found;

@@ -10,6 +10,7 @@
 pub mod compare;
 mod content;
 pub mod exclude;
+mod images;
 mod listing;
 mod merge;
 pub mod metadata;
@@ -26,8 +27,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use backstay_repo::{
-    Beneath, Body, Chunking, Content, Entry, EntryKind, FileContent as StoredContent, Order,
-    RepoError, Repository, Result, Session, Snapshot, SnapshotStats, SourceKind, TreeWriter,
+    Beneath, Body, Content, Entry, EntryKind, FileContent as StoredContent, Order, RepoError,
+    Repository, Result, Session, Snapshot, SnapshotStats, SourceKind, TreeWriter,
 };
 use rustix::fs::{AtFlags, OFlags};
 use rustix::io::Errno;
@@ -419,13 +420,14 @@ impl State<'_> {
             meta.xattrs = std::mem::take(&mut before.meta.xattrs);
             before.meta = meta;
         }
+        let chunking = images::chunking(&path, &stat);
         let meta = stat.metadata(&self.context.names, Vec::new());
         // The size that is expected; what is read decides.
         let content = StoredContent { size: stat.size, body: Body::Extents(Vec::new()) };
         let (context, at) = (self.context.clone(), path.clone());
         let entry = Entry { path, meta, kind: EntryKind::File(content) };
         let open = || -> Box<dyn Content> { Box::new(FileContent::new(context, at, stat, first)) };
-        writer.file_unless_known(entry, open, Chunking::ContentDefined, known)
+        writer.file_unless_known(entry, open, chunking, known)
     }
 
     /// The first name of a file that was met under another one. Otherwise this becomes the first.
