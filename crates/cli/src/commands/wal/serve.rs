@@ -65,6 +65,8 @@ pub fn run(args: &ServeArgs, app: &App) -> Result<Outcome> {
     } else {
         vec![choose(args.source.as_deref(), context)?]
     };
+    // Whoever finds it listening may end it, and it ends as it should.
+    let _graceful = app.interrupt.graceful();
     let mut served = Vec::new();
     for source in sources {
         served.push(Served::new(args, source, context)?);
