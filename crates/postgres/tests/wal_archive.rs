@@ -4,12 +4,15 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use backstay_postgres::PostgresErrorKind;
 use backstay_postgres::wal::{
-    self, Destination, FetchOptions, FetchOutcome, PushOptions, SegmentName, SegmentSize,
+    self, Destination, FetchOptions, FetchOutcome, Push, PushOptions, Resident, SegmentName,
+    SegmentSize,
 };
 use backstay_repo::{InitOptions, OpenOptions, Pushed, RepoErrorKind, Repository, Secret};
 use backstay_store::{
@@ -666,4 +669,86 @@ fn fetch_in_another_process() {
     let outcome =
         wal::fetch(&place.repositories, &nth(3), Path::new(&destination), &place.options());
     assert!(matches!(outcome, FetchOutcome::Complete));
+}
+
+/// An archiver that stays, and the names of what it has pushed, each as often as it was.
+fn resident(place: &Arc<Place>) -> (Resident, Arc<Push>, Arc<Mutex<Vec<String>>>) {
+    let pushed = Arc::new(Mutex::new(Vec::new()));
+    let push: Arc<Push> = {
+        let (place, pushed) = (place.clone(), pushed.clone());
+        Arc::new(move |path: &Path| {
+            let report = place.push(path)?;
+            pushed.lock().unwrap().push(report.name.clone());
+            Ok(report)
+        })
+    };
+    (Resident::new(4, NonZero::new(2).unwrap()), push, pushed)
+}
+
+#[test]
+fn an_archiver_that_stays_is_ahead_and_pushes_nothing_twice() {
+    let place = Arc::new(Place::new());
+    let (resident, push, pushed) = resident(&place);
+    let paths: Vec<PathBuf> =
+        (1..=9).map(|n| place.ready(&nth(n), &segment(&nth(n), SYSTEM, n as u8))).collect();
+    let times = |name: &str| pushed.lock().unwrap().iter().filter(|one| *one == name).count();
+    for (number, path) in (1..).zip(&paths) {
+        let report = resident.push(path, &push).unwrap();
+        assert_eq!(report.name, nth(number));
+        assert!(place.has(&nth(number)), "answered before it was durable");
+        // What PostgreSQL does once it was told.
+        let status = |end: &str| place.path(&format!("archive_status/{}.{end}", nth(number)));
+        fs::rename(status("ready"), status("done")).unwrap();
+        if number == 1 {
+            backstay_testing::wait_until("it is ahead", 60, || place.has(&nth(5)));
+        }
+    }
+    assert!(pushed.lock().unwrap().len() >= 9);
+    for number in 1..=9 {
+        assert_eq!(times(&nth(number)), 1, "{number}");
+    }
+}
+
+#[test]
+fn an_archiver_that_stays_answers_for_nothing_that_changed_since() {
+    let place = Arc::new(Place::new());
+    let (resident, push, _) = resident(&place);
+    let first = place.ready(&nth(1), &segment(&nth(1), SYSTEM, 1));
+    let second = place.ready(&nth(2), &segment(&nth(2), SYSTEM, 2));
+    resident.push(&first, &push).unwrap();
+    backstay_testing::wait_until("it is ahead", 60, || place.has(&nth(2)));
+    place.ready(&nth(2), &segment(&nth(2), SYSTEM, 3));
+    let error = resident.push(&second, &push).unwrap_err();
+    assert_eq!(error.repo_kind(), Some(RepoErrorKind::Conflict));
+}
+
+#[test]
+fn what_could_not_be_pushed_ahead_fails_when_it_is_asked_for_and_not_for_ever() {
+    let place = Arc::new(Place::new());
+    let (resident, push, _) = resident(&place);
+    let first = place.ready(&nth(1), &segment(&nth(1), SYSTEM, 1));
+    let second = place.ready(&nth(2), &segment(&nth(2), SYSTEM + 1, 2));
+    resident.push(&first, &push).unwrap();
+    for _ in 0..2 {
+        let error = resident.push(&second, &push).unwrap_err();
+        assert_eq!(error.kind(), PostgresErrorKind::Mismatch);
+        assert!(!place.has(&nth(2)));
+    }
+    place.ready(&nth(2), &segment(&nth(2), SYSTEM, 2));
+    resident.push(&second, &push).unwrap();
+    assert!(place.has(&nth(2)));
+}
+
+#[test]
+fn a_push_that_panics_keeps_nobody_waiting() {
+    let place = Arc::new(Place::new());
+    let (resident, push, _) = resident(&place);
+    let path = place.ready(&nth(1), &segment(&nth(1), SYSTEM, 1));
+    let panics: Arc<Push> = Arc::new(|_: &Path| panic!("on purpose"));
+    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        resident.push(&path, &panics).map(drop)
+    }));
+    assert!(caught.is_err());
+    resident.push(&path, &push).unwrap();
+    assert!(place.has(&nth(1)));
 }

@@ -5,7 +5,10 @@
 
 mod dump;
 mod expire;
+pub mod push;
 mod reading;
+mod serve;
+mod socket;
 mod status;
 mod summarize;
 
@@ -14,14 +17,11 @@ use std::time::Duration;
 
 use backstay_ops::config::{RepositoryConfig, SourceConfig, SourceSettings};
 use backstay_ops::units::parse_duration;
-use backstay_ops::{Context, Error, ErrorKind};
+use backstay_ops::{Context, Error};
 use backstay_postgres::control::ControlFile;
-use backstay_postgres::wal::{
-    self, Destination, FetchOptions, FetchOutcome, PushOptions, SegmentName,
-};
-use backstay_repo::{Pushed, Repository};
+use backstay_postgres::wal::{self, FetchOptions, FetchOutcome, SegmentName};
+use backstay_repo::Repository;
 use clap::{Args, Subcommand};
-use serde_json::json;
 
 use super::postgres::choose;
 use crate::app::{App, Outcome, Result};
@@ -29,36 +29,14 @@ use crate::app::{App, Outcome, Result};
 /// Work with the archive of a PostgreSQL cluster
 #[derive(Debug, Subcommand)]
 pub enum WalCommand {
-    Push(PushArgs),
+    Push(push::PushArgs),
     Fetch(FetchArgs),
+    Serve(serve::ServeArgs),
     Status(status::StatusArgs),
     Expire(expire::ExpireArgs),
     Summarize(summarize::SummarizeArgs),
     Dump(dump::DumpArgs),
     Receive(super::receive::ReceiveArgs),
-}
-
-/// Put a finished file of the log into the archive; PostgreSQL's `archive_command` runs this
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Ends with 0 only when the file is durable in every repository of the source, or in as many as
-its `archive-copies` says, and with 1 to 125 otherwise. `backstay postgres setup` shows the archive_command to set."
-)]
-pub struct PushArgs {
-    /// The file, as PostgreSQL passes it for %p
-    path: PathBuf,
-
-    /// The source whose log this is [default: the only one of kind postgres]
-    #[arg(long, value_name = "SOURCE")]
-    source: Option<String>,
-
-    /// The cluster that the file must be of [default: that of the data directory]
-    #[arg(long, value_name = "ID")]
-    system_id: Option<u64>,
-
-    /// How many of the next files are pushed in the same call [default: 4 to a bucket, else 0]
-    #[arg(long, value_name = "COUNT")]
-    ahead: Option<usize>,
 }
 
 /// Get a file of the log out of the archive; PostgreSQL's `restore_command` runs this
@@ -97,8 +75,9 @@ pub struct FetchArgs {
 
 pub fn run(command: &WalCommand, app: &App) -> Result<Outcome> {
     match command {
-        WalCommand::Push(args) => push(args, app),
+        WalCommand::Push(args) => push::run(args, app),
         WalCommand::Fetch(args) => fetch(args, app),
+        WalCommand::Serve(args) => serve::run(args, app),
         WalCommand::Status(args) => status::run(args, app),
         WalCommand::Expire(args) => expire::run(args, app),
         WalCommand::Summarize(args) => summarize::run(args, app),
@@ -155,114 +134,6 @@ pub fn may_have_more<'c>(
 fn more(asked: Option<usize>, repositories: &[Repository]) -> usize {
     let remote = repositories.iter().any(|repository| repository.store().is_remote());
     asked.unwrap_or(if remote { 4 } else { 0 })
-}
-
-fn push(args: &PushArgs, app: &App) -> Result<Outcome> {
-    let context = app.context()?;
-    let any = |source: &SourceConfig| matches!(source.settings, SourceSettings::Postgres(_));
-    let source = if args.source.is_some() || context.config.sources.iter().any(any) {
-        Some(choose(args.source.as_deref(), context)?)
-    } else {
-        None
-    };
-    let configs = match source {
-        Some(source) => context.config.archives_of(source)?,
-        None => vec![context.config.default_repository()?],
-    };
-    let copies = source.and_then(copies_of);
-    let may_be_late = |config: &RepositoryConfig| {
-        let source = source.filter(|_| copies.is_some());
-        source.is_some_and(|s| context.config.is_replicated(&s.name, &config.name, &configs))
-    };
-    // One that cannot be opened keeps the others from nothing; but PostgreSQL is told to come again,
-    // unless enough others have it and this one gets it from them.
-    let mut unopened = None;
-    let mut late = Vec::new();
-    let mut repositories: Vec<Repository> = Vec::new();
-    let mut destinations = Vec::new();
-    for config in &configs {
-        let may_be_late = may_be_late(config);
-        let opened = if may_be_late { context.open_soon(config) } else { context.open(config) };
-        match opened {
-            Ok(repository) => {
-                let compression = source.map(|_| config.keys.compression);
-                destinations.push(Destination { compression, may_be_late });
-                repositories.push(repository);
-            }
-            Err(error) if may_be_late && error.kind() == ErrorKind::Failed => {
-                tracing::warn!(repository = config.name, %error, "could not be opened");
-                late.push((config.name.clone(), error));
-            }
-            Err(error) => drop(unopened.get_or_insert(error)),
-        }
-    }
-    let wanted = copies.unwrap_or(configs.len()).min(configs.len());
-    // Of those that are there the file goes to all; too few of them are an error all the same.
-    if repositories.len() < wanted
-        && let Some((_, error)) = late.pop()
-    {
-        unopened.get_or_insert(error);
-    }
-    if repositories.is_empty()
-        && let Some(error) = unopened
-    {
-        return Err(error);
-    }
-    let data = source.and_then(|source| match &source.settings {
-        SourceSettings::Postgres(keys) => keys.data_directory.clone(),
-        _ => None,
-    });
-    if let (Some(source), Some(data)) = (source, &data) {
-        refuse_copy(&args.path, data, &source.name)?;
-    }
-    // Another cluster may archive with a command that was copied; so the source decides.
-    let of_source = || Some(ControlFile::read(&data?).ok()?.system_identifier);
-    let options = PushOptions {
-        system_identifier: args.system_id.or_else(of_source),
-        ahead: more(args.ahead, &repositories),
-        destinations,
-        copies: copies.map(|_| wanted),
-    };
-    let report = wal::push(&repositories, &args.path, &options)?;
-    if let Some(error) = unopened {
-        return Err(error);
-    }
-    let late: Vec<String> = late.into_iter().map(|(name, _)| name).chain(report.late).collect();
-    app.output.document(&json!({
-        "name": report.name,
-        "late": late,
-        "new": report.repositories.iter().any(|pushed| matches!(pushed, Pushed::New { .. })),
-        "ahead": report.ahead,
-    }))?;
-    Ok(Outcome::Done)
-}
-
-/// A copy of the cluster (a trial restore that was promoted) has the same identifier and the same
-/// `archive_command`. What it archives would be a newer timeline, and later recoveries would follow
-/// that one instead of the cluster's own.
-///
-/// A source whose directory is gone was lost: then a copy may be what takes over.
-fn refuse_copy(path: &Path, data: &Path, source: &str) -> Result<()> {
-    let folder = match path.parent() {
-        Some(wal) if wal.ends_with("pg_wal") => match wal.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder.to_path_buf(),
-            _ => PathBuf::from("."),
-        },
-        _ => return Ok(()),
-    };
-    let (Ok(folder), Ok(data)) = (folder.canonicalize(), data.canonicalize()) else {
-        return Ok(());
-    };
-    if folder == data || !folder.join("global/pg_control").is_file() {
-        return Ok(());
-    }
-    Err(Error::usage(
-        format!("{} is not the data directory of `{source}`, {}", folder.display(), data.display()),
-        format!(
-            "a copy must not archive into the archive of its original: set archive_mode = off in \
-             it; if it takes over, let `data-directory` of `{source}` name it"
-        ),
-    ))
 }
 
 fn fetch(args: &FetchArgs, app: &App) -> Result<Outcome> {

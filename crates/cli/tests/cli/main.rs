@@ -25,6 +25,7 @@ mod mount;
 mod repair;
 mod sandbox;
 mod secrets;
+mod serve;
 mod several;
 mod shell;
 mod stop;

@@ -23,6 +23,7 @@ pub mod page;
 mod push;
 pub mod reader;
 pub mod record;
+mod resident;
 pub mod scan;
 mod spool;
 mod target;
@@ -44,6 +45,7 @@ pub use page::{SegmentHeader, check_segment};
 pub use push::{Destination, PushOptions, PushReport, push};
 pub use reader::Reader;
 pub use record::{BlockReference, Event, Record, Relation, TransactionEnd};
+pub use resident::{Push, Resident};
 pub use scan::{Range, Scan, Scanned, Summary, summarize};
 pub use spool::LIMIT as SPOOL_LIMIT;
 pub use target::{

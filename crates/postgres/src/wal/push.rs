@@ -338,8 +338,11 @@ impl Work<'_> {
 
     /// Pushes what else is ready, the histories first, then segments in order, until one fails.
     fn ahead(&self, now: WalName, size: u64, failed: &AtomicBool) -> Vec<String> {
-        let next: Vec<WalName> =
-            self.ready().into_iter().filter(|&name| name != now).take(self.options.ahead).collect();
+        let next: Vec<WalName> = ready(&self.directory)
+            .into_iter()
+            .filter(|&name| name != now)
+            .take(self.options.ahead)
+            .collect();
         let push = |name: WalName| -> bool {
             let done = !failed.load(Ordering::Relaxed)
                 && self
@@ -384,22 +387,22 @@ impl Work<'_> {
         pushed.sort_by_key(|name| order(*name));
         names(pushed)
     }
+}
 
-    /// Histories and segments that PostgreSQL has ready, in the order in which it asks for them.
-    fn ready(&self) -> Vec<WalName> {
-        let Ok(entries) = std::fs::read_dir(self.directory.join("archive_status")) else {
-            return Vec::new();
-        };
-        let mut ready: Vec<WalName> = entries
-            .filter_map(|entry| {
-                let name = entry.ok()?.file_name();
-                let name = name.to_str()?.strip_suffix(".ready")?.parse().ok()?;
-                matches!(name, WalName::Segment(_) | WalName::History(_)).then_some(name)
-            })
-            .collect();
-        ready.sort_by_key(|name| order(*name));
-        ready
-    }
+/// Histories and segments of `pg_wal` that PostgreSQL has ready, in the order in which it asks for them.
+pub(super) fn ready(pg_wal: &Path) -> Vec<WalName> {
+    let Ok(entries) = std::fs::read_dir(pg_wal.join("archive_status")) else {
+        return Vec::new();
+    };
+    let mut ready: Vec<WalName> = entries
+        .filter_map(|entry| {
+            let name = entry.ok()?.file_name();
+            let name = name.to_str()?.strip_suffix(".ready")?.parse().ok()?;
+            matches!(name, WalName::Segment(_) | WalName::History(_)).then_some(name)
+        })
+        .collect();
+    ready.sort_by_key(|name| order(*name));
+    ready
 }
 
 /// Histories before segments, then by name: `ready_file_comparator` in PostgreSQL's
