@@ -8,7 +8,6 @@ use backstay_repo::{
     Compression, EntryKind, Fate, Order, Progress, Repository, Session as Writing, SessionOptions,
     Snapshot, SnapshotType, SourceKind,
 };
-use backstay_store::failpoint;
 use serde_json::json;
 
 use super::catalogue::{Database, ObjectKind, ServerCatalogue};
@@ -156,7 +155,6 @@ pub fn backup_to(
         }
         true
     })?;
-    failpoint::hit("logical-before-commit");
     progress.set_phase("commit");
     let made = writing.commit_all(root, detail).into_iter();
     Ok((made.map(|made| made.map_err(PostgresError::from)).collect(), warnings))

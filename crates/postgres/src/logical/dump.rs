@@ -9,7 +9,6 @@ use backstay_repo::{
     Body, Chunking, Content, ContentError, Entry, EntryKind, FileContent, Metadata, Progress,
     Reader, Session as Writing, TreeWriter,
 };
-use backstay_store::failpoint;
 
 use super::catalogue::{Catalogue, read};
 use super::programs::{self, Program, Said};
@@ -101,7 +100,6 @@ impl Dumping<'_> {
                 begun => break begun?,
             }
         };
-        failpoint::hit("logical-catalogue-read");
         let folder = self.spool.path().join(names::part(name));
         // The folder has to be there to be watched; pg_dump takes one that is empty.
         std::fs::create_dir(&folder)
@@ -110,7 +108,6 @@ impl Dumping<'_> {
         // The snapshot was there for all of it.
         session.alive()?;
         session.run("end the transaction", "COMMIT")?;
-        failpoint::hit("logical-database-dumped");
         let (toc, renamed) = self.finish(tree, name, &folder)?;
         for entry in toc.entries.iter().filter(|entry| entry.kind == "TABLE DATA") {
             if let (Some(schema), Some(file)) = (&entry.schema, &entry.file) {

@@ -78,6 +78,16 @@ fn objects(session: &mut Session, aliases: &HashMap<Address, Address>) -> Result
     let mut objects = Vec::new();
     let mut addresses = HashMap::new();
     for (what, query) in queries::OBJECTS {
+        // Before 14, what may be read of subscriptions by everybody does not suffice.
+        if *what == "subscriptions"
+            && !session.one::<bool>(
+                DOING,
+                "SELECT has_column_privilege('pg_subscription', 'oid', 'SELECT')",
+                &[],
+            )?
+        {
+            continue;
+        }
         let doing = format!("read the {what} of the database");
         for row in session.rows(&doing, &with_schemas(query), &[])? {
             let address: Address = (get(&row, 0)?, get(&row, 1)?);

@@ -129,22 +129,44 @@ pub(super) fn select(
                     ));
                     all.insert(needed.id);
                     open.push(needed.id);
-                } else if is_relation(needed) && may_be_left_out(entry) {
+                    continue;
+                }
+                // A foreign key needs the key of the other table, and so the table.
+                let relation = if is_relation(needed) {
+                    Some(needed)
+                } else if matches!(needed.kind.as_str(), "CONSTRAINT" | "INDEX") {
+                    needed
+                        .depends
+                        .iter()
+                        .filter_map(|id| by_id.get(id))
+                        .find(|one| is_relation(one))
+                } else {
+                    None
+                };
+                let Some(relation) = relation else { continue };
+                if all.contains(&relation.id) || has(names, relation) {
+                    continue;
+                }
+                if may_be_left_out(entry) {
                     notes.push(format!(
                         "{} is left out: there is no {}",
                         display(entry),
-                        display(needed)
+                        display(relation)
                     ));
                     left_out.insert(entry.id);
-                } else if is_relation(needed) {
+                } else {
                     return Err(PostgresError::new(
                         PostgresErrorKind::Mismatch,
-                        format!("{} needs {}, which is not there", display(entry), display(needed)),
+                        format!(
+                            "{} needs {}, which is not there",
+                            display(entry),
+                            display(relation)
+                        ),
                     )
                     .with_hint(format!(
                         "restore it as well: --table {}.{}",
-                        needed.schema.as_deref().unwrap_or("public"),
-                        needed.name
+                        relation.schema.as_deref().unwrap_or("public"),
+                        relation.name
                     )));
                 }
             }
