@@ -114,6 +114,8 @@ impl Dumping<'_> {
                 catalogue.files.insert(format!("{schema}.{}", entry.name), file.clone());
             }
         }
+        // Small files are read a while after they were handed in, several at once.
+        tree.wait()?;
         std::fs::remove_dir_all(&folder)
             .map_err(|error| PostgresError::io("remove", &folder, error))?;
         let document = document(&catalogue)?;
