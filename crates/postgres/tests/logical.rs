@@ -379,6 +379,7 @@ fn changes_are_seen_object_by_object_and_over_time() {
         "select 1",
         "insert into orders (customer) values (1)",
         "alter table orders add column weight int not null default 3;
+         drop materialized view totals;
          alter table orders alter total type numeric(12, 2);
          drop index orders_state; create table fresh (id int);
          alter view paid_names owner to postgres;

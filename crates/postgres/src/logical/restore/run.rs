@@ -142,7 +142,10 @@ impl Running<'_> {
             own if own == plan.into => self.within("template1"),
             own => self.within(own),
         };
-        let arguments = ["--create".to_owned(), "--exit-on-error".to_owned()];
+        let mut arguments = vec!["--create".to_owned(), "--exit-on-error".to_owned()];
+        if !self.options.owner {
+            arguments.extend(["--no-owner".to_owned(), "--no-privileges".to_owned()]);
+        }
         self.run(plan, folder, &ids, &arguments, &parameters, server, tools).map_err(|error| {
             // It may have been made, and its properties refused.
             let made = self.beside(plan).and_then(|mut session| {
