@@ -92,6 +92,15 @@ pub fn check_source(
                 hint: item.hint,
             })
             .collect()),
+        Protected::Logical(source) => Ok(backstay_postgres::logical::check(&source)
+            .into_iter()
+            .map(|item| CheckItem {
+                name: item.name,
+                ok: item.ok,
+                message: item.message,
+                hint: item.hint,
+            })
+            .collect()),
         Protected::Postgres(cluster) => {
             let timeout = match &source.settings {
                 SourceSettings::Postgres(keys) => keys.archive_timeout,

@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use backstay_postgres::logical::{self, LogicalSource};
 use backstay_repo::{Compression, Fate, Progress, Repository, Snapshot, SnapshotType, SourceKind};
 use backstay_sources::{FilesSource, Source, SqliteSource};
 
-use crate::config::{FilesKeys, RepositoryConfig, SourceConfig, SourceKeys, SourceSettings};
+use crate::config::{
+    FilesKeys, PostgresLogicalKeys, RepositoryConfig, SourceConfig, SourceKeys, SourceSettings,
+};
 use crate::error::{Error, ErrorKind};
 use crate::{Context, Result};
 
@@ -34,6 +37,7 @@ pub struct BackupDone {
 /// A source as the crates below know it.
 pub enum Protected {
     Postgres(backstay_postgres::Source),
+    Logical(LogicalSource),
     Other(Box<dyn Source>),
 }
 
@@ -50,6 +54,7 @@ pub fn protected(source: &SourceConfig) -> Result<Protected> {
             connection: keys.connection.clone(),
             data_directory: keys.data_directory.clone(),
         }),
+        SourceSettings::PostgresLogical(keys) => Protected::Logical(logical_source(name, keys)),
         SourceSettings::Files(keys) => Protected::Other(Box::new(FilesSource {
             name,
             paths: keys.paths.clone(),
@@ -66,10 +71,27 @@ pub fn protected(source: &SourceConfig) -> Result<Protected> {
                 format!("`{name}` is of kind {}, which this program cannot back up", source.kind()),
             )
             .with_hint(
-                "a newer version may know how; postgres, files and sqlite can be backed up",
+                "a newer version may know how; postgres, postgres-logical, files and sqlite can be \
+                 backed up",
             ));
         }
     })
+}
+
+fn logical_source(name: String, keys: &PostgresLogicalKeys) -> LogicalSource {
+    LogicalSource {
+        name,
+        connection: keys.connection.clone(),
+        databases: keys.databases.clone(),
+        exclude: keys.exclude.clone(),
+        exclude_data: keys.exclude_data.clone(),
+        role_passwords: keys.role_passwords,
+        jobs: usize::try_from(keys.jobs).unwrap_or(0),
+        lock_timeout: keys.lock_timeout,
+        spool: keys.spool.clone(),
+        spool_limit: keys.spool_limit.0,
+        bin_directory: keys.bin_directory.clone(),
+    }
 }
 
 /// All patterns of a source, those in files included.
@@ -238,6 +260,26 @@ fn one_pass(
                 made.snapshots.into_iter().map(|made| made.map_err(Error::from)).collect(),
                 warnings,
             ))
+        }
+        Protected::Logical(source) => {
+            let options = logical::BackupOptions {
+                workers: context.workers(),
+                tags,
+                progress: progress.clone(),
+            };
+            let targets: Vec<_> = targets
+                .iter()
+                .map(|target| logical::Target {
+                    repository: target.repository.clone(),
+                    type_: target.type_,
+                    parent: target.parent.clone(),
+                    compression: target.compression,
+                    fate: target.fate.clone(),
+                })
+                .collect();
+            let (made, said) = logical::backup_to(&targets, source, &options)?;
+            warnings.extend(said);
+            Ok((made.into_iter().map(|made| made.map_err(Error::from)).collect(), warnings))
         }
         Protected::Other(other) => {
             let options = backstay_sources::BackupOptions {

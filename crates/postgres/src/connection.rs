@@ -190,6 +190,30 @@ impl Parameters {
         self.0.insert("port".to_owned(), port.to_string());
     }
 
+    pub(crate) fn database(&self) -> &str {
+        self.get("dbname").unwrap_or("postgres")
+    }
+
+    pub(crate) fn set_database(&mut self, name: &str) {
+        self.0.insert("dbname".to_owned(), name.to_owned());
+    }
+
+    /// Whether a connection string itself says which database.
+    pub(crate) fn names_database(text: &str) -> Result<bool> {
+        let pairs = if text.starts_with("postgres://") || text.starts_with("postgresql://") {
+            parse_address(text)?
+        } else {
+            parse_keywords(text)?
+        };
+        Ok(pairs.get("dbname").is_some_and(|name| !name.is_empty()))
+    }
+
+    /// The same for a program that is started, as variables: nobody else can read them.
+    pub(crate) fn environment(&self) -> Vec<(&'static str, String)> {
+        let value = |key: &str| self.get(key).map(str::to_owned);
+        ENVIRONMENT.iter().filter_map(|(name, key)| Some((*name, value(key)?))).collect()
+    }
+
     pub(crate) fn set_user(&mut self, user: &str) {
         self.0.insert("user".to_owned(), user.to_owned());
     }

@@ -1,8 +1,8 @@
 //! All that speaks PostgreSQL: backup, archive and restore of a running cluster, versions 13 to 18.
 //!
 //! What lives here: pages and their checksums, the control file, SQL sessions, what of a data
-//! directory is copied, the backup itself, the archive of WAL, and restoring to any moment. What
-//! does not: how content is stored (crate `repo`), and when any of it is done (crate `ops`).
+//! directory is copied, the backup itself, the archive of WAL, restoring to any moment, and logical
+//! backups (`logical`). What does not: how content is stored (crate `repo`), and when any of it is done (crate `ops`).
 
 mod backup;
 mod check;
@@ -13,6 +13,7 @@ mod detail;
 mod error;
 mod inspect;
 mod known;
+pub mod logical;
 mod owner;
 pub mod page;
 mod reader;

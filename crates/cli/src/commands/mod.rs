@@ -1,6 +1,7 @@
 //! One file for each command: its flags, and what it does.
 
 pub mod backup;
+pub mod catalogue;
 pub mod check;
 pub mod completions;
 pub mod copy;
@@ -29,6 +30,7 @@ pub mod verify;
 pub mod wal;
 
 mod hosts;
+mod logical;
 mod present;
 mod rotate;
 
@@ -45,6 +47,7 @@ pub enum Command {
     List(list::ListArgs),
     Show(show::ShowArgs),
     Diff(diff::DiffArgs),
+    Catalogue(catalogue::CatalogueArgs),
     Find(find::FindArgs),
     Forget(forget::ForgetArgs),
     Hold(hold::HoldArgs),
@@ -84,6 +87,7 @@ pub fn run(command: Command, app: &App) -> Result<Outcome> {
         Command::List(args) => list::run(&args, app),
         Command::Show(args) => show::run(&args, app),
         Command::Diff(args) => diff::run(&args, app),
+        Command::Catalogue(args) => catalogue::run(&args, app),
         Command::Find(args) => find::run(&args, app),
         Command::Forget(args) => forget::run(&args, app),
         Command::Hold(args) => hold::run(&args, app),

@@ -170,10 +170,12 @@ impl Receiver {
 fn of(source: &SourceConfig) -> Result<Source> {
     match backstay_ops::jobs::protected(source)? {
         backstay_ops::jobs::Protected::Postgres(source) => Ok(source),
-        backstay_ops::jobs::Protected::Other(_) => Err(Error::new(
-            ErrorKind::Configuration,
-            format!("`{}` is no PostgreSQL cluster", source.name),
-        )),
+        backstay_ops::jobs::Protected::Logical(_) | backstay_ops::jobs::Protected::Other(_) => {
+            Err(Error::new(
+                ErrorKind::Configuration,
+                format!("`{}` is no PostgreSQL cluster", source.name),
+            ))
+        }
     }
 }
 

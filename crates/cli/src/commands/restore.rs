@@ -14,6 +14,7 @@ use backstay_sources::sqlite;
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
+use super::logical::{self, IntoArgs};
 use super::present::{moment_and_age, printable, snapshot_document, tree_path};
 use crate::app::{App, Outcome, Result};
 use crate::output::Style;
@@ -24,7 +25,8 @@ use crate::work;
 #[command(after_help = "Examples:
   backstay restore etc --to /tmp/etc
   backstay restore 3f2a9c1b /etc/nginx --to /tmp/etc
-  backstay restore orders --to /var/lib/postgresql/15/restored --at \"10 minutes ago\"")]
+  backstay restore orders --to /var/lib/postgresql/15/restored --at \"10 minutes ago\"
+  backstay restore shop-logical --into \"host=db.internal user=postgres\" --table public.orders")]
 pub struct RestoreArgs {
     /// A source (its newest snapshot, or the one that the target asks for), a snapshot's id or the
     /// beginning of it, or `latest`
@@ -36,8 +38,8 @@ pub struct RestoreArgs {
     paths: Vec<OsString>,
 
     /// Where to. Absent or empty, unless --delta
-    #[arg(long, value_name = "DIR")]
-    to: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "into")]
+    to: Option<PathBuf>,
 
     /// Keep what is right already, and change only what is not
     #[arg(long)]
@@ -59,6 +61,9 @@ pub struct RestoreArgs {
 
     #[command(flatten)]
     cluster: ClusterArgs,
+
+    #[command(flatten)]
+    server: IntoArgs,
 }
 
 #[derive(Debug, Args)]
@@ -189,7 +194,7 @@ pub fn run(args: &RestoreArgs, app: &App) -> Result<Outcome> {
     let of_source = found.snapshot.source == args.what;
     let candidates: Vec<Snapshot> =
         if of_source { everywhere.moments(&args.what, kind) } else { vec![found.snapshot.clone()] };
-    if kind == SourceKind::Postgres && args.paths.is_empty() {
+    if kind == SourceKind::Postgres && args.paths.is_empty() && args.server.into.is_none() {
         let target = args.target.target(app)?;
         found = for_target(args, &everywhere, found, of_source, &target)?;
         warn_of_passed_over(app, &candidates, &found.snapshot, at);
@@ -199,6 +204,15 @@ pub fn run(args: &RestoreArgs, app: &App) -> Result<Outcome> {
     let snapshot = recover::as_of(&candidates, at)?;
     warn_of_passed_over(app, &candidates, &snapshot, at);
     let found = everywhere.at(&snapshot).unwrap_or(Found { snapshot, ..found });
+    if let Some(into) = &args.server.into {
+        if !args.paths.is_empty() || args.delta {
+            return Err(Error::usage(
+                "paths and --delta are for folders, and --into is for servers",
+                "leave them out; --table, --schema and --database choose what is restored",
+            ));
+        }
+        return logical::run(&args.server, into, args.no_owner, app, &everywhere, &found);
+    }
     files(args, app, &everywhere, &found)
 }
 
@@ -299,7 +313,7 @@ fn refuse_cluster_flags(args: &RestoreArgs, found: &Found) -> Result<()> {
 
 fn files(args: &RestoreArgs, app: &App, everywhere: &Everywhere, found: &Found) -> Result<Outcome> {
     let context = app.context()?;
-    let mut options = RestoreOptions::new(absolute(&args.to)?);
+    let mut options = RestoreOptions::new(args.to()?);
     options.paths = args.paths.iter().map(|path| tree_path(path)).collect();
     options.fallback = everywhere.fallback(found);
     let tree = found.repository.tree(&found.snapshot)?.falling_over(options.fallback.clone());
@@ -343,11 +357,21 @@ fn files(args: &RestoreArgs, app: &App, everywhere: &Everywhere, found: &Found) 
     Ok(problems(app, &found.snapshot, &report))
 }
 
+impl RestoreArgs {
+    fn to(&self) -> Result<PathBuf> {
+        let to = self
+            .to
+            .as_deref()
+            .ok_or_else(|| Error::usage("it is not said where to restore to", "say --to DIR"))?;
+        absolute(to)
+    }
+}
+
 fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).map_err(|error| Error::io("use the folder", path, error))
 }
 
-fn head(app: &App, found: &Found) -> Result<()> {
+pub fn head(app: &App, found: &Found) -> Result<()> {
     let paint = app.output.paint;
     app.output.say(format!(
         "{}  snapshot of {} from {}",
@@ -479,7 +503,7 @@ fn cluster(
         )));
     }
     let command = super::wal::restore_command(app, &names, detail.system_identifier)?;
-    let mut options = backstay_postgres::RestoreOptions::new(absolute(&args.to)?, command);
+    let mut options = backstay_postgres::RestoreOptions::new(args.to()?, command);
     options.fallback = everywhere.fallback(found);
     options.delta = args.delta;
     options.thaw = args.thaw.options();

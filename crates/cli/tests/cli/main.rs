@@ -19,6 +19,7 @@ mod json;
 mod key_services;
 mod keys;
 mod locked;
+mod logical;
 mod look;
 #[cfg(all(feature = "mount", target_os = "linux"))]
 mod mount;

@@ -207,8 +207,25 @@ section! {
             default: "host=/var/run/postgresql user=postgres dbname=postgres",
             example: "\"host=db.internal user=backup\""
         },
-        /// Which databases. Absent: all that accept connections, and the roles.
+        /// Which databases. Absent: all that accept connections, but for templates.
         databases: Vec<String> { example: "[\"orders\", \"billing\"]" },
+        /// Databases to leave out; `*` stands for anything.
+        exclude: Vec<String> { example: "[\"test_*\"]" },
+        /// Tables whose rows are left out, and not their definition, as patterns of `pg_dump`.
+        exclude_data: Vec<String> { example: "[\"public.cache\", \"log.*\"]" },
+        /// Dump roles with the hashes of their passwords, for which only a superuser may ask.
+        role_passwords: bool { default: "true", example: "false" },
+        /// Workers of `pg_dump`, each with a connection. 0: as many as `workers`.
+        jobs: u32 { default: "0", example: "4" },
+        /// How long to wait for a lock that somebody else holds on a table.
+        lock_timeout: Duration { default: "10m", example: "\"1h\"" },
+        /// A folder through which dumps pass. Absent: the system's for temporary files.
+        spool: Option<PathBuf> { example: "\"/var/spool/backstay\"" },
+        /// How much may wait there to be stored before `pg_dump` is held up; at least 64 MiB for
+        /// each of its workers, and one more.
+        spool_limit: Size { default: "2 GiB", example: "\"10 GiB\"" },
+        /// Where `pg_dump` and the rest are. Absent: found by the server's version.
+        bin_directory: Option<PathBuf> { example: "\"/usr/lib/postgresql/15/bin\"" },
     }
 }
 

@@ -306,8 +306,25 @@ impl<'s> TreeWriter<'s> {
     }
 
     /// The tree of all that was handed in.
-    pub fn finish(mut self) -> Result<TreeRoot> {
+    pub fn finish(self) -> Result<TreeRoot> {
+        self.finish_as(|_| true)
+    }
+
+    /// The same, each entry as `last` leaves it, and only those that it wants: what becomes of a file
+    /// may be known only when all of them were read. With [`Order::Any`] alone.
+    pub fn finish_as(mut self, mut last: impl FnMut(&mut Entry) -> bool) -> Result<TreeRoot> {
         self.wait()?;
+        self.sorted.retain_mut(|made| match made {
+            Made::Same(entry) => last(entry),
+            Made::Each(entries) => {
+                for entry in entries.iter_mut() {
+                    if entry.as_mut().is_some_and(|it| !last(it)) {
+                        *entry = None;
+                    }
+                }
+                entries.iter().any(Option::is_some)
+            }
+        });
         let mut entries = std::mem::take(&mut self.sorted);
         entries.sort_by(|a, b| match (a.any(), b.any()) {
             (Some(a), Some(b)) => compare_paths(&a.path, &b.path),
