@@ -357,13 +357,13 @@ impl<'r> Maintenance<'r> {
 
     /// Removes objects that nobody needs, in any order and several at once: none is of use without
     /// the others, and whatever is left goes with the next run. Those that the store keeps for now.
-    fn remove(&mut self, keys: &[String], point: Option<&str>) -> Result<HashSet<String>> {
+    fn remove(&mut self, keys: &[String], removed: impl Fn() + Sync) -> Result<HashSet<String>> {
         let store = self.repository.store();
         let kept: Mutex<Vec<(String, Option<SystemTime>)>> = Mutex::default();
         let threads = if store.is_remote() { locked::ASKED_AT_ONCE } else { REMOVED_AT_ONCE };
         locked::each_by(threads, keys, self.progress, |key| {
             match store.delete(key) {
-                Ok(()) => point.map_or((), failpoint::hit),
+                Ok(()) => removed(),
                 Err(error) if locked::is_locked(&error) => {
                     tracing::debug!(%error, "left for a later run");
                     let lock = store.lock(key).ok().flatten();
@@ -477,7 +477,7 @@ impl<'r> Maintenance<'r> {
     fn sweep(&mut self, sweep: &[Condemned]) -> Result<bool> {
         self.progress.set_phase("removing");
         let keys: Vec<String> = sweep.iter().map(Condemned::key).collect();
-        let kept = self.remove(&keys, Some("maintenance-pack-removed"))?;
+        let kept = self.remove(&keys, || failpoint::hit("maintenance-pack-removed"))?;
         for (pack, key) in sweep.iter().zip(&keys) {
             // Locked since it was condemned, by somebody else.
             let (packs, bytes) = match kept.contains(key) {
@@ -617,7 +617,7 @@ impl<'r> Maintenance<'r> {
             // Where it does not count, neither does what it says to be replaced.
             repository.must_count(&head_key(number))?;
         }
-        let kept = self.remove(&current.obsolete, None)?;
+        let kept = self.remove(&current.obsolete, || {})?;
         self.report.objects_locked += kept.len() as u64;
         // A tombstone stays: its name, and that of the snapshot, must not be free again.
         let listed = store.list(SNAPSHOTS)?;
@@ -635,14 +635,14 @@ impl<'r> Maintenance<'r> {
             repository.must_count(&work.tombstone_key())?;
             going.push(work.snapshot_key());
         }
-        let kept = self.remove(&going, Some("maintenance-snapshot-removed"))?;
+        let kept = self.remove(&going, || failpoint::hit("maintenance-snapshot-removed"))?;
         self.report.snapshots_removed += (going.len() - kept.len()) as u64;
         self.report.objects_locked += kept.len() as u64;
         let ended = ended(repository)?;
         let mut going: Vec<String> =
             store.list(SESSIONS)?.into_iter().map(|object| object.key).collect();
         going.retain(|key| Work::from_session_key(key).is_some_and(|work| ended.contains(&work)));
-        let kept = self.remove(&going, None)?;
+        let kept = self.remove(&going, || {})?;
         self.report.objects_locked += kept.len() as u64;
         Ok(())
     }
