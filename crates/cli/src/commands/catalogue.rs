@@ -165,7 +165,11 @@ fn no_object(name: &str, catalogues: &[Catalogue]) -> Error {
         .map(Object::qualified)
         .collect();
     let error = Error::new(ErrorKind::NotFound, format!("there is no object {name:?}"));
-    match backstay_ops::config::nearest(name, &names) {
+    // Most people leave the schema out.
+    let last = |name: &String| name.rsplit('.').next().unwrap_or_default().to_owned();
+    let plain: Vec<String> = names.iter().map(last).collect();
+    let nearest = backstay_ops::config::nearest;
+    match nearest(name, &names).or_else(|| nearest(name, &plain)) {
         Some(near) => error.with_hint(format!("did you mean {near:?}?")),
         None => error.with_hint("`backstay catalogue` without a name lists what there is"),
     }

@@ -50,6 +50,27 @@ pub struct IntoArgs {
     pub jobs: Option<u16>,
 }
 
+impl IntoArgs {
+    /// Refuses what means nothing without a server: a folder would get everything.
+    pub fn refuse_without_server(&self) -> Result<()> {
+        let flags = [
+            ("--database", !self.databases.is_empty()),
+            ("--schema", !self.schemas.is_empty()),
+            ("--table", !self.tables.is_empty()),
+            ("--roles", self.roles),
+            ("--overwrite", self.overwrite),
+            ("--jobs", self.jobs.is_some()),
+        ];
+        match flags.iter().find(|(_, given)| *given) {
+            Some((flag, _)) if self.into.is_none() => Err(Error::usage(
+                format!("{flag} is for restores into a server"),
+                "say --into CONNECTION instead of --to, or leave the flag out",
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Restores into the server that `--into` names.
 pub fn run(
     args: &IntoArgs,

@@ -184,6 +184,7 @@ impl TargetArgs {
 }
 
 pub fn run(args: &RestoreArgs, app: &App) -> Result<Outcome> {
+    args.server.refuse_without_server()?;
     let context = app.context()?;
     // Times are understood before anything is opened.
     let at = args.target.at(app)?;

@@ -33,11 +33,13 @@ pub(super) struct Dumping<'a> {
     pub owner: (u32, u32),
 }
 
+/// Paths that files were handed in under, and those that they are to have.
+pub(super) type Renamed = HashMap<Vec<u8>, Vec<u8>>;
+
 /// What became of a database.
 pub(super) struct Dumped {
     pub catalogue: Catalogue,
-    /// Paths that files were handed in under, and those that they are to have.
-    pub renamed: HashMap<Vec<u8>, Vec<u8>>,
+    pub renamed: Renamed,
     pub warnings: Vec<String>,
 }
 
@@ -210,7 +212,7 @@ impl Dumping<'_> {
         tree: &mut TreeWriter<'_>,
         name: &str,
         folder: &Path,
-    ) -> Result<(Toc, HashMap<Vec<u8>, Vec<u8>>)> {
+    ) -> Result<(Toc, Renamed)> {
         let below = names::dump(name);
         let read = |file: &str| {
             let path = folder.join(file);

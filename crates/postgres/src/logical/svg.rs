@@ -163,11 +163,13 @@ fn stack(slots: &mut [Slot], order: &[Vec<usize>]) {
     }
 }
 
+/// Slots that touch each other: their places from its top, the sum of wishes, how many, its height.
+type Block = (Vec<(usize, f64)>, f64, f64, f64);
+
 /// Moves the slots of a column to where they wish to be, as far as there is room: neighbours that
 /// get into each other's way share what they wish.
 fn settle(slots: &mut [Slot], column: &[usize], wish: &dyn Fn(&usize) -> f64) {
-    // Each block: its members' places relative to its first, the sum of wishes, how many.
-    let mut blocks: Vec<(Vec<(usize, f64)>, f64, f64, f64)> = Vec::new();
+    let mut blocks: Vec<Block> = Vec::new();
     for at in column {
         let height = slots.get(*at).map_or(0.0, |slot| slot.height);
         let mut block = (vec![(*at, height / 2.0)], wish(at) - height / 2.0, 1.0, height + GAP);

@@ -313,11 +313,11 @@ fn refused(plan: &Plan, said: &str, status: &str) -> PostgresError {
     let errors = programs::errors(said);
     // Before the error it says which entry it was at work on: "while PROCESSING TOC", "from TOC
     // entry 215; 1259 16390 TABLE x owner".
-    let entry = said.lines().filter_map(|line| {
+    let mut entry = said.lines().filter_map(|line| {
         let (_, rest) = line.split_once("from TOC entry ")?;
         rest.split(';').next()?.trim().parse::<i64>().ok()
     });
-    let entry = entry.last().and_then(|id| plan.toc.entries.iter().find(|one| one.id == id));
+    let entry = entry.next_back().and_then(|id| plan.toc.entries.iter().find(|one| one.id == id));
     let at = entry.map(|one| format!(" at {}", super::select::display(one))).unwrap_or_default();
     let what = if errors.is_empty() { status.to_owned() } else { errors.join("; ") };
     let error = PostgresError::new(
