@@ -67,6 +67,8 @@ pub struct RecoveryBase {
     pub segment_size: SegmentSize,
     /// When the backup ended, by the server's clock.
     pub time_stop: Timestamp,
+    /// Whether it carries the WAL from start to stop itself.
+    pub standalone: bool,
 }
 
 impl From<&BackupDetail> for RecoveryBase {
@@ -78,6 +80,7 @@ impl From<&BackupDetail> for RecoveryBase {
             stop: detail.stop_lsn,
             segment_size: detail.segment_size,
             time_stop: detail.time_stop,
+            standalone: detail.standalone,
         }
     }
 }
@@ -139,7 +142,32 @@ pub fn check_target(
     timeline: Option<TargetTimeline>,
 ) -> Result<TargetCheck> {
     let options = CheckOptions { inclusive, timeline, ..CheckOptions::default() };
-    check_target_with(archive, &detail.into(), target, &options)
+    match check_target_with(archive, &detail.into(), target, &options) {
+        // What the archive lacks is in the snapshot, up to where the backup ended.
+        Err(error)
+            if detail.standalone
+                && error.kind() == PostgresErrorKind::Archive
+                && matches!(target, RecoveryTarget::Latest | RecoveryTarget::Immediate) =>
+        {
+            carried(detail).ok_or(error)
+        }
+        checked => checked,
+    }
+}
+
+/// What recovery of a snapshot reads that carries its WAL.
+fn carried(detail: &BackupDetail) -> Option<TargetCheck> {
+    let size = detail.segment_size;
+    let (first, last) = (detail.start_lsn.segment(size), detail.stop_lsn.last_segment(size));
+    let name = |number| SegmentName::new(detail.timeline, number, size);
+    Some(TargetCheck {
+        timeline: detail.timeline,
+        first: name(first)?,
+        last: name(last)?,
+        segments: last.checked_sub(first)? + 1,
+        found: None,
+        segments_read: 0,
+    })
 }
 
 /// [`check_target`] with a say in how much is read.
@@ -630,6 +658,7 @@ mod tests {
             stop: Lsn(0x10_0138),
             segment_size: SegmentSize::MIN,
             time_stop: Timestamp::UNIX_EPOCH,
+            standalone: false,
         };
         let mut names = vec![
             "000000010000000000000001",
