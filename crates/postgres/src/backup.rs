@@ -34,8 +34,8 @@ use backstay_repo::{
 use backstay_store::failpoint;
 use jiff::Timestamp;
 
-use carried::{Keeper, Needed};
 use archived::{Primary, archived_is_own, wait_for_archives};
+use carried::{Keeper, Needed};
 
 use crate::control::{self, ControlFile};
 use crate::copy::{self, Item, Listing, What};
@@ -235,15 +235,8 @@ fn on_host(
     let mut warnings = std::mem::take(&mut listing.warnings);
     // A standby has the log only in part.
     let detect = if cluster.in_recovery { Detect::Hash } else { options.detect };
-    let known = Known::find(
-        detect,
-        &writing,
-        cluster,
-        start_lsn,
-        &listing,
-        progress,
-        &mut warnings,
-    )?;
+    let known =
+        Known::find(detect, &writing, cluster, start_lsn, &listing, progress, &mut warnings)?;
     progress.add_total(listing.bytes, listing.items.len() as u64);
     let checks = cluster.checksums.then(|| PageChecks::new(cluster.block_size, start_lsn));
     let mut tree = writing.tree(Order::Any);
@@ -402,7 +395,8 @@ fn was_promoted(
     cluster: &Cluster,
     source: &Source,
 ) -> Option<PostgresError> {
-    let asked = session.one::<bool>("ask whether it is a standby", "SELECT pg_is_in_recovery()", &[]);
+    let asked =
+        session.one::<bool>("ask whether it is a standby", "SELECT pg_is_in_recovery()", &[]);
     (cluster.in_recovery && !asked.ok()?).then(|| promotion(source, cluster.timeline, None))
 }
 

@@ -62,8 +62,7 @@ fn a_role_that_may_not_replicate_gives_no_standalone_backup() {
     );
     let connection = fixture.cluster.connection_string().replace("user=postgres", "user=plain");
     let source = Source { connection, ..fixture.source() };
-    let options =
-        BackupOptions { method: Method::Files, standalone: true, ..fixture.options() };
+    let options = BackupOptions { method: Method::Files, standalone: true, ..fixture.options() };
     let error = backup(&fixture.repo, &source, &options).unwrap_err();
     assert_ne!(error.kind(), PostgresErrorKind::Repo);
     assert!(error.hint().unwrap().contains("REPLICATION"), "{error}: {:?}", error.hint());

@@ -101,7 +101,8 @@ fn a_promotion_during_the_backup_ends_it_and_is_named() {
             let error = std::thread::scope(|scope| {
                 scope.spawn(|| {
                     // In the middle of the copy.
-                    while progress.snapshot().done_bytes < 4 << 20 && !over.load(Ordering::Relaxed) {
+                    while progress.snapshot().done_bytes < 4 << 20 && !over.load(Ordering::Relaxed)
+                    {
                         std::thread::yield_now();
                     }
                     standby.promote();

@@ -54,8 +54,7 @@ fn paths(fixture: &Fixture, snapshot: &Snapshot) -> BTreeMap<String, (String, u3
 
 #[test]
 fn a_role_that_may_only_replicate_backs_up_every_version() {
-    let found: Vec<_> =
-        versions().into_iter().filter(|i| (13..=18).contains(&i.major)).collect();
+    let found: Vec<_> = versions().into_iter().filter(|i| (13..=18).contains(&i.major)).collect();
     if found.is_empty() {
         skip!("no PostgreSQL is installed");
     }
@@ -97,8 +96,10 @@ fn a_role_that_may_only_replicate_backs_up_every_version() {
         let then = cluster.table_checksums();
         fixture.archived(cluster);
         let mut options = fixture.restoring("restored", RecoveryTarget::Latest);
-        options.tablespaces =
-            vec![(second.detail.tablespaces[0].oid.to_string(), fixture.folder.path().join("fast"))];
+        options.tablespaces = vec![(
+            second.detail.tablespaces[0].oid.to_string(),
+            fixture.folder.path().join("fast"),
+        )];
         fixture.restore(&second.snapshot, &options);
         let server = fixture.promoted(&options);
         let (mut now, mut then) = (server.table_checksums(), then);
@@ -106,6 +107,15 @@ fn a_role_that_may_only_replicate_backs_up_every_version() {
         then.remove("postgres.public.passing");
         now.remove("postgres.public.passing");
         assert_eq!(now, then, "{}", installation.major);
+    }
+}
+
+/// Ends what runs beside a backup, whatever becomes of it.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -140,11 +150,10 @@ fn a_cluster_that_changes_all_the_time_comes_whole() {
                 round += 1;
             }
         });
+        let _over = Over(&over);
         over_the_wire(&fixture, &fixture.source(), &wire(&fixture));
         let options = BackupOptions { type_: SnapshotType::Incremental, ..wire(&fixture) };
-        let made = over_the_wire(&fixture, &fixture.source(), &options);
-        over.store(true, Ordering::Relaxed);
-        made
+        over_the_wire(&fixture, &fixture.source(), &options)
     });
     let acknowledged = load.stop();
     assert!(made.snapshot.problems.is_empty(), "{:?}", made.snapshot.problems);
@@ -191,7 +200,8 @@ fn a_broken_page_is_named_over_the_wire() {
     for installation in [13, 15, 18].into_iter().filter_map(version) {
         let fixture = Fixture::new(&installation);
         let cluster = &fixture.cluster;
-        cluster.sql("create table t as select i, repeat('x', 100) from generate_series(1, 20000) i");
+        cluster
+            .sql("create table t as select i, repeat('x', 100) from generate_series(1, 20000) i");
         cluster.sql("checkpoint");
         let file = cluster.value("select pg_relation_filepath('t')");
         let io = std::fs::File::options().write(true).open(cluster.data().join(&file)).unwrap();
@@ -262,7 +272,8 @@ fn what_is_altered_or_cut_on_its_way_makes_no_snapshot() {
     for installation in [14, 15].into_iter().filter_map(version) {
         let fixture = Fixture::new(&installation);
         let cluster = &fixture.cluster;
-        cluster.sql("create table t as select i, repeat('x', 500) from generate_series(1, 30000) i");
+        cluster
+            .sql("create table t as select i, repeat('x', 500) from generate_series(1, 30000) i");
         let to = cluster.socket().join(format!(".s.PGSQL.{}", cluster.port()));
         // Somewhere in the middle of the data: in content or in what surrounds it.
         for (number, (after, cut)) in
@@ -300,7 +311,8 @@ fn what_is_altered_or_cut_on_its_way_makes_no_snapshot() {
 fn a_backup_over_the_wire_that_is_killed_leaves_no_snapshot() {
     let Some(installation) = version(15) else { skip!("PostgreSQL 15 is not installed") };
     let fixture = Fixture::new(&installation);
-    for failpoint in ["postgres-backup-started", "postgres-files-copied", "postgres-archive-complete"]
+    for failpoint in
+        ["postgres-backup-started", "postgres-files-copied", "postgres-archive-complete"]
     {
         let status = fixture.elsewhere("wire-backup", failpoint, "", std::path::Path::new("/"));
         assert!(!status.success() && status.code().is_none(), "{failpoint}: {status}");

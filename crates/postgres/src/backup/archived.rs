@@ -36,7 +36,11 @@ impl Primary {
     }
 
     /// Where the options say, or where the standby receives from, with the login of the source.
-    pub(super) fn of(source: &Source, session: Option<&mut Session>, options: &BackupOptions) -> Self {
+    pub(super) fn of(
+        source: &Source,
+        session: Option<&mut Session>,
+        options: &BackupOptions,
+    ) -> Self {
         let parameters = match &options.primary {
             Some(connection) => Parameters::new(connection),
             None => Parameters::new(&source.connection).and_then(|mut parameters| {

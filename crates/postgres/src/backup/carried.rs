@@ -49,7 +49,8 @@ impl Keeper {
                         needs the attribute REPLICATION, and pg_hba.conf a line for `replication`";
             error.with_hint(hint)
         })?;
-        let slot = format!("backstay_{}_{}", std::process::id(), jiff::Timestamp::now().as_microsecond());
+        let slot =
+            format!("backstay_{}_{}", std::process::id(), jiff::Timestamp::now().as_microsecond());
         let query = format!("CREATE_REPLICATION_SLOT \"{slot}\" TEMPORARY PHYSICAL RESERVE_WAL");
         wire.query("have the server keep the WAL of the backup", &query)?;
         Ok(Self { wire, slot })
@@ -102,7 +103,8 @@ impl Keeper {
                 wire.send_copy(DOING, &status(incoming.received()))?;
                 reported = Instant::now();
             }
-            let Some(message) = wire.message_within(DOING, Some(Duration::from_millis(200)))? else {
+            let Some(message) = wire.message_within(DOING, Some(Duration::from_millis(200)))?
+            else {
                 if heard.elapsed() > SILENCE {
                     return Err(wire.lost(DOING, "the server said nothing for two minutes"));
                 }

@@ -21,8 +21,8 @@ use jiff::Timestamp;
 use super::archived::{Primary, wait_for_archives};
 use super::carried::{Keeper, Needed};
 use super::{
-    BackupOptions, Backups, Target, add_bytes, begin, commit, label, lanes, leave_behind, may_begin,
-    segments, timeline_of,
+    BackupOptions, Backups, Target, add_bytes, begin, commit, label, lanes, leave_behind,
+    may_begin, segments, timeline_of,
 };
 use crate::connection::Parameters;
 use crate::control::{self, ControlFile};
@@ -89,7 +89,8 @@ impl About {
         let relation_segment_blocks = blocks.ok_or_else(|| wrong("segment_size", &said))?;
         let checksums = wire.show("data_checksums")? == "on";
         let said = wire.show("data_directory_mode")?;
-        let mode = u32::from_str_radix(&said, 8).map_err(|_| wrong("data_directory_mode", &said))?;
+        let mode =
+            u32::from_str_radix(&said, 8).map_err(|_| wrong("data_directory_mode", &said))?;
         let in_recovery = wire.in_recovery()?;
         Ok(Self { server, in_recovery, block_size, relation_segment_blocks, checksums, mode })
     }
@@ -127,18 +128,15 @@ pub(super) fn back_up(
 
     progress.set_phase("checkpoint");
     let mut stop = || -> Result<()> { Ok(progress.check()?) };
-    let (mut base, begun) =
-        BaseBackup::begin(&mut wire, &label(source), options.fast, &mut stop)?;
+    let (mut base, begun) = BaseBackup::begin(&mut wire, &label(source), options.fast, &mut stop)?;
     failpoint::hit("postgres-backup-started");
 
     progress.set_phase("copy");
     progress.add_total(begun.estimate, 0);
     let writing = begin(targets, source, options)?;
     let checks = about.checksums.then(|| PageChecks::new(about.block_size, begun.start));
-    let nature = Nature {
-        relation_segment_blocks: about.relation_segment_blocks,
-        checks: checks.clone(),
-    };
+    let nature =
+        Nature { relation_segment_blocks: about.relation_segment_blocks, checks: checks.clone() };
     let mut tree = writing.tree(Order::Any);
     let (received, taken) = take(&mut base, &nature, &mut tree, &about, &begun, progress);
     let mut pieces = taken?;
@@ -165,13 +163,12 @@ pub(super) fn back_up(
     if let (Some(sql), false) = (sql.as_mut(), begun.spaces.is_empty()) {
         known.extend(tablespaces(sql).unwrap_or_default());
     }
-    let found = |space: &crate::wire::base::Space| {
-        known.iter().find(|known| known.oid == space.oid).cloned().unwrap_or_else(|| Tablespace {
-            oid: space.oid,
-            name: space.oid.to_string(),
-            path: space.path.clone(),
-        })
-    };
+    let found =
+        |space: &crate::wire::base::Space| {
+            known.iter().find(|known| known.oid == space.oid).cloned().unwrap_or_else(|| {
+                Tablespace { oid: space.oid, name: space.oid.to_string(), path: space.path.clone() }
+            })
+        };
     let spaces: Vec<Tablespace> = begun.spaces.iter().map(found).collect();
     let segments = segments(begun.timeline, begun.start, ended.stop, server.segment_size)?;
     progress.set_phase("archive");
@@ -202,7 +199,8 @@ pub(super) fn back_up(
         }
     }
     if ended.bad_pages && !named {
-        writing.problem("data", "the server met pages that fail their checksums; its log names them");
+        writing
+            .problem("data", "the server met pages that fail their checksums; its log names them");
     }
     let name = |name: Option<&SegmentName>| name.map(ToString::to_string).unwrap_or_default();
     let detail = BackupDetail {
@@ -285,9 +283,13 @@ fn hand_on(
             if !begun.spaces.is_empty() {
                 roots.push(b"tablespaces".to_vec());
             }
-            roots.extend(begun.spaces.iter().filter(|space| space.path.starts_with('/')).map(
-                |space| format!("tablespaces/{}", space.oid).into_bytes(),
-            ));
+            roots.extend(
+                begun
+                    .spaces
+                    .iter()
+                    .filter(|space| space.path.starts_with('/'))
+                    .map(|space| format!("tablespaces/{}", space.oid).into_bytes()),
+            );
             for path in roots {
                 tree.entry(Entry { path, meta: meta.clone(), kind: EntryKind::Directory })?;
             }
@@ -323,11 +325,12 @@ fn store_pieces(
             .with_hint("is there something between here and the server that alters what it sends?")
     };
     let (meta, bytes) = pieces.control.take().ok_or_else(|| lacks(control::PATH))?;
-    let control = ControlFile::parse(&bytes, control::PATH).map_err(|error| match error.kind() {
-        // The server reads it while it writes it, and does not look.
-        PostgresErrorKind::Damaged => error.with_hint("run the same command again").transient(),
-        _ => error,
-    })?;
+    let control =
+        ControlFile::parse(&bytes, control::PATH).map_err(|error| match error.kind() {
+            // The server reads it while it writes it, and does not look.
+            PostgresErrorKind::Damaged => error.with_hint("run the same command again").transient(),
+            _ => error,
+        })?;
     if control.system_identifier != about.server.system_identifier
         || control.block_size != about.block_size
         || control.relation_segment_blocks != about.relation_segment_blocks

@@ -151,7 +151,8 @@ impl Filler {
             let mut state = self.0.lock();
             state.came += now.len() as u64;
             if !state.dropped {
-                let cell = state.cells.entry(number).or_insert_with(|| fresh.take().unwrap_or_default());
+                let cell =
+                    state.cells.entry(number).or_insert_with(|| fresh.take().unwrap_or_default());
                 cell.extend_from_slice(now);
             }
             drop(state);

@@ -94,7 +94,8 @@ impl Manifest {
         }
         self.sum.update(line);
         let text = line.trim_ascii();
-        let is_file = [&b"{ \"Path\""[..], b"{ \"Encoded-Path\""].iter().any(|s| text.starts_with(s));
+        let is_file =
+            [&b"{ \"Path\""[..], b"{ \"Encoded-Path\""].iter().any(|s| text.starts_with(s));
         if !is_file {
             return Ok(());
         }

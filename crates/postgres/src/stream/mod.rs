@@ -31,11 +31,28 @@ const SMALL: u64 = 1 << 20;
 
 /// Something that came.
 pub(crate) enum Arrived {
-    Directory { path: Vec<u8>, meta: Metadata },
-    File { path: Vec<u8>, meta: Metadata, size: u64, content: Feed },
-    Control { meta: Metadata, bytes: Vec<u8> },
-    Label { meta: Metadata, bytes: Vec<u8> },
-    Map { meta: Metadata, bytes: Vec<u8> },
+    Directory {
+        path: Vec<u8>,
+        meta: Metadata,
+    },
+    File {
+        path: Vec<u8>,
+        meta: Metadata,
+        size: u64,
+        content: Feed,
+    },
+    Control {
+        meta: Metadata,
+        bytes: Vec<u8>,
+    },
+    Label {
+        meta: Metadata,
+        bytes: Vec<u8>,
+    },
+    Map {
+        meta: Metadata,
+        bytes: Vec<u8>,
+    },
     /// Met, and not in the copy.
     Odd(String),
 }
@@ -151,7 +168,9 @@ pub(crate) fn receive(
             PostgresErrorKind::Damaged,
             format!("what the server on {place} sent cannot be used: {what}"),
         )
-        .with_hint("nothing was stored; run the same command again, and look at the network if it stays")
+        .with_hint(
+            "nothing was stored; run the same command again, and look at the network if it stays",
+        )
     };
     let mut taking = Taking { nature, budget, out, came: Came::default(), open: None, space: None };
     let mut tar: Option<Tar> = None;
@@ -358,7 +377,8 @@ mod tests {
             assert_eq!(file(path), Fate::LeftOut, "{path}");
         }
         // A name is special at its own depth only.
-        for path in ["log/postmaster.pid", "base/postmaster.pid", "PG_VERSION", "base/5/PG_VERSION"] {
+        for path in ["log/postmaster.pid", "base/postmaster.pid", "PG_VERSION", "base/5/PG_VERSION"]
+        {
             assert_eq!(file(path), Fate::File(format!("data/{path}").into_bytes()), "{path}");
         }
         assert_eq!(file("backup_label"), Fate::Label);
@@ -366,7 +386,10 @@ mod tests {
         assert_eq!(file("global/pg_control"), Fate::Control);
         let directory = |path: &str| of(None, path, Type::Directory);
         assert_eq!(directory("pg_wal"), Fate::Directory(b"data/pg_wal".to_vec()));
-        assert_eq!(directory("pg_wal/summaries"), Fate::Directory(b"data/pg_wal/summaries".to_vec()));
+        assert_eq!(
+            directory("pg_wal/summaries"),
+            Fate::Directory(b"data/pg_wal/summaries".to_vec())
+        );
         assert_eq!(directory("pg_replslot/a"), Fate::LeftOut);
         assert_eq!(of(None, "pg_tblspc/16389", Type::Link), Fate::Odd);
     }

@@ -169,6 +169,10 @@ fn read(block: &[u8]) -> Result<Header, String> {
         path.push(b'/');
     }
     path.extend_from_slice(name);
+    // Directories that the server makes up begin with this.
+    if path.starts_with(b"./") {
+        path.drain(..2);
+    }
     let shown = String::from_utf8_lossy(&path).into_owned();
     let wrong = |what: &str| format!("the tar header of {shown:?} has {what}");
     let type_ = match field(156, 1) {
@@ -212,9 +216,9 @@ fn text(field: &[u8]) -> &[u8] {
 fn number(field: &[u8]) -> Option<u64> {
     let (first, rest) = field.split_first()?;
     if *first == 0x80 {
-        let value = rest.iter().try_fold(0u64, |value, byte| {
-            value.checked_mul(256)?.checked_add(u64::from(*byte))
-        })?;
+        let value = rest
+            .iter()
+            .try_fold(0u64, |value, byte| value.checked_mul(256)?.checked_add(u64::from(*byte)))?;
         return Some(value);
     }
     let end = field.iter().position(|byte| matches!(byte, 0 | b' ')).unwrap_or(field.len());
@@ -257,7 +261,7 @@ mod tests {
     }
 
     fn sample() -> Vec<u8> {
-        let mut all = header("base/", b'5', 0);
+        let mut all = header("./base/", b'5', 0);
         all.extend(header("base/1259", b'0', 700));
         all.extend([7; 700]);
         all.extend([0; 324]);
@@ -320,7 +324,7 @@ mod tests {
 
     #[test]
     fn what_leads_elsewhere_or_is_cut_short_is_refused() {
-        for name in ["/etc/passwd", "../x", "a/../../x", "a//b", "./a", ""] {
+        for name in ["/etc/passwd", "../x", "a/../../x", "a//b", "././a", "a/./b", "./", ""] {
             assert!(taken(&header(name, b'0', 0), 512).is_err(), "{name}");
         }
         for type_ in *b"1346LKxg" {

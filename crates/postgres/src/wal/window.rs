@@ -170,8 +170,7 @@ pub fn health(
         let reach = inventory.unbroken_from(&history, first);
         let whole = reach.filter(|&last| last >= needed);
         // The last segment that a backup carries ends with it: what comes behind is in the archive's.
-        let from_end =
-            || inventory.unbroken_from(&history, needed).filter(|_| base.standalone);
+        let from_end = || inventory.unbroken_from(&history, needed).filter(|_| base.standalone);
         if whole.is_none() && base.standalone && from_end().is_none() {
             windows.extend(carried(id, base));
             continue;
@@ -352,7 +351,10 @@ mod tests {
         let alone = backups(&[("own", own(base(1, 2 * MIB + 40, 3 * MIB + 40)))]);
         let found = health(&inventory(&[]), &[], &alone);
         assert!(found.unusable.is_empty());
-        assert_eq!((found.windows[0].from, found.windows[0].to), (Lsn(3 * MIB + 40), Lsn(3 * MIB + 40)));
+        assert_eq!(
+            (found.windows[0].from, found.windows[0].to),
+            (Lsn(3 * MIB + 40), Lsn(3 * MIB + 40))
+        );
         let later = inventory(&["000000010000000000000003", "000000010000000000000004"]);
         let found = health(&later, &[], &alone);
         assert_eq!(found.windows[0].to, Lsn(5 * MIB));

@@ -6,7 +6,6 @@
 
 use std::time::Duration;
 
-use backstay_repo::Progress;
 use bytes::{Buf as _, Bytes};
 
 use super::{Answer, Message, Wire};

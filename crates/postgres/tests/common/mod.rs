@@ -14,8 +14,8 @@ use std::time::Duration;
 use backstay_postgres::control::ControlFile;
 use backstay_postgres::wal::{self, FetchOptions, FetchOutcome, PushOptions, RecoveryTarget};
 use backstay_postgres::{
-    Backup, BackupOptions, Method, PostgresError, ReceiveOptions, RestoreOptions, Restored, Slot, Source,
-    backup, receive, restore,
+    Backup, BackupOptions, Method, PostgresError, ReceiveOptions, RestoreOptions, Restored, Slot,
+    Source, backup, receive, restore,
 };
 use backstay_repo::{
     Compression, Environment, InitOptions, OpenOptions, Repository, Secret, Snapshot,
