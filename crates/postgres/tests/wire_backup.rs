@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use backstay_postgres::wal::RecoveryTarget;
+use backstay_postgres::wal::{RecoveryTarget, TargetTimeline};
 use backstay_postgres::{Backup, BackupOptions, Method, PostgresErrorKind, Source, backup};
 use backstay_repo::{EntryKind, Snapshot, SnapshotType};
 use backstay_testing::postgres::{Load, version, versions};
@@ -233,6 +233,8 @@ fn a_tablespace_inside_the_data_directory_is_copied_once() {
                 fixture.restoring(&format!("restored{number}"), RecoveryTarget::Immediate);
             let space = fixture.folder.path().join(format!("space{number}"));
             options.tablespaces = vec![("inside".to_owned(), space)];
+            // The first restored server archives as well, on a timeline of its own.
+            options.timeline = Some(TargetTimeline::Current);
             fixture.restore(&made.snapshot, &options);
             assert_eq!(fixture.promoted(&options).value("select count(*) from t"), "1000");
         }

@@ -127,6 +127,8 @@ pub struct TargetCheck {
     pub found: Option<Lsn>,
     /// Segments that were read to look for it.
     pub segments_read: u64,
+    /// The archive lacks them, and the snapshot has them itself, up to the end of the backup.
+    pub carried: bool,
 }
 
 /// Refuses a target that recovery from this backup cannot reach, and names the nearest that it can.
@@ -167,6 +169,7 @@ fn carried(detail: &BackupDetail) -> Option<TargetCheck> {
         segments: last.checked_sub(first)? + 1,
         found: None,
         segments_read: 0,
+        carried: true,
     })
 }
 
@@ -368,6 +371,7 @@ impl Check<'_> {
             segments: last.saturating_sub(first) + 1,
             found,
             segments_read: read,
+            carried: false,
         })
     }
 
