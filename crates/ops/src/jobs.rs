@@ -23,6 +23,8 @@ pub struct BackupRequest {
     pub type_: Option<SnapshotType>,
     /// Added to those of the source; these win.
     pub tags: BTreeMap<String, String>,
+    /// Of a cluster: the snapshot carries the log that it needs, also when its source does not say so.
+    pub standalone: bool,
 }
 
 /// A backup that was made.
@@ -238,6 +240,9 @@ fn one_pass(
             };
             let options = backstay_postgres::BackupOptions {
                 type_: request.type_.unwrap_or(SnapshotType::Incremental),
+                method: keys.method,
+                standalone: request.standalone || keys.standalone,
+                primary: keys.primary.clone(),
                 detect: keys.detect,
                 workers: context.workers(),
                 tags,

@@ -1,5 +1,8 @@
-//! A backup, made on the database host: one session held from start to stop, the files read
-//! by the repository's workers in between.
+//! A backup of a running cluster.
+//!
+//! What lives here: what every backup has, and the one that is made on the database host: one session
+//! held from start to stop, the files read by the repository's workers in between. `wire` is the one
+//! that comes over a replication connection, `archived` the wait for the WAL of either.
 //!
 //! The order is what makes the copy recoverable:
 //!
@@ -15,38 +18,54 @@
 //! in the snapshot before, and stores those that changed; its snapshot is as complete as any other.
 //! Where the log says which relations changed, the others need not be read (`known`).
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+mod archived;
+mod carried;
+mod wire;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backstay_repo::{
     Archive, Chunking, Compression, Content, Entry, EntryKind, Fate, FileContent, INLINE_LIMIT,
     Metadata, Order, Problem, Progress, RepoError, RepoErrorKind, Repository, SessionOptions,
-    Snapshot, SnapshotType, SourceKind, TreeWriter,
+    Snapshot, SnapshotType, SourceKind, TreeRoot, TreeWriter,
 };
 use backstay_store::failpoint;
 use jiff::Timestamp;
 
+use archived::{Primary, archived_is_own, wait_for_archives};
+use carried::{Keeper, Needed};
+
 use crate::control::{self, ControlFile};
 use crate::copy::{self, Item, Listing, What};
 use crate::detail::BackupDetail;
-use crate::inspect::{self, Cluster, Tablespace, inspect_session};
+use crate::inspect::{self, Cluster, ServerSettings, Tablespace, inspect_session};
 use crate::known::{Detect, Known};
 use crate::reader::{Bytes, DataFile, PageChecks};
-use crate::session::{Session, Source, Stopped};
+use crate::session::{Session, Source};
 use crate::wal::{Lsn, SegmentName, SegmentSize};
 use crate::{PostgresError, PostgresErrorKind, Result};
 
 /// How often the session is asked whether it is still there while files are read.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
-/// From how many segments on one listing is cheaper than asking for each.
-const LIST_FROM: usize = 32;
+/// By which way the files of a cluster come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Method {
+    /// From this machine where the server's data directory is here, else over the wire.
+    #[default]
+    Auto,
+    /// From the data directory, on this machine.
+    Files,
+    /// Over a replication connection, from anywhere.
+    Wire,
+}
 
 /// How to back up.
 #[derive(Debug, Clone)]
 pub struct BackupOptions {
+    pub method: Method,
     /// Which earlier snapshot pages are compared with: none for a full one, the newest for an
     /// incremental one, the newest full one for a differential one.
     pub type_: SnapshotType,
@@ -60,12 +79,18 @@ pub struct BackupOptions {
     pub fast: bool,
     /// How long to wait after the end until the last WAL is in the archive.
     pub archive_timeout: Duration,
+    /// The snapshot carries the WAL that it needs: it can be restored without an archive, and the
+    /// server need not have one.
+    pub standalone: bool,
+    /// How to reach the primary, when the source is a standby. Absent: where it receives WAL from.
+    pub primary: Option<String>,
     pub progress: Arc<Progress>,
 }
 
 impl Default for BackupOptions {
     fn default() -> Self {
         Self {
+            method: Method::default(),
             type_: SnapshotType::Incremental,
             detect: Detect::default(),
             workers: 0,
@@ -73,6 +98,8 @@ impl Default for BackupOptions {
             tags: BTreeMap::new(),
             fast: true,
             archive_timeout: Duration::from_secs(60),
+            standalone: false,
+            primary: None,
             progress: Arc::default(),
         }
     }
@@ -135,11 +162,60 @@ fn no_target() -> PostgresError {
 /// There is a snapshot in none of them: the cluster cannot be backed up, or the [`Fate`] of each
 /// target says why it failed.
 pub fn backup_to(targets: &[Target], source: &Source, options: &BackupOptions) -> Result<Backups> {
+    options.progress.set_phase("connect");
+    let here = |source| {
+        let mut session = Session::open(source)?;
+        let cluster = inspect_session(&mut session, source)?;
+        Ok((session, cluster))
+    };
+    match options.method {
+        Method::Wire => wire::back_up(wire::connect(source)?, targets, source, options),
+        Method::Auto if source.data_directory.is_none() => match here(source) {
+            Ok((session, cluster)) => on_host(targets, source, options, session, &cluster),
+            Err(error) if may_come_over_the_wire(&error) => {
+                tracing::info!(reason = %error, "the files come over the wire");
+                // Where neither way is open, the reason is the one of the first.
+                match wire::connect(source) {
+                    Ok(wire) => wire::back_up(wire, targets, source, options),
+                    Err(_) => Err(error),
+                }
+            }
+            Err(error) => Err(error),
+        },
+        Method::Auto | Method::Files => {
+            let (session, cluster) = here(source)?;
+            on_host(targets, source, options, session, &cluster)
+        }
+    }
+}
+
+/// Whether a source that cannot be read here may be read over the wire: its files are elsewhere, or
+/// its role may replicate and nothing else.
+fn may_come_over_the_wire(error: &PostgresError) -> bool {
+    matches!(
+        error.kind(),
+        PostgresErrorKind::Io
+            | PostgresErrorKind::Mismatch
+            | PostgresErrorKind::Usage
+            | PostgresErrorKind::Connection
+            | PostgresErrorKind::Server
+    )
+}
+
+/// A backup whose files are on this machine.
+fn on_host(
+    targets: &[Target],
+    source: &Source,
+    options: &BackupOptions,
+    mut session: Session,
+    cluster: &Cluster,
+) -> Result<Backups> {
     let progress = &options.progress;
-    progress.set_phase("connect");
-    let mut session = Session::open(source)?;
-    let cluster = inspect_session(&mut session, source)?;
-    may_start(&cluster, targets, source)?;
+    let place = (cluster.system_identifier, cluster.timeline);
+    if !options.standalone {
+        may_begin(&cluster.settings, cluster.in_recovery, place, targets, source)?;
+    }
+    let keeper = options.standalone.then(|| Keeper::begin(source)).transpose()?;
     let segment_size = SegmentSize::new(u64::from(cluster.segment_size)).ok_or_else(|| {
         PostgresError::new(
             PostgresErrorKind::Unsupported,
@@ -149,58 +225,55 @@ pub fn backup_to(targets: &[Target], source: &Source, options: &BackupOptions) -
 
     progress.set_phase("checkpoint");
     let time_start = server_time(&mut session)?;
-    let label: String = source.name.chars().filter(|letter| !letter.is_control()).collect();
-    let start_lsn = session.start_backup(&format!("backstay {label}"), options.fast)?;
+    let start_lsn = session.start_backup(&label(source), options.fast)?;
     failpoint::hit("postgres-backup-started");
 
     progress.set_phase("copy");
-    let begin = |target: &Target| {
-        let parent = parent(&target.repository, source, options.type_);
-        let type_ = if parent.is_some() { options.type_ } else { SnapshotType::Full };
-        let session = SessionOptions {
-            parent,
-            workers: options.workers,
-            compression: target.compression,
-            tags: options.tags.clone(),
-            progress: progress.clone(),
-            fate: target.fate.clone(),
-            ..SessionOptions::new(&source.name, SourceKind::Postgres, type_)
-        };
-        (target.repository.clone(), session)
-    };
-    let writing = backstay_repo::Session::begin(targets.iter().map(begin).collect())?;
+    let writing = begin(targets, source, options)?;
     let mut listing =
         copy::list(&cluster.data_directory, cluster.version, cluster.catalog_version)?;
     let mut warnings = std::mem::take(&mut listing.warnings);
-    let known = Known::find(
-        options.detect,
-        &writing,
-        &cluster,
-        start_lsn,
-        &listing,
-        progress,
-        &mut warnings,
-    )?;
+    // A standby has the log only in part.
+    let detect = if cluster.in_recovery { Detect::Hash } else { options.detect };
+    let known =
+        Known::find(detect, &writing, cluster, start_lsn, &listing, progress, &mut warnings)?;
     progress.add_total(listing.bytes, listing.items.len() as u64);
     let checks = cluster.checksums.then(|| PageChecks::new(cluster.block_size, start_lsn));
     let mut tree = writing.tree(Order::Any);
     let relations = Relations { known: &known, writing: &writing, checks: checks.as_ref() };
-    copy_files(&mut tree, &listing, &cluster, &relations, &mut session)?;
+    copy_files(&mut tree, &listing, cluster, &relations, &mut session)?;
     tree.wait()?;
-    copy_control(&mut tree, &listing, &cluster)?;
+    copy_control(&mut tree, &listing, cluster)?;
     tree.wait()?;
     failpoint::hit("postgres-files-copied");
 
     progress.set_phase("stop");
-    let stopped = session.stop_backup()?;
+    let stopped = match session.stop_backup() {
+        Ok(stopped) => stopped,
+        Err(error) => return Err(was_promoted(&mut session, cluster, source).unwrap_or(error)),
+    };
     let time_stop = server_time(&mut session)?;
     failpoint::hit("postgres-backup-stopped");
     add_text(&mut tree, &listing, "data/backup_label", &stopped.backup_label)?;
     if !stopped.tablespace_map.is_empty() {
         add_text(&mut tree, &listing, "data/tablespace_map", &stopped.tablespace_map)?;
     }
-    let tablespaces = tablespaces_of(&listing, &cluster, &mut session)?;
-    let timeline = timeline_of(&stopped)?;
+    let tablespaces = tablespaces_of(&listing, cluster, &mut session)?;
+    let timeline = timeline_of(&stopped.backup_label)?;
+    if cluster.in_recovery {
+        let end: i32 = session.one(
+            "ask for the timeline",
+            "SELECT min_recovery_end_timeline FROM pg_control_recovery()",
+            &[],
+        )?;
+        if u32::try_from(end).ok() != Some(timeline) {
+            return Err(PostgresError::new(
+                PostgresErrorKind::Mismatch,
+                format!("the standby moved from timeline {timeline} to {end} during the backup"),
+            )
+            .with_hint("run the same command again"));
+        }
+    }
     if timeline != cluster.timeline {
         return Err(PostgresError::new(
             PostgresErrorKind::Mismatch,
@@ -213,28 +286,25 @@ pub fn backup_to(targets: &[Target], source: &Source, options: &BackupOptions) -
     }
     let segments = segments(timeline, start_lsn, stopped.lsn, segment_size)?;
     progress.set_phase("archive");
-    let mut lanes: Vec<Lane> = (0..writing.lanes())
-        .filter(|lane| writing.is_alive(*lane))
-        .filter_map(|number| {
-            let archive = writing.lane(number)?.0.archive(cluster.system_identifier);
-            Some(Lane { number, archive, failed: None })
-        })
-        .collect();
-    wait_for_archives(&mut lanes, &segments, &mut session, options)?;
-    archived_is_own(&mut lanes, &segments, &cluster, segment_size, progress)?;
-    let mut failed: BTreeMap<usize, PostgresError> = BTreeMap::new();
-    for lane in lanes {
-        let Some(error) = lane.failed else { continue };
-        writing.give_up(lane.number, as_of_repository(&error));
-        if let Some(number) = writing.number_of(lane.number) {
-            failed.insert(number, error);
-        }
+    let mut lanes = lanes(&writing, cluster.system_identifier);
+    let mut asked = Some(session);
+    let mut primary = match cluster.in_recovery {
+        true => Primary::of(source, asked.as_mut(), options),
+        false => Primary::none(),
+    };
+    if let Some(keeper) = keeper {
+        let needed = Needed {
+            segments: &segments,
+            stop: stopped.lsn,
+            size: segment_size,
+            system_identifier: cluster.system_identifier,
+        };
+        keeper.store(&needed, &mut tree, &file_metadata(&root_metadata(&listing)), progress)?;
+    } else {
+        wait_for_archives(&mut lanes, &segments, &mut asked, &mut primary, options)?;
+        archived_is_own(&mut lanes, &segments, cluster, segment_size, progress)?;
     }
-    if writing.check().is_err()
-        && let Some((_, error)) = failed.pop_first()
-    {
-        return Err(error);
-    }
+    let failed = leave_behind(&writing, lanes)?;
     failpoint::hit("postgres-archive-complete");
 
     for Problem { path, what } in &listing.problems {
@@ -259,19 +329,116 @@ pub fn backup_to(targets: &[Target], source: &Source, options: &BackupOptions) -
         block_size: cluster.block_size,
         checksums: cluster.checksums,
         tablespaces,
+        standalone: options.standalone,
         time_start,
         time_stop,
     };
+    let root = tree.finish()?;
+    commit(writing, root, detail, failed, warnings, progress)
+}
+
+/// The archives of the lanes that go on.
+fn lanes(writing: &backstay_repo::Session, system_identifier: u64) -> Vec<Lane> {
+    (0..writing.lanes())
+        .filter(|lane| writing.is_alive(*lane))
+        .filter_map(|number| {
+            let archive = writing.lane(number)?.0.archive(system_identifier);
+            Some(Lane { number, archive, failed: None })
+        })
+        .collect()
+}
+
+/// Gives up the lanes whose archive lacks what it should have; their errors, by target.
+fn leave_behind(
+    writing: &backstay_repo::Session,
+    lanes: Vec<Lane>,
+) -> Result<BTreeMap<usize, PostgresError>> {
+    let mut failed: BTreeMap<usize, PostgresError> = BTreeMap::new();
+    for lane in lanes {
+        let Some(error) = lane.failed else { continue };
+        writing.give_up(lane.number, as_of_repository(&error));
+        if let Some(number) = writing.number_of(lane.number) {
+            failed.insert(number, error);
+        }
+    }
+    if writing.check().is_err()
+        && let Some((_, error)) = failed.pop_first()
+    {
+        return Err(error);
+    }
+    Ok(failed)
+}
+
+/// Makes the snapshots exist.
+fn commit(
+    writing: backstay_repo::Session,
+    root: TreeRoot,
+    detail: BackupDetail,
+    mut failed: BTreeMap<usize, PostgresError>,
+    warnings: Vec<String>,
+    progress: &Progress,
+) -> Result<Backups> {
     let json = serde_json::to_value(&detail).map_err(|error| {
         PostgresError::usage(format!("what is known of the cluster cannot be written: {error}"))
     })?;
     progress.set_phase("commit");
-    let root = tree.finish()?;
     let committed = writing.commit_all(root, json).into_iter().enumerate();
     let snapshots = committed
         .map(|(number, made)| made.map_err(|error| failed.remove(&number).unwrap_or(error.into())))
         .collect();
     Ok(Backups { snapshots, detail, warnings })
+}
+
+/// Whether a backup of a standby could not be ended because it is none any more.
+fn was_promoted(
+    session: &mut Session,
+    cluster: &Cluster,
+    source: &Source,
+) -> Option<PostgresError> {
+    let asked =
+        session.one::<bool>("ask whether it is a standby", "SELECT pg_is_in_recovery()", &[]);
+    (cluster.in_recovery && !asked.ok()?).then(|| promotion(source, cluster.timeline, None))
+}
+
+fn promotion(source: &Source, from: u32, to: Option<u32>) -> PostgresError {
+    let to = to.map(|to| format!(", from timeline {from} to {to}")).unwrap_or_default();
+    PostgresError::new(
+        PostgresErrorKind::Mismatch,
+        format!("the standby {} was promoted during the backup{to}", source.name),
+    )
+    .with_hint(
+        "a copy that spans a promotion cannot be recovered, so that no snapshot was made; run the \
+         same command again: it is a primary now",
+    )
+    .transient()
+}
+
+/// What the server calls the backup.
+fn label(source: &Source) -> String {
+    let name: String = source.name.chars().filter(|letter| !letter.is_control()).collect();
+    format!("backstay {name}")
+}
+
+fn begin(
+    targets: &[Target],
+    source: &Source,
+    options: &BackupOptions,
+) -> Result<backstay_repo::Session> {
+    let begin = |target: &Target| {
+        let parent = parent(&target.repository, source, options.type_);
+        let type_ = if parent.is_some() { options.type_ } else { SnapshotType::Full };
+        let session = SessionOptions {
+            parent,
+            workers: options.workers,
+            compression: target.compression,
+            tags: options.tags.clone(),
+            progress: options.progress.clone(),
+            fate: target.fate.clone(),
+            ..SessionOptions::new(&source.name, SourceKind::Postgres, type_)
+        };
+        (target.repository.clone(), session)
+    };
+    Ok(backstay_repo::Session::begin(targets.iter().map(begin).collect())?)
 }
 
 /// The snapshot whose pages those of this backup are compared with. A repository that cannot be asked
@@ -322,16 +489,15 @@ fn tablespaces_of(
     Ok(found)
 }
 
-/// Refuses what cannot end well before the server is asked for a checkpoint.
-fn may_start(cluster: &Cluster, targets: &[Target], source: &Source) -> Result<()> {
-    if cluster.in_recovery {
-        return Err(PostgresError::new(
-            PostgresErrorKind::Unsupported,
-            format!("{} is a standby; backups are made on the primary", source.name),
-        )
-        .with_hint("let `connection` and `data-directory` of the source name the primary"));
-    }
-    let settings = &cluster.settings;
+/// Refuses what cannot end well before the server is asked for a checkpoint. `place` is the system
+/// identifier and the timeline.
+fn may_begin(
+    settings: &ServerSettings,
+    in_recovery: bool,
+    place: (u64, u32),
+    targets: &[Target],
+    source: &Source,
+) -> Result<()> {
     if settings.wal_level == "minimal" {
         return Err(PostgresError::new(
             PostgresErrorKind::Unsupported,
@@ -339,14 +505,16 @@ fn may_start(cluster: &Cluster, targets: &[Target], source: &Source) -> Result<(
         )
         .with_hint("run `backstay postgres setup`, then restart the server"));
     }
-    let off = settings.archive_mode == "off"
+    // What a standby has in the archive came from its primary.
+    let off = in_recovery
+        || settings.archive_mode == "off"
         || (!settings.archive_mode.is_empty()
             && matches!(settings.archive_command.as_str(), "" | "(disabled)")
             && settings.archive_library.is_empty());
     // WAL may also arrive by another way than the server's archiver.
     let empty = |target: &Target| -> Result<bool> {
-        let archive = target.repository.archive(cluster.system_identifier);
-        Ok(archive.list(Some(cluster.timeline))?.is_empty())
+        let archive = target.repository.archive(place.0);
+        Ok(archive.list(Some(place.1))?.is_empty())
     };
     // A repository that cannot be asked is told of by its lane.
     if off && targets.iter().map(empty).all(|empty| empty.unwrap_or(targets.len() > 1)) {
@@ -442,10 +610,15 @@ fn copy_control(tree: &mut TreeWriter<'_>, listing: &Listing, cluster: &Cluster)
 }
 
 fn add_text(tree: &mut TreeWriter<'_>, listing: &Listing, path: &str, text: &str) -> Result<()> {
-    let mut meta = root_metadata(listing);
-    // Files of a cluster that its group may read have 0640, all others 0600.
-    meta.mode = if meta.mode & 0o050 != 0 { 0o640 } else { 0o600 };
+    let meta = file_metadata(&root_metadata(listing));
     add_bytes(tree, path.as_bytes().to_vec(), meta, text.as_bytes().to_vec())
+}
+
+/// What a file has in a data directory that has `root`: files of a cluster that its group may read have
+/// 0640, all others 0600.
+fn file_metadata(root: &Metadata) -> Metadata {
+    let mode = if root.mode & 0o050 != 0 { 0o640 } else { 0o600 };
+    Metadata { mode, ..root.clone() }
 }
 
 fn add_bytes(
@@ -484,9 +657,8 @@ fn server_time(session: &mut Session) -> Result<Timestamp> {
 }
 
 /// The timeline that the label names.
-fn timeline_of(stopped: &Stopped) -> Result<u32> {
-    stopped
-        .backup_label
+fn timeline_of(label: &str) -> Result<u32> {
+    label
         .lines()
         .find_map(|line| line.strip_prefix("START TIMELINE: "))
         .and_then(|number| number.trim().parse().ok())
@@ -506,136 +678,6 @@ fn segments(timeline: u32, start: Lsn, stop: Lsn, size: SegmentSize) -> Result<V
                 format!("no WAL segment can hold {start} to {stop} on timeline {timeline}"),
             )
         })
-}
-
-/// Waits until all of `segments` are in the archive of every lane, for a time that they share: the
-/// server passes each segment to all of them at once.
-fn wait_for_archives(
-    lanes: &mut [Lane],
-    segments: &[SegmentName],
-    session: &mut Session,
-    options: &BackupOptions,
-) -> Result<()> {
-    let deadline = Instant::now() + options.archive_timeout;
-    for lane in lanes {
-        let waited = wait_for_archive(&lane.archive, segments, session, options, deadline);
-        options.progress.check()?;
-        lane.failed = waited.err();
-    }
-    Ok(())
-}
-
-/// Waits until all of `segments` are in the archive. What is there once stays there, so each is
-/// waited for in turn, and the last is the last that the server writes.
-fn wait_for_archive(
-    archive: &Archive,
-    segments: &[SegmentName],
-    session: &mut Session,
-    options: &BackupOptions,
-    deadline: Instant,
-) -> Result<()> {
-    let mut missing: Vec<&SegmentName> = segments.iter().collect();
-    if missing.len() >= LIST_FROM {
-        let timeline = segments.first().map(|name| name.timeline());
-        let there: BTreeSet<String> =
-            archive.list(timeline)?.into_iter().map(|file| file.name).collect();
-        missing.retain(|name| !there.contains(&name.to_string()));
-    }
-    let mut pause = Duration::from_millis(20);
-    for name in missing {
-        let text = name.to_string();
-        while !archive.contains(&text)? {
-            options.progress.check()?;
-            if Instant::now() >= deadline {
-                return Err(not_archived(&text, session, options));
-            }
-            std::thread::sleep(pause);
-            pause = (pause * 3 / 2).min(Duration::from_secs(1));
-        }
-    }
-    Ok(())
-}
-
-/// Refuses an archive that has other WAL under the names of this cluster's segments, as when a copy
-/// of the cluster archives to the same place: with that WAL the backup cannot be recovered.
-///
-/// A segment that is not in `pg_wal` any more was archived by this server, which keeps it until then.
-fn archived_is_own(
-    lanes: &mut [Lane],
-    segments: &[SegmentName],
-    cluster: &Cluster,
-    size: SegmentSize,
-    progress: &Progress,
-) -> Result<()> {
-    let directory = cluster.data_directory.join("pg_wal");
-    for name in segments {
-        progress.check()?;
-        let path = directory.join(name.to_string());
-        let own = match std::fs::read(&path) {
-            Ok(own) if own.len() as u64 == size.bytes() => own,
-            Ok(_) => continue,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(PostgresError::io("read", &path, error)),
-        };
-        for lane in lanes.iter_mut().filter(|lane| lane.failed.is_none()) {
-            lane.failed = is_own(&lane.archive, &name.to_string(), &own, &path).err();
-        }
-    }
-    Ok(())
-}
-
-fn is_own(archive: &Archive, name: &str, own: &[u8], path: &Path) -> Result<()> {
-    if archive.stored_hash(name)? == Some(archive.hash(own)) {
-        return Ok(());
-    }
-    // One that was recycled while it was read has another name by now.
-    match std::fs::symlink_metadata(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(PostgresError::io("read", path, error)),
-        Ok(_) => {}
-    }
-    Err(PostgresError::new(
-        PostgresErrorKind::Archive,
-        format!(
-            "the archive has another WAL segment {name} than this server; another cluster with \
-             the same system identifier archives to it"
-        ),
-    )
-    .with_hint(
-        "a copy of the cluster that was promoted or started needs a repository of its own, or \
-         archive_mode = off; no snapshot was made",
-    ))
-}
-
-fn not_archived(name: &str, session: &mut Session, options: &BackupOptions) -> PostgresError {
-    // The server's own word is the best hint there is; without it the message still stands.
-    let failure = session
-        .rows(
-            "ask the archiver",
-            "SELECT last_failed_wal, last_failed_time::text FROM pg_stat_archiver \
-             WHERE last_failed_time > coalesce(last_archived_time, '-infinity')",
-            &[],
-        )
-        .ok()
-        .and_then(|rows| {
-            let row = rows.first()?;
-            let wal: Option<String> = row.try_get(0).ok()?;
-            let time: Option<String> = row.try_get(1).ok()?;
-            Some(format!("; the server could not archive {} at {}", wal?, time?))
-        })
-        .unwrap_or_default();
-    PostgresError::new(
-        PostgresErrorKind::Archive,
-        format!(
-            "the WAL segment {name} did not reach the archive within {} s{failure}",
-            options.archive_timeout.as_secs()
-        ),
-    )
-    .with_hint(
-        "check that archive_command is `backstay wal push %p` for this repository; the server's log \
-         says why a command failed; no snapshot was made",
-    )
-    .transient()
 }
 
 #[cfg(test)]
@@ -664,14 +706,9 @@ mod tests {
 
     #[test]
     fn the_label_names_the_timeline() {
-        let stopped = |label: &str| Stopped {
-            lsn: Lsn(1),
-            backup_label: label.to_owned(),
-            tablespace_map: String::new(),
-        };
         let label =
             "START WAL LOCATION: 0/2000028 (file 000000030000000000000002)\nSTART TIMELINE: 3\n";
-        assert_eq!(timeline_of(&stopped(label)).unwrap(), 3);
-        assert!(timeline_of(&stopped("LABEL: START TIMELINE: 3\n")).is_err());
+        assert_eq!(timeline_of(label).unwrap(), 3);
+        assert!(timeline_of("LABEL: START TIMELINE: 3\n").is_err());
     }
 }

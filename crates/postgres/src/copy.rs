@@ -21,7 +21,7 @@ use crate::owner::Names;
 use crate::{PostgresError, PostgresErrorKind, Result};
 
 /// Kept as directories, without what is in them: it means nothing after a restart, or is rebuilt.
-const EMPTIED: &[&str] = &[
+pub(crate) const EMPTIED: &[&str] = &[
     "pg_stat_tmp",
     "pg_replslot",
     "pg_dynshmem",
@@ -34,7 +34,7 @@ const EMPTIED: &[&str] = &[
 
 /// Left out at the top of the data directory: of one run of the server, of other backups, or of a
 /// recovery that is not the one to come.
-const LEFT_OUT: &[&str] = &[
+pub(crate) const LEFT_OUT: &[&str] = &[
     "postgresql.auto.conf.tmp",
     "current_logfiles.tmp",
     "backup_label",
@@ -105,6 +105,7 @@ pub fn list(data_directory: &Path, major: u32, catalog_version: u32) -> Result<L
         names: Names::load(),
         version_folder: format!("PG_{major}_{catalog_version}"),
         major,
+        spaces: places_of_tablespaces(data_directory),
     };
     walk.top(data_directory)?;
     Ok(walk.listing)
@@ -115,6 +116,19 @@ struct Walk {
     names: Names,
     version_folder: String,
     major: u32,
+    /// Device and inode of the directories that tablespaces lie in.
+    spaces: HashSet<(u64, u64)>,
+}
+
+/// Device and inode of what the links in `pg_tblspc` point to. One may lie in the data directory, which
+/// PostgreSQL warns of and allows: it is copied as a tablespace, and only so.
+fn places_of_tablespaces(data_directory: &Path) -> HashSet<(u64, u64)> {
+    let links = fs::read_dir(data_directory.join("pg_tblspc")).into_iter().flatten().flatten();
+    links
+        .filter(|link| link.file_type().is_ok_and(|kind| kind.is_symlink()))
+        .filter_map(|link| fs::metadata(link.path()).ok())
+        .map(|meta| (meta.dev(), meta.ino()))
+        .collect()
 }
 
 /// What a directory is to PostgreSQL, which decides what names in it mean.
@@ -255,6 +269,9 @@ impl Walk {
         let kind = meta.file_type();
         if kind.is_dir() {
             self.push(path.clone(), source.clone(), meta, What::Directory);
+            if self.spaces.contains(&(meta.dev(), meta.ino())) {
+                return Ok(());
+            }
             return self.directory(&source, &path, place);
         }
         if kind.is_symlink() {
@@ -515,7 +532,7 @@ fn number(digits: &str) -> Option<u32> {
 }
 
 /// Relations of one session: `t<backend>_<number>`, with fork and segment as usual.
-fn is_temporary(name: &[u8]) -> bool {
+pub(crate) fn is_temporary(name: &[u8]) -> bool {
     let Some((backend, relation)) = name
         .strip_prefix(b"t")
         .and_then(|rest| std::str::from_utf8(rest).ok())

@@ -29,6 +29,9 @@ pub struct BackupDetail {
     pub block_size: u32,
     pub checksums: bool,
     pub tablespaces: Vec<Tablespace>,
+    /// Whether the segments that the copy needs are in the snapshot itself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub standalone: bool,
     /// By the server's clock.
     pub time_start: Timestamp,
     pub time_stop: Timestamp,

@@ -21,11 +21,12 @@ mod receive;
 pub mod restore;
 pub mod session;
 mod settings;
+mod stream;
 mod tls;
 pub mod wal;
 mod wire;
 
-pub use backup::{Backup, BackupOptions, Backups, Target, backup, backup_to};
+pub use backup::{Backup, BackupOptions, Backups, Method, Target, backup, backup_to};
 pub use check::{CheckItem, check};
 pub use detail::BackupDetail;
 pub use error::{PostgresError, PostgresErrorKind};

@@ -54,6 +54,27 @@ impl PageChecks {
         })
     }
 
+    /// Looks at pages that cannot be read again.
+    pub(crate) fn look(
+        &self,
+        path: &Arc<str>,
+        first: u32,
+        offset: u64,
+        bytes: &[u8],
+    ) -> io::Result<()> {
+        let start = first_block(self.block_size, first, offset)?;
+        let mut bad = Vec::new();
+        for (at, page) in bytes.chunks_exact(self.block_size).enumerate() {
+            if let PageState::Bad { lsn, .. } = page::check(page, block(start, at)) {
+                bad.push(BadPage { path: path.clone(), block: block(start, at), lsn });
+            }
+        }
+        if !bad.is_empty() {
+            self.found.lock().unwrap_or_else(|e| e.into_inner()).append(&mut bad);
+        }
+        Ok(())
+    }
+
     /// What to say of the pages found. A page that claims to be changed while the backup ran is
     /// believed only up to where the backup stopped: damage can look like any location.
     pub(crate) fn problems(&self, stop: Lsn) -> Vec<Problem> {
@@ -171,10 +192,7 @@ impl DataReader {
         buffer: &mut [u8],
     ) -> io::Result<()> {
         let size = checks.block_size;
-        if !offset.is_multiple_of(size as u64) {
-            return Err(io::Error::other("a relation was read from the middle of a page"));
-        }
-        let start = first.wrapping_add(u32::try_from(offset / size as u64).unwrap_or(u32::MAX));
+        let start = first_block(size, first, offset)?;
         let mut suspects: Vec<(usize, u64)> = Vec::new();
         for (at, page) in buffer.chunks_exact(size).enumerate() {
             if let PageState::Bad { lsn, .. } = page::check(page, block(start, at)) {
@@ -214,6 +232,14 @@ impl DataReader {
         }));
         Ok(())
     }
+}
+
+/// The number of the block at `offset` of a file that begins with the block `first`.
+fn first_block(size: usize, first: u32, offset: u64) -> io::Result<u32> {
+    if !offset.is_multiple_of(size as u64) {
+        return Err(io::Error::other("a relation was read from the middle of a page"));
+    }
+    Ok(first.wrapping_add(u32::try_from(offset / size as u64).unwrap_or(u32::MAX)))
 }
 
 fn block(start: u32, at: usize) -> u32 {

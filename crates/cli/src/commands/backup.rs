@@ -39,6 +39,11 @@ pub struct BackupArgs {
     #[arg(long = "type", value_name = "TYPE", value_parser = parse_type())]
     type_: Option<SnapshotType>,
 
+    /// Of a PostgreSQL cluster: the snapshot carries the log that it needs, and can be restored without
+    /// an archive
+    #[arg(long)]
+    standalone: bool,
+
     /// A word that the snapshot carries
     #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = parse_tag)]
     tags: Vec<(String, String)>,
@@ -72,7 +77,11 @@ pub fn run(args: &BackupArgs, app: &App) -> Result<Outcome> {
         // Names are looked up before the first byte is read.
         work.push((source, context.config.repositories_of(source)?));
     }
-    let request = BackupRequest { type_: args.type_, tags: args.tags.iter().cloned().collect() };
+    let request = BackupRequest {
+        type_: args.type_,
+        tags: args.tags.iter().cloned().collect(),
+        standalone: args.standalone,
+    };
     let alone = work.iter().map(|(_, targets)| targets.len()).sum::<usize>() == 1;
     let mut made = Vec::new();
     for (source, targets) in work {

@@ -6,7 +6,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use backstay_postgres::Detect;
+use backstay_postgres::{Detect, Method};
 use backstay_repo::{Compression, SourceKind};
 use backstay_store::{Later, LockMode};
 
@@ -178,8 +178,20 @@ section! {
             default: "host=/var/run/postgresql user=postgres dbname=postgres",
             example: "\"host=/var/run/postgresql user=postgres\""
         },
-        /// The data directory on this host. Absent: the one that the server names.
+        /// The data directory on this host. Absent: the one that the server names, where that is
+        /// here; else the files come over a replication connection.
         data_directory: Option<PathBuf> { example: "\"/var/lib/postgresql/15/main\"" },
+        /// By which way the files come: `files` reads the data directory on this host; `wire` has the
+        /// server send them over a replication connection, for which a role that may replicate is
+        /// enough and nothing runs on the database host; `auto` reads the data directory where it is
+        /// here.
+        method: Method { default: "auto", example: "\"wire\"" },
+        /// Every snapshot carries the log that it needs, and can be restored without an archive, to the
+        /// end of the backup. Works where the server archives nothing.
+        standalone: bool { default: "false", example: "true" },
+        /// How to reach the primary when the source is a standby: it is asked to end the segment of
+        /// the log that a backup needs last. Absent: the server that the standby receives from.
+        primary: Option<String> { example: "\"host=db1.internal user=backup dbname=postgres\"" },
         /// Start with an immediate checkpoint; `false` waits for the next regular one.
         fast_checkpoint: bool { default: "true", example: "true" },
         /// How a backup finds out what changed since the one before: `hash` reads everything and
@@ -506,6 +518,13 @@ parsed!(Detect, "`hash`, `wal` or `auto`", |text| match text {
     "hash" => Ok(Detect::Hash),
     "wal" => Ok(Detect::Wal),
     "auto" => Ok(Detect::Auto),
+    _ => Err(String::new()),
+});
+
+parsed!(Method, "`auto`, `files` or `wire`", |text| match text {
+    "auto" => Ok(Method::Auto),
+    "files" => Ok(Method::Files),
+    "wire" => Ok(Method::Wire),
     _ => Err(String::new()),
 });
 parsed!(Compression, "`none`, `lz4`, or `zstd:1` to `zstd:19`", str::parse);

@@ -380,7 +380,9 @@ impl Config {
     fn warn_of_readable_secrets(&mut self, file: &Path, text: &str) {
         use std::os::unix::fs::PermissionsExt;
         let holds_password = self.sources.iter().any(|source| match &source.settings {
-            SourceSettings::Postgres(keys) => has_password(&keys.connection),
+            SourceSettings::Postgres(keys) => {
+                has_password(&keys.connection) || keys.primary.as_deref().is_some_and(has_password)
+            }
             SourceSettings::PostgresLogical(keys) => has_password(&keys.connection),
             _ => false,
         });

@@ -8,7 +8,7 @@ use crate::wire::{ServerSaid, Wire};
 use crate::{PostgresError, PostgresErrorKind, Result};
 
 /// Who the server is and where it stands.
-pub(super) fn identify(wire: &mut Wire) -> Result<Server> {
+pub(crate) fn identify(wire: &mut Wire) -> Result<Server> {
     const DOING: &str = "identify the system";
     let answers = wire.query(DOING, "IDENTIFY_SYSTEM")?;
     let row = answers.first().and_then(|answer| answer.rows.first());
@@ -31,7 +31,7 @@ pub(super) fn identify(wire: &mut Wire) -> Result<Server> {
 }
 
 /// `16MB` in bytes.
-fn size_of(text: &str) -> Option<u64> {
+pub(crate) fn size_of(text: &str) -> Option<u64> {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let unit = match text.get(digits.len()..)? {
         "B" => 1,

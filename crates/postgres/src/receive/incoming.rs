@@ -11,13 +11,13 @@ use crate::{PostgresError, PostgresErrorKind, Result};
 const SLICES: usize = 64;
 
 /// What a server sends while WAL flows.
-pub(super) enum Piece<'a> {
+pub(crate) enum Piece<'a> {
     Wal { start: Lsn, server: Lsn, bytes: &'a [u8] },
     Alive { server: Lsn, reply: bool },
 }
 
 /// Reads one message of the stream: `XLogData` or a sign of life, as `protocol.sgml` has them.
-pub(super) fn read(data: &[u8]) -> Option<Piece<'_>> {
+pub(crate) fn read(data: &[u8]) -> Option<Piece<'_>> {
     let (kind, rest) = data.split_first()?;
     let number = |rest: &mut &[u8]| -> Option<u64> {
         let (bytes, after) = rest.split_first_chunk::<8>()?;
@@ -41,8 +41,18 @@ pub(super) fn read(data: &[u8]) -> Option<Piece<'_>> {
     }
 }
 
+/// The time that the server says with it, in microseconds since 2000.
+pub(crate) fn time_of(data: &[u8]) -> Option<i64> {
+    let at = match data.first()? {
+        b'w' => 17,
+        b'k' => 9,
+        _ => return None,
+    };
+    Some(i64::from_be_bytes(*data.get(at..)?.first_chunk()?))
+}
+
 /// The segment in work.
-pub(super) struct Incoming {
+pub(crate) struct Incoming {
     name: SegmentName,
     size: SegmentSize,
     system_identifier: u64,
@@ -59,7 +69,7 @@ pub(super) struct Incoming {
 }
 
 impl Incoming {
-    pub(super) fn new(
+    pub(crate) fn new(
         name: SegmentName,
         size: SegmentSize,
         system_identifier: u64,
@@ -81,16 +91,21 @@ impl Incoming {
     }
 
     /// The end of what came.
-    pub(super) fn received(&self) -> Lsn {
+    pub(crate) fn received(&self) -> Lsn {
         Lsn(self.start.0 + self.content.len() as u64)
     }
 
-    pub(super) fn has_unshipped(&self) -> bool {
+    /// The segment in work, and what came of it.
+    pub(crate) fn partial(&self) -> (SegmentName, &[u8]) {
+        (self.name, &self.content)
+    }
+
+    pub(crate) fn has_unshipped(&self) -> bool {
         self.shipped < self.content.len()
     }
 
     /// Takes the next bytes of the log; answers the segments that are whole with them.
-    pub(super) fn take(&mut self, at: Lsn, mut bytes: &[u8]) -> Result<Vec<Parcel>> {
+    pub(crate) fn take(&mut self, at: Lsn, mut bytes: &[u8]) -> Result<Vec<Parcel>> {
         if at != self.received() {
             return Err(PostgresError::new(
                 PostgresErrorKind::Server,
@@ -123,7 +138,7 @@ impl Incoming {
     }
 
     /// What is to be shipped next, if anything is new.
-    pub(super) fn slice(&mut self) -> Option<Parcel> {
+    pub(crate) fn slice(&mut self) -> Option<Parcel> {
         let end = self.content.len();
         if self.shipped == end {
             return None;

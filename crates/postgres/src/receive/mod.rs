@@ -14,9 +14,9 @@
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
-mod begin;
-mod incoming;
-mod ship;
+pub(crate) mod begin;
+pub(crate) mod incoming;
+pub(crate) mod ship;
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -47,7 +47,7 @@ const SEGMENTS_AHEAD: usize = 2;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// Seconds from PostgreSQL's epoch, 2000-01-01, to that of Unix, backwards.
-const EPOCH: i64 = 946_684_800;
+pub(crate) const EPOCH: i64 = 946_684_800;
 
 /// The replication slot that holds WAL back for a receiver.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -248,11 +248,11 @@ struct Position {
 }
 
 /// What a server says of itself.
-struct Server {
-    system_identifier: u64,
-    timeline: u32,
-    end: Lsn,
-    segment_size: SegmentSize,
+pub(crate) struct Server {
+    pub(crate) system_identifier: u64,
+    pub(crate) timeline: u32,
+    pub(crate) end: Lsn,
+    pub(crate) segment_size: SegmentSize,
 }
 
 /// The stream of one timeline.

@@ -17,7 +17,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
 /// Something to be made durable.
-pub(super) enum Parcel {
+pub(crate) enum Parcel {
     Segment {
         name: SegmentName,
         end: Lsn,

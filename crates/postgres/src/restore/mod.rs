@@ -140,7 +140,18 @@ pub fn restore(
         find_program(detail.version, start.bin_dir.as_deref())?;
     }
     let archive = repo.archive(detail.system_identifier);
-    wal::check_target(&archive, &detail, &options.target, options.inclusive, options.timeline)?;
+    let check =
+        wal::check_target(&archive, &detail, &options.target, options.inclusive, options.timeline)?;
+    // A standby's backup may end where a segment does, with nothing behind.
+    let size = detail.segment_size;
+    let nothing_behind = check.carried
+        || (detail.stop_lsn.offset(size) == 0
+            && match check.last.next(size) {
+                Some(next) => !archive.contains(&next.to_string())?,
+                None => true,
+            });
+    let ending = ending(nothing_behind, options)?;
+    let options = ending.as_ref().unwrap_or(options);
     let tree = repo.tree(snapshot)?.falling_over(options.fallback.clone());
     may_restore_to(&to, options.delta, &tree, &detail)?;
     let spaces = Spaces::plan(&detail, &to, options)?;
@@ -210,6 +221,22 @@ pub fn restore(
         recovered = Some(began.elapsed());
     }
     Ok(Restored { report, detail, notes, running, copied, recovered })
+}
+
+/// How a recovery ends that has no WAL behind its backup. The server stops *before* the record that
+/// follows the end of the backup, and none does: what has no target ends there, too.
+fn ending(nothing_behind: bool, options: &RestoreOptions) -> Result<Option<RestoreOptions>> {
+    if !nothing_behind || options.standby || options.target != RecoveryTarget::Immediate {
+        return Ok(None);
+    }
+    if options.action != TargetAction::Promote {
+        return Err(PostgresError::usage(format!(
+            "the archive has no WAL behind the backup: a server cannot {} at its end, only promote",
+            options.action.as_str()
+        ))
+        .with_hint("leave --target-action out"));
+    }
+    Ok(Some(RestoreOptions { target: RecoveryTarget::Latest, ..options.clone() }))
 }
 
 fn until(options: &RestoreOptions) -> Until {

@@ -156,6 +156,7 @@ mod tests {
                     path: (*path).to_owned(),
                 })
                 .collect(),
+            standalone: false,
             time_start: jiff::Timestamp::UNIX_EPOCH,
             time_stop: jiff::Timestamp::UNIX_EPOCH,
         }

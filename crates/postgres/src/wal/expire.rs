@@ -134,6 +134,7 @@ mod tests {
             stop: Lsn(start + 400),
             segment_size: SegmentSize::MIN,
             time_stop: Timestamp::UNIX_EPOCH,
+            standalone: false,
         }
     }
 

@@ -390,6 +390,7 @@ mod tests {
             stop: Lsn(2 * MIB + 400),
             segment_size: SegmentSize::MIN,
             time_stop: Timestamp::UNIX_EPOCH,
+            standalone: false,
         };
         let health = window(&archive, SegmentSize::MIN, &[("one".to_owned(), base)]).unwrap();
         assert_eq!(kinds(&health.findings), [("bad-history", true)]);

@@ -67,6 +67,8 @@ pub struct RecoveryBase {
     pub segment_size: SegmentSize,
     /// When the backup ended, by the server's clock.
     pub time_stop: Timestamp,
+    /// Whether it carries the WAL from start to stop itself.
+    pub standalone: bool,
 }
 
 impl From<&BackupDetail> for RecoveryBase {
@@ -78,6 +80,7 @@ impl From<&BackupDetail> for RecoveryBase {
             stop: detail.stop_lsn,
             segment_size: detail.segment_size,
             time_stop: detail.time_stop,
+            standalone: detail.standalone,
         }
     }
 }
@@ -124,6 +127,8 @@ pub struct TargetCheck {
     pub found: Option<Lsn>,
     /// Segments that were read to look for it.
     pub segments_read: u64,
+    /// The archive lacks them, and the snapshot has them itself, up to the end of the backup.
+    pub carried: bool,
 }
 
 /// Refuses a target that recovery from this backup cannot reach, and names the nearest that it can.
@@ -139,7 +144,33 @@ pub fn check_target(
     timeline: Option<TargetTimeline>,
 ) -> Result<TargetCheck> {
     let options = CheckOptions { inclusive, timeline, ..CheckOptions::default() };
-    check_target_with(archive, &detail.into(), target, &options)
+    match check_target_with(archive, &detail.into(), target, &options) {
+        // What the archive lacks is in the snapshot, up to where the backup ended.
+        Err(error)
+            if detail.standalone
+                && error.kind() == PostgresErrorKind::Archive
+                && matches!(target, RecoveryTarget::Latest | RecoveryTarget::Immediate) =>
+        {
+            carried(detail).ok_or(error)
+        }
+        checked => checked,
+    }
+}
+
+/// What recovery of a snapshot reads that carries its WAL.
+fn carried(detail: &BackupDetail) -> Option<TargetCheck> {
+    let size = detail.segment_size;
+    let (first, last) = (detail.start_lsn.segment(size), detail.stop_lsn.last_segment(size));
+    let name = |number| SegmentName::new(detail.timeline, number, size);
+    Some(TargetCheck {
+        timeline: detail.timeline,
+        first: name(first)?,
+        last: name(last)?,
+        segments: last.checked_sub(first)? + 1,
+        found: None,
+        segments_read: 0,
+        carried: true,
+    })
 }
 
 /// [`check_target`] with a say in how much is read.
@@ -340,6 +371,7 @@ impl Check<'_> {
             segments: last.saturating_sub(first) + 1,
             found,
             segments_read: read,
+            carried: false,
         })
     }
 
@@ -630,6 +662,7 @@ mod tests {
             stop: Lsn(0x10_0138),
             segment_size: SegmentSize::MIN,
             time_stop: Timestamp::UNIX_EPOCH,
+            standalone: false,
         };
         let mut names = vec![
             "000000010000000000000001",

@@ -168,7 +168,14 @@ pub fn health(
         let first = base.start.segment(size);
         let needed = base.stop.last_segment(size);
         let reach = inventory.unbroken_from(&history, first);
-        let Some(last) = reach.filter(|&last| last >= needed) else {
+        let whole = reach.filter(|&last| last >= needed);
+        // The last segment that a backup carries ends with it: what comes behind is in the archive's.
+        let from_end = || inventory.unbroken_from(&history, needed).filter(|_| base.standalone);
+        if whole.is_none() && base.standalone && from_end().is_none() {
+            windows.extend(carried(id, base));
+            continue;
+        }
+        let Some(last) = whole.or_else(from_end) else {
             let missing = reach.map_or(first, |last| last + 1);
             let timeline = history.timelines_of(missing, size).first().copied();
             let timeline = timeline.unwrap_or(base.timeline);
@@ -199,6 +206,22 @@ pub fn health(
     }
     let findings = findings::of_listing(inventory, histories, &[]);
     ArchiveHealth { segment_size: size, timelines, windows, unusable, newest: None, findings }
+}
+
+/// The one point that a backup reaches which carries its WAL, and of which the archive has none.
+fn carried(id: &str, base: &RecoveryBase) -> Option<RecoveryWindow> {
+    let size = base.segment_size;
+    Some(RecoveryWindow {
+        backups: vec![id.to_owned()],
+        start: base.start,
+        from: base.stop,
+        from_time: base.time_stop,
+        timeline: base.timeline,
+        last: SegmentName::new(base.timeline, base.stop.last_segment(size), size)?,
+        to: base.stop,
+        archived: None,
+        broken_by: None,
+    })
 }
 
 /// The history that recovery of a backup takes when nobody names a timeline: the newest, as long as
@@ -285,6 +308,7 @@ mod tests {
             stop: Lsn(stop),
             segment_size: SegmentSize::MIN,
             time_stop: Timestamp::from_second(stop as i64).unwrap(),
+            standalone: false,
         }
     }
 
@@ -319,6 +343,24 @@ mod tests {
         assert_eq!(health.windows[1].broken_by, None);
         assert_eq!(health.unusable[0].backup, "lost");
         assert_eq!(health.unusable[0].missing.to_string(), "000000010000000000000004");
+    }
+
+    #[test]
+    fn a_backup_that_carries_its_wal_needs_none_and_goes_on_with_what_there_is() {
+        let own = |base| RecoveryBase { standalone: true, ..base };
+        let alone = backups(&[("own", own(base(1, 2 * MIB + 40, 3 * MIB + 40)))]);
+        let found = health(&inventory(&[]), &[], &alone);
+        assert!(found.unusable.is_empty());
+        assert_eq!(
+            (found.windows[0].from, found.windows[0].to),
+            (Lsn(3 * MIB + 40), Lsn(3 * MIB + 40))
+        );
+        let later = inventory(&["000000010000000000000003", "000000010000000000000004"]);
+        let found = health(&later, &[], &alone);
+        assert_eq!(found.windows[0].to, Lsn(5 * MIB));
+        // The segment behind is of no use without the one in which the backup ended.
+        let behind = inventory(&["000000010000000000000004"]);
+        assert_eq!(health(&behind, &[], &alone).windows[0].to, Lsn(3 * MIB + 40));
     }
 
     #[test]

@@ -10,6 +10,7 @@
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
+pub(crate) mod base;
 mod login;
 mod message;
 mod stream;
@@ -127,6 +128,11 @@ impl Wire {
     /// Host and port, for messages.
     pub(crate) fn place(&self) -> &str {
         &self.place
+    }
+
+    /// Whether nothing can be said any more.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.broken
     }
 
     /// A setting of the server.

@@ -14,8 +14,8 @@ use std::time::Duration;
 use backstay_postgres::control::ControlFile;
 use backstay_postgres::wal::{self, FetchOptions, FetchOutcome, PushOptions, RecoveryTarget};
 use backstay_postgres::{
-    Backup, BackupOptions, PostgresError, ReceiveOptions, RestoreOptions, Restored, Slot, Source,
-    backup, receive, restore,
+    Backup, BackupOptions, Method, PostgresError, ReceiveOptions, RestoreOptions, Restored, Slot,
+    Source, backup, receive, restore,
 };
 use backstay_repo::{
     Compression, Environment, InitOptions, OpenOptions, Repository, Secret, Snapshot,
@@ -241,13 +241,15 @@ fn helper() {
     let code = match work.as_str() {
         "push" => push(&repo, &name, &path),
         "fetch" => fetch(&repo, &name, &path),
-        "backup" => {
+        "backup" | "wire-backup" => {
             let source = Source {
                 name: "main".to_owned(),
                 connection: get("CONNECTION"),
                 data_directory: None,
             };
-            backup(&repo, &source, &BackupOptions::default()).unwrap();
+            let method = if work == "backup" { Method::Auto } else { Method::Wire };
+            let options = BackupOptions { method, ..BackupOptions::default() };
+            backup(&repo, &source, &options).unwrap();
             0
         }
         "restore" => {

@@ -61,6 +61,10 @@ pub trait Reader: Send + Sync {
         std::iter::once(0..u64::MAX).collect()
     }
 
+    /// What lies in `range` will not be read again: content that comes as a stream need not be kept
+    /// any longer.
+    fn release(&self, _range: Range<u64>) {}
+
     /// The last word on the metadata, after all was read.
     fn finish(&self, _entry: &mut Entry, _bytes_read: u64) -> Result<(), ContentError> {
         Ok(())

@@ -182,6 +182,11 @@ impl Region {
         self.moved = true;
     }
 
+    /// Whether each cell is stored as it is: none is read a second time.
+    pub fn is_whole(&self) -> bool {
+        self.whole
+    }
+
     /// Takes a cell as it was read. `file_at` is where it lies in the file that `encoded` is about.
     pub fn take(
         &mut self,

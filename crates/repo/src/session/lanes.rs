@@ -220,6 +220,11 @@ impl Session {
         Ok(listed)
     }
 
+    /// Lists what has been sent, in the lanes in which it is time to.
+    pub(super) fn list_due(&self) {
+        self.lanes.iter().filter(|lane| lane.shared.is_alive()).for_each(Lane::list_due);
+    }
+
     /// A way to store records as they were stored before, in the first lane.
     pub(crate) fn mover(&self) -> Option<Mover> {
         self.lanes.first().map(|lane| Mover::new(lane.shared.clone()))

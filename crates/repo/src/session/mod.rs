@@ -23,7 +23,7 @@ mod writer;
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -108,7 +108,15 @@ pub(crate) struct Lane {
     shared: Arc<Shared>,
     /// Segments of the index that were written so far.
     listed: AtomicU32,
+    /// Packs that are in them.
+    listed_packs: AtomicUsize,
 }
+
+/// Packs that are listed before the end at least at once: 128 MiB.
+const LISTED_AT_ONCE: usize = 4;
+/// Which part of what was sent may be unlisted. With one half as many, a large backup would have
+/// twice as many segments of the index.
+const UNLISTED_SHARE: usize = 16;
 
 /// How many threads to use when asked for `wanted`.
 pub(crate) fn workers(wanted: usize) -> usize {
@@ -182,8 +190,10 @@ fn begin_lane(
     }
     let shared = Arc::new(Shared::new(repository.clone(), work, index, &options, pack_size));
     shared.start_uploads();
-    let listed = AtomicU32::new(0);
-    Ok(Lane { number: 0, repository, options, group: None, started, shared, listed })
+    let (listed, listed_packs) = (AtomicU32::new(0), AtomicUsize::new(0));
+    let lane =
+        Lane { number: 0, repository, options, group: None, started, shared, listed, listed_packs };
+    Ok(lane)
 }
 
 impl Lane {
@@ -249,6 +259,7 @@ impl Lane {
             Ok(_) => return Err(given_up()),
             Err(error) => return Err(error.into()),
         }
+        self.listed_packs.fetch_add(packs.len(), Relaxed);
         let mut segments = vec![SegmentBuilder::default()];
         for (pack, records) in packs {
             let last = segments.last_mut().expect("there is one at least");
@@ -265,6 +276,20 @@ impl Lane {
             failpoint::hit("index-created");
         }
         Ok(())
+    }
+
+    /// Lists packs that are durable, once they are worth an object of the index: a session that comes
+    /// after one that died finds in the index what that one had sent, and does not send it again. What
+    /// of it no snapshot refers to is garbage like any other.
+    fn list_due(&self) {
+        let due = (self.listed_packs.load(Relaxed) / UNLISTED_SHARE).max(LISTED_AT_ONCE);
+        let packs = self.shared.take_uploaded(due);
+        if packs.is_empty() {
+            return;
+        }
+        if let Err(error) = self.list_packs(packs) {
+            self.shared.fail(error);
+        }
     }
 
     /// Makes the snapshot exist. All that it refers to is durable when this returns.

@@ -404,6 +404,7 @@ impl Worker {
                 round += 1;
             }
         }
+        reader.release(start..start + length);
         Ok(refs)
     }
 
@@ -437,6 +438,10 @@ impl Worker {
                 }
             }
             self.encoded = encoded;
+            // A lane that has nothing to compare with takes each cell whole, and only once.
+            if regions.iter().flatten().all(Region::is_whole) {
+                reader.release(at..at + length as u64);
+            }
         }
         Ok(())
     }

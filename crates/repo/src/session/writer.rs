@@ -208,6 +208,7 @@ impl<'s> TreeWriter<'s> {
     }
 
     fn submit(&mut self, job: Job) -> Result<()> {
+        self.session.list_due();
         self.session.check()?;
         self.session.pool.submit(job)
     }
@@ -238,6 +239,7 @@ impl<'s> TreeWriter<'s> {
 
     fn receive(&mut self) -> Result<()> {
         loop {
+            self.session.list_due();
             self.session.check()?;
             let timeout = std::time::Duration::from_millis(100);
             match self.results.recv_timeout(timeout) {
