@@ -69,6 +69,7 @@ impl Primary {
         };
         let name: WalName = labels[0].parse().unwrap();
         let base = RecoveryBase {
+            standalone: false,
             system_identifier: self.system(),
             timeline: name.timeline(),
             start: line("START WAL LOCATION"),
