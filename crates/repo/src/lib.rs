@@ -71,7 +71,7 @@ pub use repository::{InitOptions, OpenOptions, Repository, Usage};
 pub use restore::{Placement, RestoreOptions, RestoreReport};
 pub use session::host;
 pub use session::{
-    Chunking, Content, ContentError, Fate, Order, Reader, Session, SessionOptions, TreeRoot,
+    Chunking, Content, ContentError, Fate, KnownRegion, Order, Reader, Session, SessionOptions, TreeRoot,
     TreeWriter,
 };
 pub use snapshot::{Origin, Problem, Snapshot, SnapshotStats, SnapshotType, SourceKind};
