@@ -403,7 +403,11 @@ fn copy_files(
                 tree.entry(entry(EntryKind::Symlink { target: target.clone() }))?;
             }
             What::File { size } => {
-                tree.file(entry(content(*size)), file(None, None, Vec::new()), Chunking::ContentDefined)?;
+                tree.file(
+                    entry(content(*size)),
+                    file(None, None, Vec::new()),
+                    Chunking::ContentDefined,
+                )?;
             }
             What::Relation { size, segment } => {
                 let first = segment.wrapping_mul(cluster.relation_segment_blocks);
