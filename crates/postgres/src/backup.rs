@@ -16,7 +16,7 @@
 //!
 //! Every file is read whole. An incremental backup compares the pages of relations with their hashes
 //! in the snapshot before, and stores those that changed; its snapshot is as complete as any other.
-//! Where the log says which relations changed, the others need not be read (`known`).
+//! Where the log says which pages changed, the others need not be read (`known`).
 
 mod archived;
 mod carried;
@@ -235,8 +235,16 @@ fn on_host(
     let mut warnings = std::mem::take(&mut listing.warnings);
     // A standby has the log only in part.
     let detect = if cluster.in_recovery { Detect::Hash } else { options.detect };
-    let known =
-        Known::find(detect, &writing, cluster, start_lsn, &listing, progress, &mut warnings)?;
+    let known = Known::find(
+        detect,
+        &writing,
+        cluster,
+        start_lsn,
+        &listing,
+        options.workers,
+        progress,
+        &mut warnings,
+    )?;
     progress.add_total(listing.bytes, listing.items.len() as u64);
     let checks = cluster.checksums.then(|| PageChecks::new(cluster.block_size, start_lsn));
     let mut tree = writing.tree(Order::Any);
@@ -553,12 +561,13 @@ fn copy_files(
     let has_spaces = listing.items.iter().any(|item| item.path.starts_with(b"tablespaces/"));
     for item in listing.items.iter().chain(has_spaces.then_some(&spaces)) {
         let entry = |kind| Entry { path: item.path.clone(), meta: item.meta.clone(), kind };
-        let file = |relation_size, pages| {
+        let file = |relation_size, pages, changed| {
             Box::new(DataFile {
                 source: item.source.clone(),
                 path: String::from_utf8_lossy(&item.path).into_owned(),
                 relation_size,
                 pages,
+                changed,
             })
         };
         let content = |size| EntryKind::File(FileContent { size, ..FileContent::empty() });
@@ -569,19 +578,19 @@ fn copy_files(
                 tree.entry(entry(EntryKind::Symlink { target: target.clone() }))?;
             }
             What::File { size } => {
-                tree.file(entry(content(*size)), file(None, None), Chunking::ContentDefined)?;
+                tree.file(
+                    entry(content(*size)),
+                    file(None, None, Vec::new()),
+                    Chunking::ContentDefined,
+                )?;
             }
             What::Relation { size, segment } => {
                 let first = segment.wrapping_mul(cluster.relation_segment_blocks);
                 let pages = relations.checks.map(|checks| (checks.clone(), first));
                 let known = relations.known.of(relations.writing, item, *size);
-                let wanted = || -> Box<dyn Content> { file(Some(*size), pages) };
-                if known.is_empty() {
-                    tree.file(entry(content(*size)), wanted(), Chunking::Grid)?;
-                } else {
-                    let entry = entry(content(*size));
-                    tree.file_unless_known(entry, wanted, Chunking::Grid, known)?;
-                }
+                let wanted = || -> Box<dyn Content> { file(Some(*size), pages, known.changed) };
+                let entry = entry(content(*size));
+                tree.file_unless_known(entry, wanted, Chunking::Grid, known.entries)?;
             }
         }
         if asked.elapsed() >= KEEP_ALIVE {

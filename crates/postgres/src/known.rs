@@ -1,11 +1,14 @@
-//! Relations that a backup does not have to read, because the WAL says that nothing of them changed
-//! since the snapshot before.
+//! What of relations a backup does not have to read, because the WAL says that it did not change since
+//! the snapshot before.
 //!
-//! The unit is the file: one that changed at all is read whole, and its pages are compared by their
-//! hashes. Of those that did not change, every sixteenth is read all the same, others each time, so
-//! that what WAL does not tell, such as damage of a disk, is met in the end.
+//! A file of which nothing changed is not opened at all; of the others those cells are read in which a
+//! page changed, and all from where a relation was cut on. Before any of that a sample is looked at
+//! (`sample`): one page that is not what the log says, and everything is read.
+
+mod sample;
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use backstay_repo::{Entry, EntryKind, Progress, Session, Snapshot};
@@ -15,9 +18,7 @@ use crate::copy::{Item, Listing};
 use crate::detail::BackupDetail;
 use crate::inspect::Cluster;
 use crate::wal::{Detected, Detection, Folder, Fork, Lsn, Moment, Nearest, detect};
-
-/// One of so many unchanged files is read.
-const SAMPLED: u32 = 16;
+use sample::{Sampler, Unlike};
 
 /// How a backup finds out what changed since the snapshot before.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -39,8 +40,29 @@ pub(crate) struct Known {
 }
 
 struct Before {
+    /// Where the snapshot before started, and its id.
+    start: Lsn,
+    snapshot: String,
     detection: Arc<Detection>,
     files: HashMap<Vec<u8>, Entry>,
+}
+
+impl Before {
+    /// What there was of a file, and where it may be something else now. Nothing when that is anywhere.
+    fn changed(&self, path: &[u8], size: u64) -> Option<(&Entry, Vec<Range<u64>>)> {
+        let entry = self.files.get(path)?;
+        let EntryKind::File(content) = &entry.kind else { return None };
+        Some((entry, self.detection.to_read(path, Some(content.size), size)))
+    }
+}
+
+/// What is known of a file before it is read.
+#[derive(Default)]
+pub(crate) struct KnownFile {
+    /// Of each lane, its entry where nothing of it changed; empty where there is none.
+    pub entries: Vec<Option<Entry>>,
+    /// Of each lane, where it may be something else than before; empty where that is anywhere.
+    pub changed: Vec<Option<Vec<Range<u64>>>>,
 }
 
 impl Known {
@@ -50,7 +72,7 @@ impl Known {
     }
 
     /// Asks the WAL, for each lane from the snapshot that it is compared with on. What is no answer
-    /// goes to `warnings`.
+    /// goes to `warnings`; a page of which it says what is not so is a problem of the snapshot.
     ///
     /// # Errors
     /// Only when the work is to stop.
@@ -60,6 +82,7 @@ impl Known {
         cluster: &Cluster,
         start: Lsn,
         listing: &Listing,
+        workers: usize,
         progress: &Arc<Progress>,
         warnings: &mut Vec<String>,
     ) -> Result<Self> {
@@ -103,7 +126,8 @@ impl Known {
             let answer = ask().and_then(|answer| match answer {
                 Ok((detail, detection)) => {
                     let files = relations_of(repository, parent)?;
-                    Ok(Ok((detail, Before { detection, files })))
+                    let (start, snapshot) = (detail.start_lsn, parent.short_id().to_owned());
+                    Ok(Ok((detail, Before { start, snapshot, detection, files })))
                 }
                 Err(reason) => Ok(Err(reason)),
             });
@@ -128,29 +152,86 @@ impl Known {
                     .push(format!("all files were read, not only what the log names: {reason}"));
             }
         }
-        Ok(Self { lanes, lot: (start.0 >> 3) as u32 })
+        let known = Self { lanes, lot: (start.0 >> 3) as u32 };
+        Ok(match known.unlike(writing, cluster, start, listing, workers, progress)? {
+            None => known,
+            Some(unlike) => {
+                known.disbelieve(&unlike, writing, warnings);
+                Self::nothing()
+            }
+        })
     }
 
-    /// What each lane has of a file from before; empty where all are to read it.
-    pub(crate) fn of(&self, writing: &Session, item: &Item, size: u64) -> Vec<Option<Entry>> {
-        if self.lanes.iter().all(Option::is_none) || size == 0 {
-            return Vec::new();
+    /// Looks at a sample of what is said not to have changed.
+    fn unlike(
+        &self,
+        writing: &Session,
+        cluster: &Cluster,
+        start: Lsn,
+        listing: &Listing,
+        workers: usize,
+        progress: &Progress,
+    ) -> Result<Option<Unlike>> {
+        if self.lanes.iter().all(Option::is_none) {
+            return Ok(None);
         }
-        if (crc32c::crc32c(&item.path) ^ self.lot).is_multiple_of(SAMPLED) {
-            return Vec::new();
-        }
-        let of_lane = |(lane, before): (usize, &Option<Before>)| -> Option<Entry> {
-            let before = before.as_ref()?;
-            let old = before.files.get(&item.path)?;
-            let EntryKind::File(content) = &old.kind else { return None };
-            let changed = before.detection.to_read(&item.path, Some(content.size), size);
-            (changed.is_empty() && writing.can_reuse(lane, content)).then(|| Entry {
-                path: item.path.clone(),
-                meta: item.meta.clone(),
-                kind: EntryKind::File(content.clone()),
-            })
+        let workers = match workers {
+            0 => std::thread::available_parallelism().map_or(2, |n| n.get()),
+            count => count,
         };
-        self.lanes.iter().enumerate().map(of_lane).collect()
+        let checksums = cluster.checksums;
+        Sampler { known: self, writing, progress, start, checksums }.look(listing, workers)
+    }
+
+    /// Says of a page that the log does not tell the truth.
+    fn disbelieve(&self, unlike: &Unlike, writing: &Session, warnings: &mut Vec<String>) {
+        let Unlike { path, block } = unlike;
+        let before = self.lanes.iter().flatten().next();
+        let before = before.map_or_else(String::new, |before| before.snapshot.clone());
+        tracing::error!(%path, block, "a page changed of which the log has no change");
+        warnings.push(format!(
+            "block {block} of {path} is not what it was in snapshot {before}, and the log has no \
+             change of it: everything was read. Earlier snapshots that were made by the log may have \
+             an old state of this page, or the disk damaged it: see what `pg_amcheck` says of the \
+             server, and back up with `detect = \"hash\"` until the cause is known"
+        ));
+        writing.problem(
+            path,
+            format!(
+                "block {block} changed since snapshot {before} without a record in the log; it was \
+                 stored as it is, and all other files were read, too"
+            ),
+        );
+    }
+
+    /// What each lane has of a file from before.
+    pub(crate) fn of(&self, writing: &Session, item: &Item, size: u64) -> KnownFile {
+        let mut known = KnownFile::default();
+        if self.lanes.iter().all(Option::is_none) || size == 0 {
+            return known;
+        }
+        for (lane, before) in self.lanes.iter().enumerate() {
+            let found = before.as_ref().and_then(|before| before.changed(&item.path, size));
+            let (entry, changed) = match found {
+                None => (None, None),
+                Some((old, changed)) => match &old.kind {
+                    EntryKind::File(content)
+                        if changed.is_empty() && writing.can_reuse(lane, content) =>
+                    {
+                        let kind = EntryKind::File(content.clone());
+                        let (path, meta) = (item.path.clone(), item.meta.clone());
+                        (Some(Entry { path, meta, kind }), None)
+                    }
+                    _ => (None, Some(changed)),
+                },
+            };
+            known.entries.push(entry);
+            known.changed.push(changed);
+        }
+        if known.entries.iter().all(Option::is_none) {
+            known.entries.clear();
+        }
+        known
     }
 }
 

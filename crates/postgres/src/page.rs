@@ -12,7 +12,11 @@
 //! the page side by side, two rounds of zeros mix the last bits, the lanes are folded by XOR, the
 //! block number *within the relation* is mixed in, and the result is brought into 1..=65535.
 
+mod hints;
+
 use std::sync::OnceLock;
+
+pub use hints::same_but_for_hints;
 
 /// The smallest and largest page PostgreSQL can be built with. Bytes.
 pub const PAGE_SIZES: std::ops::RangeInclusive<u32> = 1024..=32768;

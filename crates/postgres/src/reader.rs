@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -115,6 +116,9 @@ pub(crate) struct DataFile {
     pub(crate) relation_size: Option<u64>,
     /// Checks, and the number of the file's first block within its relation.
     pub(crate) pages: Option<(Arc<PageChecks>, u32)>,
+    /// Of each repository that the backup goes to, where a relation may be something else than in the
+    /// snapshot before; nothing of those for which that is anywhere.
+    pub(crate) changed: Vec<Option<Vec<Range<u64>>>>,
 }
 
 impl Content for DataFile {
@@ -135,7 +139,8 @@ impl Content for DataFile {
                 .map_err(|error| ContentError::Unreadable(format!("could not be read: {error}")))?
                 .len(),
         };
-        Ok(Box::new(DataReader { file, size, path: self.path.into(), pages: self.pages }))
+        let Self { path, pages, changed, .. } = *self;
+        Ok(Box::new(DataReader { file, size, path: path.into(), pages, changed }))
     }
 }
 
@@ -144,6 +149,7 @@ struct DataReader {
     size: u64,
     path: Arc<str>,
     pages: Option<(Arc<PageChecks>, u32)>,
+    changed: Vec<Option<Vec<Range<u64>>>>,
 }
 
 impl Reader for DataReader {
@@ -160,6 +166,10 @@ impl Reader for DataReader {
             self.check_pages(checks, *first, offset, buffer)?;
         }
         Ok(want)
+    }
+
+    fn changed(&self, lane: usize) -> Option<&[Range<u64>]> {
+        self.changed.get(lane)?.as_deref()
     }
 }
 
@@ -306,6 +316,7 @@ mod tests {
                 path: "data/base/5/16385".to_owned(),
                 relation_size: Some(size),
                 pages: Some((self.checks.clone(), first)),
+                changed: Vec::new(),
             };
             match Box::new(file).open() {
                 Ok(reader) => reader,
@@ -392,6 +403,7 @@ mod tests {
             path: "data/base/5/16385".to_owned(),
             relation_size: Some(SIZE as u64),
             pages: None,
+            changed: Vec::new(),
         };
         assert!(matches!(Box::new(file).open(), Err(ContentError::Vanished)));
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backstay_postgres::control::ControlFile;
-use backstay_postgres::wal::{Lsn, RecoveryTarget};
+use backstay_postgres::wal::{self, Lsn, RecoveryTarget};
 use backstay_postgres::{
     PostgresErrorKind, ReceiveOptions, ReceiveState, ReceiveStatus, Slot, drop_slot, receive,
 };
@@ -126,6 +126,73 @@ fn every_version_is_received_beside_its_own_archive_command() {
         drop_slot(&fixture.source(), "backstay").unwrap();
         assert_eq!(cluster.value("select count(*) from pg_replication_slots"), "0");
     }
+}
+
+/// What only slices have can be restored to, and counts in what would be lost now.
+#[test]
+fn targets_that_lie_in_slices_are_reached() {
+    let Some(installation) = version(16).or_else(|| version(15)) else {
+        skip!("neither PostgreSQL 16 nor 15 is installed");
+    };
+    let fixture = quiet(&installation);
+    let cluster = &fixture.cluster;
+    let options = options();
+    cluster.sql("create table t (i int)");
+    let (found, _) = while_receiving(&fixture, &options, |state| {
+        cluster.switch_wal();
+        let made = fixture.backup();
+        cluster.sql("insert into t values (1)");
+        let mut client = cluster.connect();
+        let mut transaction = client.transaction().unwrap();
+        transaction.execute("insert into t values (2)", &[]).unwrap();
+        let xid: String = transaction.query_one("select txid_current()::text", &[]).unwrap().get(0);
+        transaction.commit().unwrap();
+        cluster.sql("select pg_create_restore_point('here')");
+        let lsn = here(cluster);
+        let time: jiff::Timestamp = cluster
+            .value("select to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')")
+            .parse()
+            .unwrap();
+        cluster.sql("insert into t values (3)");
+        let last = here(cluster);
+        wait_for(state, last);
+        (made, xid.parse::<u64>().unwrap(), lsn, time, last)
+    });
+    let (made, xid, lsn, time, last) = found;
+    let archive = archive(&fixture);
+    let segment = cluster.value("select pg_walfile_name(pg_current_wal_flush_lsn())");
+    assert!(!archive.contains(&segment).unwrap(), "{segment} is whole");
+    let check =
+        |target: &RecoveryTarget| wal::check_target(&archive, &made.detail, target, true, None);
+    let name = RecoveryTarget::Name("here".into());
+    for target in [
+        RecoveryTarget::Latest,
+        RecoveryTarget::Xid(xid),
+        RecoveryTarget::Lsn(lsn),
+        RecoveryTarget::Time(time),
+        name.clone(),
+    ] {
+        let found = check(&target).unwrap_or_else(|error| panic!("{target}: {error:?}"));
+        assert_eq!(found.last.to_string(), segment, "{target}");
+    }
+    let behind = check(&RecoveryTarget::Lsn(Lsn(last.0 + 4096))).unwrap_err();
+    assert_eq!(behind.kind(), PostgresErrorKind::Target);
+    assert!(behind.to_string().contains("has come up to"), "{behind}");
+
+    let backups = [("made".to_owned(), (&made.detail).into())];
+    let health = wal::window(&archive, made.detail.segment_size, &backups).unwrap();
+    let [window] = health.windows.as_slice() else { panic!("{:?}", health.windows) };
+    assert!(window.begun && window.to >= last, "{window:?}");
+    assert_eq!(window.broken_by, None);
+    assert!(health.unusable.is_empty() && !health.has_gaps());
+    let newest = health.newest.unwrap();
+    assert!(newest.transaction.unwrap() > time, "{newest:?}");
+    assert!(newest.archived.is_some());
+
+    let mut restoring = fixture.restoring("restored", name);
+    restoring.timeline = Some(wal::TargetTimeline::Current);
+    fixture.restore(&made.snapshot, &restoring);
+    assert_eq!(fixture.promoted(&restoring).value("select count(*) from t"), "2");
 }
 
 /// A commit waits for the repository; what it returned for outlives the server, all of it.

@@ -71,8 +71,8 @@ pub use repository::{InitOptions, OpenOptions, Repository, Usage};
 pub use restore::{Placement, RestoreOptions, RestoreReport};
 pub use session::host;
 pub use session::{
-    Chunking, Content, ContentError, Fate, Order, Reader, Session, SessionOptions, TreeRoot,
-    TreeWriter,
+    Chunking, Content, ContentError, Fate, KnownRegion, Order, Reader, Session, SessionOptions,
+    TreeRoot, TreeWriter,
 };
 pub use snapshot::{Origin, Problem, Snapshot, SnapshotStats, SnapshotType, SourceKind};
 pub use thaw::{ThawOptions, ThawReport, ThawWait};

@@ -68,7 +68,7 @@ fn packs(store: &Store, metadata: bool) -> Vec<String> {
 #[test]
 fn two_damaged_repositories_make_one_whole_restore() {
     let files = many(1);
-    for keep_going in [false, true] {
+    for (keep_going, window) in [(false, 0), (true, 0), (false, 1), (true, 20)] {
         let stores = [Store::memory(), Store::memory()];
         let (_, snapshots) = both(&stores, &files);
         let (one, two) = (packs(&stores[0], false), packs(&stores[1], false));
@@ -82,6 +82,7 @@ fn two_damaged_repositories_make_one_whole_restore() {
         let folder = tempfile::tempdir().unwrap();
         let options = RestoreOptions {
             keep_going,
+            window,
             fallback: to_second(&repositories[1], &snapshots[1]),
             ..RestoreOptions::new(folder.path())
         };

@@ -195,9 +195,11 @@ section! {
         /// Start with an immediate checkpoint; `false` waits for the next regular one.
         fast_checkpoint: bool { default: "true", example: "true" },
         /// How a backup finds out what changed since the one before: `hash` reads everything and
-        /// compares it; `wal` does not read the files of relations of which the log says that nothing
-        /// changed, for clusters that are too large to read; `auto` does so where the log is less to
-        /// read than the files. Where the log does not tell, everything is read.
+        /// compares it; `wal` reads the megabytes of relations in which the log says that a page changed,
+        /// for clusters that are too large to read; `auto` does so where the log is less to read than
+        /// the files. Where the log does not tell, everything is read, as where a sample of the rest is
+        /// not what it was; without checksums, hints that the log does not have are as they were when
+        /// the page was last read.
         detect: Detect { default: "hash", example: "\"wal\"" },
         /// How long to wait until the log that belongs to a backup is archived.
         archive_timeout: Duration { default: "60s", example: "\"5m\"" },

@@ -2,8 +2,8 @@
 //!
 //! Recovery takes "not there" for the end of the archive, opens the database and starts a new
 //! timeline. So [`FetchOutcome::Absent`] is said only when every repository said that the file is
-//! not there; whatever else keeps it from being delivered is [`FetchOutcome::Failed`], which stops
-//! recovery where it is.
+//! not there, and nothing says that it should be (`hole`); whatever else keeps it from being delivered
+//! is [`FetchOutcome::Failed`], which stops recovery where it is.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 use backstay_repo::{RepoErrorKind, Repository};
 
 use super::deliver::deliver;
+use super::hole;
 use super::spool::Spool;
 use super::{History, SegmentHeader, SegmentName, WalName, check_segment};
 use crate::{PostgresError, PostgresErrorKind, Result};
 
 /// The first pause before a file is asked for again; each further one is twice as long.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(100);
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// How files are fetched.
 #[derive(Debug, Clone)]
@@ -29,7 +30,8 @@ pub struct FetchOptions {
     pub prefetch: usize,
     /// Where prefetched segments wait. None: no prefetching.
     pub spool: Option<PathBuf>,
-    /// Whether a segment that is nowhere whole is put together from its slices, zeros behind them.
+    /// Whether a segment that is nowhere whole is put together from its slices, zeros behind them; and
+    /// one that is nowhere at all is missed where there should be one. For the last word on it.
     pub slices: bool,
     /// Which repository is asked, in any words: what waits in the spool is taken for the same only.
     pub origin: String,
@@ -42,7 +44,7 @@ pub struct FetchOptions {
 pub enum FetchOutcome {
     /// The file is whole and durable under its name. Exit status 0.
     Complete,
-    /// Every repository said that it has no such file. Exit status 1.
+    /// Every repository said that it has no such file, and none is missing. Exit status 1.
     Absent,
     /// Not known, or not usable. Exit status 255.
     Failed(PostgresError),
@@ -100,7 +102,8 @@ fn try_fetch(
     let content = match (get(repositories, name, options)?, name) {
         (Some(content), _) => content,
         (None, WalName::Segment(segment)) if options.slices => {
-            return begun(repositories, segment, destination, options);
+            return Ok(begun(repositories, segment, destination, options)?
+                || hole::settle(repositories, segment, destination, options)?);
         }
         (None, _) => return Ok(false),
     };
@@ -147,7 +150,7 @@ fn begun(
 }
 
 /// What a receiver shipped of a segment, from the repository that has most of it.
-fn longest(
+pub(super) fn longest(
     repositories: &[Repository],
     name: SegmentName,
     options: &FetchOptions,
@@ -217,7 +220,7 @@ pub fn prefetch(repositories: &[Repository], name: &str, options: &FetchOptions)
 }
 
 /// The file, asked for again within the budget for as long as nobody can say whether it is there.
-fn get(
+pub(super) fn get(
     repositories: &[Repository],
     name: WalName,
     options: &FetchOptions,

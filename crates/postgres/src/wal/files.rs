@@ -23,6 +23,11 @@ pub trait Files: Sync {
     /// The content of a file, or none where there is none of that name.
     fn read(&self, name: &str) -> Result<Option<Vec<u8>>>;
 
+    /// The beginning of a segment that is not there whole, or none where nothing is known of it.
+    fn begun(&self, _segment: &str) -> Result<Option<Vec<u8>>> {
+        Ok(None)
+    }
+
     /// The cluster that all files must be of, where it is known.
     fn system_identifier(&self) -> Option<u64>;
 
@@ -37,6 +42,10 @@ impl Files for Archive {
 
     fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
         Ok(self.fetch(name)?)
+    }
+
+    fn begun(&self, segment: &str) -> Result<Option<Vec<u8>>> {
+        Ok(self.assemble(segment)?)
     }
 
     fn system_identifier(&self) -> Option<u64> {

@@ -235,9 +235,11 @@ pub fn read_through(
         if !read.insert((window.timeline, window.last)) {
             continue;
         }
+        // What has only begun is not among the files that a reader of all of them counts on.
+        let begun = window.last.start(size).filter(|_| window.begun);
         let range = Range {
             from: Some(window.start),
-            to: Some(window.to),
+            to: Some(begun.unwrap_or(window.to)),
             timeline: Some(window.timeline),
         };
         let mut before = window.start;

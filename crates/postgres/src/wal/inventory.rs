@@ -1,4 +1,8 @@
 //! What an archive holds, by timeline and number, and reading its segments along a history.
+//!
+//! A segment that is nowhere whole may have begun: a receiver shipped slices of it. Recovery is given
+//! those, and stops where they end; so they count where the question is what can be recovered, and
+//! nowhere else.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -6,8 +10,9 @@ use std::time::SystemTime;
 
 use super::files::Files;
 use super::reader::Segment;
-use super::{History, SegmentName, SegmentSize, WalName, check_segment};
+use super::{History, Lsn, SegmentName, SegmentSize, WalName, check_segment};
 use crate::{PostgresError, PostgresErrorKind, Result};
+use backstay_repo::Slice;
 
 /// Segments and histories of one cluster, as a listing of its archive gives them.
 #[derive(Debug, Clone)]
@@ -16,11 +21,64 @@ pub struct Inventory {
     segments: BTreeMap<u32, BTreeMap<u64, Option<SystemTime>>>,
     histories: BTreeSet<u32>,
     partials: BTreeSet<SegmentName>,
+    /// Those that are nowhere whole, where slices count.
+    begun: BTreeMap<u32, BTreeMap<u64, Begun>>,
     /// Names that no cluster with segments of this size has.
     misfits: BTreeSet<SegmentName>,
 }
 
+/// How far the slices of a segment reach from its beginning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Begun {
+    pub bytes: u32,
+    /// When the last of them came, by the store's clock.
+    pub modified: Option<SystemTime>,
+}
+
+impl Begun {
+    /// Of slices with the times of their creation; none where they do not reach the beginning.
+    fn of(mut slices: Vec<(Slice, Option<SystemTime>)>) -> Option<Self> {
+        slices.sort_unstable();
+        let mut begun = Self { bytes: 0, modified: None };
+        for (slice, modified) in slices {
+            if slice.start > begun.bytes {
+                break;
+            }
+            if slice.end > begun.bytes {
+                begun = Self { bytes: slice.end, modified: begun.modified.max(modified) };
+            }
+        }
+        (begun.bytes > 0).then_some(begun)
+    }
+}
+
 impl Inventory {
+    /// The same as [`read`](Self::read), with segments that have only begun.
+    pub fn read_with_begun(archive: &dyn Files, size: SegmentSize) -> Result<Self> {
+        let files = archive.names()?;
+        let mut it =
+            Self::of(size, files.iter().map(|(name, modified)| (name.as_str(), *modified)));
+        let mut slices: BTreeMap<SegmentName, Vec<(Slice, Option<SystemTime>)>> = BTreeMap::new();
+        for (name, modified) in &files {
+            if let Some((segment, slice)) = Slice::parse(name)
+                && let Ok(segment) = segment.parse()
+            {
+                slices.entry(segment).or_default().push((slice, *modified));
+            }
+        }
+        for (name, slices) in slices {
+            let whole = |number: &u64| {
+                it.segments.get(&name.timeline()).is_some_and(|there| there.contains_key(number))
+            };
+            if let Some(number) = name.number(size).filter(|number| !whole(number))
+                && let Some(begun) = Begun::of(slices)
+            {
+                it.begun.entry(name.timeline()).or_default().insert(number, begun);
+            }
+        }
+        Ok(it)
+    }
+
     /// Lists the archive of a cluster whose segments have `size`.
     pub fn read(archive: &dyn Files, size: SegmentSize) -> Result<Self> {
         let files = archive.names()?;
@@ -37,6 +95,7 @@ impl Inventory {
             segments: BTreeMap::new(),
             histories: BTreeSet::new(),
             partials: BTreeSet::new(),
+            begun: BTreeMap::new(),
             misfits: BTreeSet::new(),
         };
         for (name, modified) in files {
@@ -93,7 +152,28 @@ impl Inventory {
     }
 
     pub fn modified(&self, name: SegmentName) -> Option<SystemTime> {
-        *self.segments.get(&name.timeline())?.get(&name.number(self.size)?)?
+        let number = name.number(self.size)?;
+        match self.begun(name) {
+            Some(begun) => begun.modified,
+            None => *self.segments.get(&name.timeline())?.get(&number)?,
+        }
+    }
+
+    /// How far a segment has come that is nowhere whole.
+    pub fn begun(&self, name: SegmentName) -> Option<Begun> {
+        self.begun.get(&name.timeline())?.get(&name.number(self.size)?).copied()
+    }
+
+    fn has(&self, timeline: u32, number: u64) -> bool {
+        self.segments.get(&timeline).is_some_and(|numbers| numbers.contains_key(&number))
+            || self.begun.get(&timeline).is_some_and(|numbers| numbers.contains_key(&number))
+    }
+
+    /// The numbers of a timeline's segments from `first` on, whole or begun.
+    fn numbers(&self, timeline: u32, first: u64) -> impl Iterator<Item = u64> {
+        let whole = self.segments.get(&timeline).into_iter().flat_map(move |n| n.range(first..));
+        let begun = self.begun.get(&timeline).into_iter().flat_map(move |n| n.range(first..));
+        whole.map(|(number, _)| *number).chain(begun.map(|(number, _)| *number))
     }
 
     /// The file that recovery along `history` would take for segment `number`.
@@ -101,16 +181,60 @@ impl Inventory {
         history
             .timelines_of(number, self.size)
             .into_iter()
-            .find(|timeline| {
-                self.segments.get(timeline).is_some_and(|numbers| numbers.contains_key(&number))
-            })
+            .find(|timeline| self.has(*timeline, number))
             .and_then(|timeline| SegmentName::new(timeline, number, self.size))
     }
 
     /// The last of the segments from `first` on that follow one another along `history`; none when
     /// `first` itself is missing.
+    ///
+    /// Nothing follows one that has only begun, nor the rest of a segment on a timeline that was left
+    /// in it: the beginning of the next timeline is in that one's own file.
     pub fn unbroken_from(&self, history: &History, first: u64) -> Option<u64> {
-        (first..).take_while(|&number| self.locate(history, number).is_some()).last()
+        let mut last = None;
+        for number in first.. {
+            if self.locate(history, number).is_none() {
+                break;
+            }
+            last = Some(number);
+            if self.lacking(history, number) == self.youngest(history, number) {
+                break;
+            }
+        }
+        last
+    }
+
+    /// The file that recovery along `history` wants for a segment.
+    fn youngest(&self, history: &History, number: u64) -> Option<SegmentName> {
+        let timelines = history.timelines_of(number, self.size);
+        let timeline = timelines.first().copied().unwrap_or(history.timeline());
+        SegmentName::new(timeline, number, self.size)
+    }
+
+    /// The file that recovery lacks to go on from segment `last`, whether there is one after it or
+    /// not: the segment itself, where it is not there whole and of the youngest timeline, or the next.
+    pub fn lacking(&self, history: &History, last: u64) -> Option<SegmentName> {
+        let own = self.youngest(history, last)?;
+        let whole = self.locate(history, last) == Some(own) && self.begun(own).is_none();
+        if whole { self.youngest(history, last.saturating_add(1)) } else { Some(own) }
+    }
+
+    /// The file whose absence ends recovery in segment `last`, although there is later WAL.
+    pub fn broken_by(&self, history: &History, last: u64) -> Option<SegmentName> {
+        self.next_after(history, last)?;
+        self.lacking(history, last)
+    }
+
+    /// Where what can be had of segment `last` along `history` ends.
+    pub fn end_of(&self, history: &History, last: u64) -> Lsn {
+        let behind = self.size.start_of(last.saturating_add(1)).unwrap_or(Lsn(u64::MAX));
+        let Some(name) = self.locate(history, last) else { return behind };
+        let begun = self.begun(name).and_then(|begun| {
+            let start = self.size.start_of(last)?;
+            Some(Lsn(start.0.saturating_add(u64::from(begun.bytes))))
+        });
+        let left = history.end_of(name.timeline());
+        behind.min(begun.unwrap_or(behind)).min(left.unwrap_or(behind))
     }
 
     /// The last segments that follow one another along `history`, up to the newest: the number of
@@ -119,8 +243,7 @@ impl Inventory {
         let timelines =
             history.ancestors().iter().map(|switch| switch.timeline).chain([history.timeline()]);
         let last = timelines
-            .filter_map(|timeline| self.segments.get(&timeline))
-            .flat_map(|numbers| numbers.keys().copied())
+            .flat_map(|timeline| self.numbers(timeline, 0))
             .filter(|number| self.locate(history, *number).is_some())
             .max()?;
         let there = |number: &u64| self.locate(history, *number).is_some();
@@ -133,8 +256,7 @@ impl Inventory {
         let timelines =
             || history.ancestors().iter().map(|switch| switch.timeline).chain([history.timeline()]);
         timelines()
-            .filter_map(|timeline| self.segments.get(&timeline))
-            .flat_map(|numbers| numbers.range(number.saturating_add(1)..).map(|(n, _)| *n))
+            .flat_map(|timeline| self.numbers(timeline, number.saturating_add(1)))
             .filter_map(|number| self.locate(history, number))
             .min_by_key(|name| name.number(self.size))
     }
@@ -202,14 +324,16 @@ impl<'a> Segments<'a> {
         }
         // What is asked for next is this one, the one behind it, or the one before it.
         self.kept.retain(|&kept, _| kept.abs_diff(number) <= 1);
-        let archive = self.archive;
+        let (archive, inventory, history) = (self.archive, self.inventory, self.history);
+        let fetch = |number, name| fetch(archive, inventory, history, number, name);
+        let fetch = &fetch;
         let fetched: Vec<Result<(u64, Segment)>> = std::thread::scope(|scope| {
             let threads: Vec<_> = names
                 .iter()
                 .skip(1)
-                .map(|&(number, name)| scope.spawn(move || fetch(archive, number, name)))
+                .map(|&(number, name)| scope.spawn(move || fetch(number, name)))
                 .collect();
-            let first = names.first().map(|&(number, name)| fetch(archive, number, name));
+            let first = names.first().map(|&(number, name)| fetch(number, name));
             let others = threads.into_iter().map(|thread| {
                 thread.join().unwrap_or_else(|_| {
                     Err(PostgresError::new(
@@ -235,8 +359,25 @@ impl<'a> Segments<'a> {
     }
 }
 
-fn fetch(archive: &dyn Files, number: u64, name: SegmentName) -> Result<(u64, Segment)> {
-    let content = archive.read(&name.to_string())?.ok_or_else(|| {
+/// A segment as recovery is given it: with zeros behind what has come of it, and behind where its
+/// timeline was left.
+fn fetch(
+    archive: &dyn Files,
+    inventory: &Inventory,
+    history: &History,
+    number: u64,
+    name: SegmentName,
+) -> Result<(u64, Segment)> {
+    let size = inventory.segment_size();
+    let text = name.to_string();
+    let content = match archive.read(&text)? {
+        None if inventory.begun(name).is_some() => archive.begun(&text)?.map(|mut content| {
+            content.resize(content.len().max(size.bytes() as usize), 0);
+            content
+        }),
+        content => content,
+    };
+    let mut content = content.ok_or_else(|| {
         PostgresError::new(
             PostgresErrorKind::Archive,
             format!("the WAL segment {name} was removed from the archive while it was read"),
@@ -244,6 +385,12 @@ fn fetch(archive: &dyn Files, number: u64, name: SegmentName) -> Result<(u64, Se
         .with_hint("run the same command again")
     })?;
     check_segment(name, &content, archive.system_identifier())?;
+    if let (Some(left), Some(start)) = (history.end_of(name.timeline()), size.start_of(number)) {
+        let kept = usize::try_from(left.since(start)).unwrap_or(usize::MAX);
+        if let Some(rest) = content.get_mut(kept..) {
+            rest.fill(0);
+        }
+    }
     Ok((number, Segment { timeline: name.timeline(), content: Arc::new(content) }))
 }
 
@@ -281,6 +428,74 @@ mod tests {
         // What the ancestor wrote after it was left is not on the way.
         let only_old = inventory(&["000000010000000000000004"]);
         assert_eq!(only_old.locate(&history, 4), None);
+    }
+
+    #[test]
+    fn a_timeline_that_lacks_its_first_segment_is_broken_there() {
+        let mut names = vec![
+            "000000010000000000000002",
+            "000000010000000000000003",
+            "000000010000000000000004",
+            "00000002.history",
+        ];
+        let history = History::parse(2, b"1\t0/380000\tx").unwrap();
+        let lacks = |names: &[&str]| {
+            let found = inventory(names);
+            let last = found.unbroken_from(&history, 2).unwrap();
+            let broken = found.broken_by(&history, last).map(|name| name.to_string());
+            (last, broken, found.end_of(&history, last))
+        };
+        // Nothing of the new timeline is known: recovery goes as far as where it began.
+        assert_eq!(lacks(&names), (3, None, Lsn(0x38_0000)));
+        // The rest of the segment in which it began is missing, and there is more behind it.
+        names.push("000000020000000000000004");
+        let first = Some("000000020000000000000003".to_owned());
+        assert_eq!(lacks(&names), (3, first, Lsn(0x38_0000)));
+        names.push("000000020000000000000003");
+        assert_eq!(lacks(&names), (4, None, Lsn(0x50_0000)));
+    }
+
+    #[test]
+    fn what_has_begun_counts_up_to_the_first_hole_and_nothing_follows_it() {
+        struct Named(Vec<String>);
+        impl Files for Named {
+            fn names(&self) -> Result<Vec<(String, Option<SystemTime>)>> {
+                Ok(self.0.iter().map(|name| (name.clone(), None)).collect())
+            }
+            fn read(&self, _: &str) -> Result<Option<Vec<u8>>> {
+                Ok(None)
+            }
+            fn system_identifier(&self) -> Option<u64> {
+                None
+            }
+            fn segment_size(&self) -> Result<Option<SegmentSize>> {
+                Ok(None)
+            }
+        }
+        let slice = |segment: &str, start, end| Slice { start, end }.name(segment);
+        let (one, two) = ("000000010000000000000001", "000000010000000000000002");
+        let three = "000000010000000000000003";
+        let mut files = Named(vec![
+            one.into(),
+            slice(one, 0, 500),
+            slice(two, 200, 700),
+            slice(two, 0, 300),
+            slice(two, 800, 900),
+            slice(three, 8, 16),
+        ]);
+        let history = History::first(1);
+        let end = |files: &Named| {
+            let found = Inventory::read_with_begun(files, SegmentSize::MIN).unwrap();
+            let last = found.unbroken_from(&history, 1).unwrap();
+            let broken = found.broken_by(&history, last).map(|name| name.to_string());
+            (last, found.end_of(&history, last), broken)
+        };
+        assert_eq!(end(&files), (2, Lsn(0x20_0000 + 700), None));
+        assert_eq!(inventory(&[one]).unbroken_from(&history, 1), Some(1));
+        files.0.push(three.into());
+        assert_eq!(end(&files), (2, Lsn(0x20_0000 + 700), Some(two.to_owned())));
+        files.0.push(two.into());
+        assert_eq!(end(&files), (3, Lsn(0x40_0000), None));
     }
 
     #[test]

@@ -169,11 +169,7 @@ impl<'a> Scan<'a> {
             return Ok(found);
         }
         found.stopped = reader.end_reason().map(str::to_owned);
-        if self.inventory.next_after(&self.history, self.last).is_some() {
-            let next = self.last.saturating_add(1);
-            let timeline = self.history.timelines_of(next, self.size).first().copied();
-            found.missing = SegmentName::new(timeline.unwrap_or(self.timeline()), next, self.size);
-        }
+        found.missing = self.inventory.broken_by(&self.history, self.last);
         Ok(found)
     }
 }

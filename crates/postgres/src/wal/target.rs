@@ -180,7 +180,7 @@ pub fn check_target_with(
     target: &RecoveryTarget,
     options: &CheckOptions,
 ) -> Result<TargetCheck> {
-    let inventory = Inventory::read(archive, base.segment_size)?;
+    let inventory = Inventory::read_with_begun(archive, base.segment_size)?;
     let history = choose_history(archive, &inventory, base, options.timeline)?;
     let reach = reach(&inventory, &history, base)?;
     let check = Check { archive, inventory: &inventory, history: &history, base, options, reach };
@@ -304,14 +304,16 @@ fn reach(inventory: &Inventory, history: &History, base: &RecoveryBase) -> Resul
     let needed = base.stop.last_segment(size);
     let last = inventory.unbroken_from(history, first);
     match last {
-        Some(last) if last >= needed => Ok(last),
+        Some(last) if last >= needed && inventory.end_of(history, last) >= base.stop => Ok(last),
         _ => {
-            let missing = last.map_or(first, |last| last.saturating_add(1));
+            let lacking = last.and_then(|last| inventory.lacking(history, last));
+            let missing =
+                lacking.map_or_else(|| name_of(history, first, size), |name| name.to_string());
             Err(PostgresError::new(
                 PostgresErrorKind::Archive,
                 format!(
-                    "the archive lacks the WAL segment {}, without which the backup is not consistent",
-                    name_of(history, missing, size)
+                    "the archive lacks the WAL segment {missing}, without which the backup is not \
+                     consistent"
                 ),
             )
             .with_hint("choose another snapshot, or push the segment if it still exists"))
@@ -385,18 +387,27 @@ impl Check<'_> {
 
     /// The segment whose absence ends what can be reached although there are later ones.
     fn gap(&self) -> Option<String> {
-        self.inventory.next_after(self.history, self.reach)?;
-        Some(name_of(self.history, self.reach.saturating_add(1), self.size()))
+        self.inventory.broken_by(self.history, self.reach).map(|name| name.to_string())
     }
 
     /// Why recovery goes no further, for a sentence that goes on.
     fn why_no_further(&self) -> String {
         match self.gap() {
             Some(missing) => format!("the WAL segment {missing} is missing"),
-            None => format!(
-                "{} is the newest WAL segment",
-                name_of(self.history, self.reach, self.size())
-            ),
+            None => {
+                let newest = self.inventory.locate(self.history, self.reach);
+                let name = newest.map_or_else(
+                    || name_of(self.history, self.reach, self.size()),
+                    |name| name.to_string(),
+                );
+                match newest.and_then(|name| self.inventory.begun(name)) {
+                    Some(_) => format!(
+                        "{name} is the newest WAL segment, which has come up to {}",
+                        self.inventory.end_of(self.history, self.reach)
+                    ),
+                    None => format!("{name} is the newest WAL segment"),
+                }
+            }
         }
     }
 

@@ -48,9 +48,11 @@ pub struct RecoveryWindow {
     pub timeline: u32,
     /// The last segment that can be reached.
     pub last: SegmentName,
+    /// Whether only its beginning is there, as a receiver ships it.
+    pub begun: bool,
     /// The position behind it: every recovery point lies before this.
     pub to: Lsn,
-    /// When that segment came into the archive, by the store's clock.
+    /// When that segment, or what is there of it, came into the archive, by the store's clock.
     pub archived: Option<SystemTime>,
     /// The segment whose absence ends the window although later ones are there.
     pub broken_by: Option<SegmentName>,
@@ -111,7 +113,7 @@ pub fn window(
     segment_size: SegmentSize,
     backups: &[(String, RecoveryBase)],
 ) -> Result<ArchiveHealth> {
-    let inventory = Inventory::read(archive, segment_size)?;
+    let inventory = Inventory::read_with_begun(archive, segment_size)?;
     let (mut histories, mut unreadable) = (Vec::new(), Vec::new());
     for timeline in inventory.timelines() {
         let read = match inventory.has_history(timeline) {
@@ -168,7 +170,8 @@ pub fn health(
         let first = base.start.segment(size);
         let needed = base.stop.last_segment(size);
         let reach = inventory.unbroken_from(&history, first);
-        let whole = reach.filter(|&last| last >= needed);
+        let enough = |last: &u64| *last >= needed && inventory.end_of(&history, *last) >= base.stop;
+        let whole = reach.filter(enough);
         // The last segment that a backup carries ends with it: what comes behind is in the archive's.
         let from_end = || inventory.unbroken_from(&history, needed).filter(|_| base.standalone);
         if whole.is_none() && base.standalone && from_end().is_none() {
@@ -176,10 +179,12 @@ pub fn health(
             continue;
         }
         let Some(last) = whole.or_else(from_end) else {
-            let missing = reach.map_or(first, |last| last + 1);
-            let timeline = history.timelines_of(missing, size).first().copied();
-            let timeline = timeline.unwrap_or(base.timeline);
-            if let Some(missing) = SegmentName::new(timeline, missing, size) {
+            let timeline = history.timelines_of(first, size).first().copied();
+            let missing = match reach {
+                Some(last) => inventory.lacking(&history, last),
+                None => SegmentName::new(timeline.unwrap_or(base.timeline), first, size),
+            };
+            if let Some(missing) = missing {
                 unusable.push(Unusable { backup: id.clone(), missing });
             }
             continue;
@@ -191,7 +196,6 @@ pub fn health(
             window.start = window.start.min(base.start);
             continue;
         }
-        let broken = inventory.next_after(&history, last).is_some();
         windows.push(RecoveryWindow {
             backups: vec![id.clone()],
             start: base.start,
@@ -199,9 +203,10 @@ pub fn health(
             from_time: base.time_stop,
             timeline: history.timeline(),
             last: name,
-            to: size.start_of(last.saturating_add(1)).unwrap_or(Lsn(u64::MAX)),
+            begun: inventory.begun(name).is_some(),
+            to: inventory.end_of(&history, last).max(base.stop),
             archived: inventory.modified(name),
-            broken_by: broken.then(|| name.next(size)).flatten(),
+            broken_by: inventory.broken_by(&history, last),
         });
     }
     let findings = findings::of_listing(inventory, histories, &[]);
@@ -218,6 +223,7 @@ fn carried(id: &str, base: &RecoveryBase) -> Option<RecoveryWindow> {
         from_time: base.time_stop,
         timeline: base.timeline,
         last: SegmentName::new(base.timeline, base.stop.last_segment(size), size)?,
+        begun: None,
         to: base.stop,
         archived: None,
         broken_by: None,

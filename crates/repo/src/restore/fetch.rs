@@ -1,4 +1,6 @@
-//! The workers of a restore: small things in batches, then ranges of packs.
+//! The workers of a restore that fetch ranges of packs and write what lies in them, and what becomes
+//! of what cannot be had. `small` is what needs no pack, `compare` what is there already, `finish` how a
+//! file begins and ends.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -8,16 +10,15 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::AcqRel, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
-use rustix::fs::{FallocateFlags, FileType};
+use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
-use super::place::{OURS, Owners, Place, There, set_metadata};
+use super::place::{Owners, Place};
 use super::{Counters, NOWHERE, Planned, Wanted};
 use crate::codec::Codec;
-use crate::entry::{Body, Entry, EntryKind, Metadata};
+use crate::entry::Metadata;
 use crate::index::{Index, PackInfo};
 use crate::repository::{Repository, missing_chunk, open_record};
-use crate::session::{CELL, content_id_of_data};
 use crate::tree::slice;
 use crate::{Compression, Fallback, Kind, Problem, Progress, RepoError, RepoErrorKind, Result};
 use backstay_store::failpoint;
@@ -28,8 +29,6 @@ const RANGE: u64 = 8 << 20;
 const GAP: u64 = 512 << 10;
 /// Writes from this size on are sent to the disk at once. Bytes.
 const WRITTEN_BACK: usize = 256 << 10;
-/// Files from this size on are allocated in one go. Bytes.
-const ALLOCATED: u64 = 4 << 20;
 
 pub(super) struct Fetcher<'r> {
     /// Where else to look for what cannot be had.
@@ -78,128 +77,25 @@ pub(super) struct Missing {
     pub error: RepoError,
 }
 
-type Batch = Vec<(Place, Entry)>;
-
 /// The first error of several threads.
 #[derive(Default)]
-struct Failure(Mutex<Option<RepoError>>);
+pub(super) struct Failure(Mutex<Option<RepoError>>);
 
 impl Failure {
-    fn set(&self, error: RepoError) {
+    pub fn set(&self, error: RepoError) {
         self.0.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(error);
     }
 
-    fn is_set(&self) -> bool {
+    pub fn is_set(&self) -> bool {
         self.0.lock().unwrap_or_else(|e| e.into_inner()).is_some()
     }
 
-    fn into_result(self) -> Result<()> {
+    pub fn into_result(self) -> Result<()> {
         self.0.into_inner().unwrap_or_else(|e| e.into_inner()).map_or(Ok(()), Err)
     }
 }
 
 impl Fetcher<'_> {
-    /// Runs `plan`, which hands small things to `count` workers.
-    pub fn with_workers(
-        &self,
-        count: usize,
-        plan: impl FnOnce(&mut dyn FnMut(Batch) -> Result<()>) -> Result<()>,
-    ) -> Result<()> {
-        let (sender, receiver) = crossbeam_channel::bounded::<Batch>(count * 2);
-        let failure = Failure::default();
-        std::thread::scope(|scope| {
-            for _ in 0..count {
-                let (receiver, failure) = (receiver.clone(), &failure);
-                scope.spawn(move || {
-                    for (place, entry) in receiver.into_iter().flatten() {
-                        if failure.is_set() {
-                            continue;
-                        }
-                        let done = self.small(&place, &entry);
-                        if let Err(error) = self.allow(&entry.path, done) {
-                            failure.set(error);
-                        }
-                    }
-                });
-            }
-            drop(receiver);
-            let planned = plan(&mut |batch| {
-                // Workers end only when the sender does.
-                let _ = sender.send(batch);
-                if failure.is_set() {
-                    Err(RepoError::new(RepoErrorKind::Aborted, ""))
-                } else {
-                    Ok(())
-                }
-            });
-            drop(sender);
-            planned
-        })
-        .or_else(|error| if failure.is_set() { Ok(()) } else { Err(error) })?;
-        failure.into_result()
-    }
-
-    fn small(&self, place: &Place, entry: &Entry) -> Result<()> {
-        let fail = |error| RepoError::io("restore", entry.display_path(), error);
-        match &entry.kind {
-            EntryKind::File(content) => {
-                let Body::Inline(bytes) = &content.body else { return Ok(()) };
-                let written = self.inline(place, bytes).and_then(|(file, at)| {
-                    let set = set_metadata(&file, &entry.meta, self.owners, self.strip);
-                    at.map_or(Ok(()), |at| at.replace(place))?;
-                    Ok(set)
-                });
-                let set = match written {
-                    Err(error) if self.goes_on(&error) => {
-                        self.fail(&entry.path, entry.size(), error.to_string());
-                        return Ok(());
-                    }
-                    written => written?,
-                };
-                self.counters.bytes_written.fetch_add(bytes.len() as u64, Relaxed);
-                set.map_err(fail)?;
-            }
-            EntryKind::Symlink { target } => {
-                place.symlink(target, self.delta).map_err(fail)?;
-                place.set_metadata(&entry.meta, self.owners, true, false)?;
-            }
-            kind => {
-                let (kind, device) = match kind {
-                    EntryKind::CharDevice { rdev } => (FileType::CharacterDevice, *rdev),
-                    EntryKind::BlockDevice { rdev } => (FileType::BlockDevice, *rdev),
-                    _ => (FileType::Fifo, 0),
-                };
-                place.special(kind, device, self.delta).map_err(fail)?;
-                place.set_metadata(&entry.meta, self.owners, false, false)?;
-            }
-        }
-        self.progress.add_done(entry.size(), 1);
-        Ok(())
-    }
-
-    /// Writes a short file whole; where, if it is not in its place yet.
-    fn inline(&self, place: &Place, bytes: &[u8]) -> Result<(File, Option<Place>)> {
-        let there = place.prepare_existing(self.delta)?;
-        let write = || {
-            let (file, at) = match there {
-                There::Nothing => (place.create()?, None),
-                There::File => {
-                    let file = place.open_existing()?;
-                    rustix::fs::fchmod(&file, OURS)?;
-                    file.set_len(0)?;
-                    (file, None)
-                }
-                There::Untouchable => {
-                    let beside = place.beside();
-                    (beside.create()?, Some(beside))
-                }
-            };
-            file.write_all_at(bytes, 0)?;
-            Ok((file, at))
-        };
-        write().map_err(|error| RepoError::io("restore", display(place.display()), error))
-    }
-
     pub fn directory_metadata(&self, place: &Place, path: &[u8], meta: &Metadata) -> Result<()> {
         self.allow(path, place.set_metadata(meta, self.owners, false, self.strip))
     }
@@ -294,225 +190,6 @@ impl Fetcher<'_> {
             }
         }
         Ok(())
-    }
-
-    /// Ends a file whose last extent was written or lost.
-    pub fn finish(&self, planned: &Planned, open: Option<&File>) -> Result<()> {
-        self.progress.add_done(0, 1);
-        if planned.lost.get().is_none() {
-            match self.complete(planned, open) {
-                Err(error) if self.goes_on(&error) => {
-                    planned.lost.get_or_init(|| error.to_string());
-                }
-                Err(error) => return Err(error),
-                Ok(file) => {
-                    let file = file.as_ref().or(open);
-                    let Some(file) = file else { return Ok(()) };
-                    let set = set_metadata(file, &planned.meta, self.owners, self.strip);
-                    let set = set.map_err(|e| RepoError::io("restore", display(&planned.path), e));
-                    match planned.over.as_ref().map_or(Ok(()), |over| planned.place.replace(over)) {
-                        Ok(()) => return self.allow(&planned.path, set),
-                        Err(error) if self.goes_on(&error) => {
-                            planned.lost.get_or_init(|| error.to_string());
-                        }
-                        Err(error) => return Err(error),
-                    }
-                }
-            }
-        }
-        let why = planned.lost.get().map_or("", String::as_str);
-        self.allow(&planned.path, self.set_aside(planned, why))
-    }
-
-    /// A file that lacks something must not pass for what it was, and what could be had of it may be
-    /// all that is left: it stays, under another name.
-    /// One that was there before and was not written to is left as it was.
-    fn set_aside(&self, planned: &Planned, why: &str) -> Result<()> {
-        let begun = *planned.begun.lock().unwrap_or_else(|e| e.into_inner());
-        let was_there = planned.exists || planned.over.is_some();
-        if !begun {
-            let what = if was_there { "left as it was" } else { "lost" };
-            self.fail(&planned.path, planned.size, format!("{what}: {why}"));
-            return Ok(());
-        }
-        if !planned.exists {
-            // What is missing at the end reads as zeros, like what is missing elsewhere.
-            let _ = planned.place.open_existing().and_then(|file| file.set_len(planned.size));
-        }
-        let over = planned.over.as_ref().unwrap_or(&planned.place);
-        let what = match planned.place.set_aside(over)? {
-            Some(name) => {
-                let above = planned.path.iter().rposition(|b| *b == b'/').map_or(0, |at| at + 1);
-                let path = [&planned.path[..above], &name].concat();
-                self.aside.lock().unwrap_or_else(|e| e.into_inner()).push(path);
-                let over = if planned.exists { ", over what was there before" } else { "" };
-                format!("incomplete: {why}; what could be had is in {}{over}", display(&name))
-            }
-            None => format!("lost: {why}"),
-        };
-        self.fail(&planned.path, planned.size, what);
-        Ok(())
-    }
-
-    /// Opens a file to write to it: the first time it is created, or made ours alone.
-    pub fn begin(&self, planned: &Planned) -> io::Result<File> {
-        let mut begun = planned.begun.lock().unwrap_or_else(|e| e.into_inner());
-        if !planned.exists && !*begun {
-            let file = planned.place.create()?;
-            *begun = true;
-            if planned.size >= ALLOCATED && planned.dense {
-                allocate(&file, planned.size);
-            }
-            return Ok(file);
-        }
-        let file = planned.place.open_existing()?;
-        if !*begun {
-            rustix::fs::fchmod(&file, OURS)?;
-            *begun = true;
-        }
-        Ok(file)
-    }
-
-    /// Gives a file its length; the file where it was not open.
-    fn complete(&self, planned: &Planned, open: Option<&File>) -> Result<Option<File>> {
-        let complete = || {
-            let mut opened = None;
-            let file = match open {
-                Some(file) => file,
-                None => {
-                    // It has no extent: whatever is there goes.
-                    let file = self.begin(planned)?;
-                    file.set_len(0)?;
-                    opened.insert(file)
-                }
-            };
-            if file.metadata()?.len() != planned.size {
-                file.set_len(planned.size)?;
-            }
-            Ok(opened)
-        };
-        complete().map_err(|e| RepoError::io("restore", display(&planned.path), e))
-    }
-
-    /// Leaves out every range that a file already has, and makes holes where files have holes.
-    pub fn without_what_is_right(
-        &self,
-        origin: &Origin,
-        files: &[Planned],
-        wanted: Vec<Wanted>,
-        count: usize,
-    ) -> Result<Vec<Wanted>> {
-        // Planned in the order of files, so those of one file are neighbours.
-        let groups: Vec<&[Wanted]> = wanted.chunk_by(|a, b| a.file == b.file).collect();
-        let (next, failure) = (AtomicUsize::new(0), Failure::default());
-        let missing = Mutex::new(Vec::new());
-        std::thread::scope(|scope| {
-            for _ in 0..count {
-                scope.spawn(|| {
-                    let mut buffer = Vec::new();
-                    while let Some(group) = groups.get(next.fetch_add(1, Relaxed)) {
-                        if failure.is_set() {
-                            return;
-                        }
-                        match self.compare(origin, files, group, &mut buffer) {
-                            // What cannot be looked at is left alone.
-                            Err(error) if self.goes_on(&error) => {
-                                if let Err(error) = self.lose(files, group, &error) {
-                                    failure.set(error);
-                                }
-                            }
-                            Ok(found) => {
-                                missing.lock().unwrap_or_else(|e| e.into_inner()).extend(found);
-                            }
-                            Err(error) => failure.set(error),
-                        }
-                    }
-                });
-            }
-        });
-        failure.into_result()?;
-        Ok(missing.into_inner().unwrap_or_else(|e| e.into_inner()))
-    }
-
-    fn compare(
-        &self,
-        origin: &Origin,
-        files: &[Planned],
-        group: &[Wanted],
-        buffer: &mut Vec<u8>,
-    ) -> Result<Vec<Wanted>> {
-        let Some(planned) = group.first().and_then(|w| files.get(w.file as usize)) else {
-            return Ok(Vec::new());
-        };
-        if !planned.exists {
-            return Ok(group.to_vec());
-        }
-        self.progress.check()?;
-        let fail = |e| RepoError::io("compare", display(&planned.path), e);
-        let file = planned.place.open_existing().map_err(fail)?;
-        let length = file.metadata().map_err(fail)?.len();
-        let mut end = 0;
-        let gaps =
-            group.iter().map(|w| w.extent.offset..w.extent.offset + u64::from(w.extent.length));
-        let mut holes = Vec::new();
-        for range in gaps.chain(std::iter::once(planned.size..planned.size)) {
-            if range.start > end && end < length {
-                holes.push(end..range.start.min(length));
-            }
-            end = range.end;
-        }
-        if !holes.is_empty() {
-            let file = self.begin(planned).map_err(fail)?;
-            for hole in holes {
-                make_hole(&file, hole.start, hole.end).map_err(fail)?;
-            }
-        }
-        let mut missing = Vec::new();
-        let mut cell = (u64::MAX, false);
-        for wanted in group {
-            let extent = &wanted.extent;
-            // Of a part of a chunk only the cell that it is in can tell.
-            let begin = extent.offset - extent.offset % CELL as u64;
-            let whole = (planned.size.saturating_sub(begin)).min(CELL as u64);
-            if cell.0 != begin && u64::from(extent.length) < whole {
-                cell = (begin, self.is_cell(origin, planned, &file, begin, buffer));
-            }
-            buffer.resize(extent.length as usize, 0);
-            let there = cell == (begin, true)
-                || extent.chunk_offset == 0
-                    && extent.offset + u64::from(extent.length) <= length
-                    && file.read_exact_at(buffer, extent.offset).is_ok()
-                    && content_id_of_data(&origin.repository, buffer) == extent.chunk;
-            if there {
-                self.counters.bytes_kept.fetch_add(u64::from(extent.length), Relaxed);
-                self.progress.add_done(u64::from(extent.length), 0);
-                if planned.left.fetch_sub(1, AcqRel) == 1 {
-                    self.finish(planned, Some(&file))?;
-                }
-            } else {
-                missing.push(*wanted);
-            }
-        }
-        Ok(missing)
-    }
-
-    /// Whether a file has the cell that begins at `begin` already.
-    fn is_cell(
-        &self,
-        origin: &Origin,
-        planned: &Planned,
-        file: &File,
-        begin: u64,
-        buffer: &mut Vec<u8>,
-    ) -> bool {
-        let Ok(at) = planned.cells.binary_search_by_key(&begin, |(begin, _)| *begin) else {
-            return false;
-        };
-        buffer.resize(planned.size.saturating_sub(begin).min(CELL as u64) as usize, 0);
-        file.read_exact_at(buffer, begin).is_ok()
-            && planned.cells.get(at).is_some_and(|(_, cell)| {
-                content_id_of_data(&origin.repository, buffer).0.starts_with(cell)
-            })
     }
 
     /// Fetches all of `wanted`, which is sorted by location. What is nowhere comes last.
@@ -779,14 +456,6 @@ fn ranges(wanted: &[Wanted]) -> Vec<&[Wanted]> {
         ranges.push(&wanted[from..]);
     }
     ranges
-}
-
-/// Asks for the blocks of a file at once, so that it lies in one piece. A file system that cannot
-/// do it, or has no room, says so when the bytes are written.
-fn allocate(file: &File, size: u64) {
-    if let Err(error) = rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, 0, size) {
-        tracing::trace!(%error, "not allocated ahead");
-    }
 }
 
 pub(super) fn make_hole(file: &File, from: u64, to: u64) -> io::Result<()> {

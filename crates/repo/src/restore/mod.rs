@@ -1,10 +1,10 @@
 //! Restoring: backing up backwards.
 //!
 //! The tree is read once, in order. Directories are made at once; small things (inline files, links,
-//! devices) go to workers in batches; what lies in chunks is noted. Then all extents are sorted by
-//! pack and offset, neighbours are joined into ranges of up to 8 MiB, and workers fetch ranges, open
-//! each chunk once and write it to every place that wants it. Whoever writes a file's last extent
-//! sets its metadata. Hard links, and the metadata of directories, come last, then one `syncfs`.
+//! devices) go to workers in batches; what lies in chunks is noted. Then all extents (of a large
+//! database as many as memory is given to, `window`) are sorted by pack and offset, neighbours are
+//! joined into ranges of up to 8 MiB, and workers fetch ranges, open each chunk once and write it to
+//! every place that wants it. Whoever writes a file's last extent sets its metadata. Hard links, and the metadata of directories, come last, then one `syncfs`.
 //!
 //! Nothing trusts what is already below the target: paths are opened without following links.
 //!
@@ -13,16 +13,20 @@
 //! restores a database says it. Before anything is given up, other repositories that hold the same
 //! moment are asked for the ranges of files that are missing (`rescue`).
 
+mod compare;
 mod fetch;
+mod finish;
 mod place;
 mod rescue;
+mod small;
+mod window;
 
 use std::collections::{HashMap, HashSet, hash_map};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use crate::entry::{Body, Entry, EntryKind, Metadata};
+use crate::entry::{Body, Entry, EntryKind, FileContent, LeafRef, Metadata};
 use crate::index::Location;
 use crate::repository::Repository;
 use crate::session::workers;
@@ -33,6 +37,7 @@ use crate::{
 use backstay_store::failpoint;
 use fetch::{Fetcher, Origin};
 use place::{Anchors, Opened, Owners, Place, Target, There};
+use window::Window;
 
 /// Where a chunk lies that is in no pack of the index. What is in the target may be right all the
 /// same.
@@ -68,6 +73,9 @@ pub struct RestoreOptions {
     /// Fetch what lies in an archive of the store before anything is written; none: that is an
     /// error.
     pub thaw: Option<crate::ThawOptions>,
+    /// About how many pieces of files are noted before they are fetched, at 64 bytes each; 0 for what
+    /// takes 32 MiB.
+    pub window: usize,
 }
 
 impl RestoreOptions {
@@ -84,6 +92,7 @@ impl RestoreOptions {
             keep_going: false,
             fallback: None,
             thaw: None,
+            window: 0,
         }
     }
 }
@@ -192,7 +201,7 @@ pub(crate) fn restore(
     };
     let mut report = RestoreReport::default();
     let mut files: Vec<Planned> = Vec::new();
-    let mut wanted: Vec<Wanted> = Vec::new();
+    let mut window = Window::new(&fetcher, &origin, &options, count);
     let mut directories: Vec<(Place, Vec<u8>, Metadata)> = Vec::new();
     let mut anchors = Anchors::default();
     let mut whole = true;
@@ -297,8 +306,14 @@ pub(crate) fn restore(
                     progress.add_total(content.size, 1);
                     let lost = OnceLock::new();
                     let unread = || RepoError::damaged("its tree", "it was read elsewhere");
+                    let leaves = match &content.body {
+                        Body::Leaves(leaves) if window.is_small_for(leaves) => leaves.as_slice(),
+                        _ => &[],
+                    };
                     let (mut extents, mut damage) = if source > 0 || origin.gone.load(Relaxed) {
                         (Vec::new(), Some(unread()))
+                    } else if !leaves.is_empty() {
+                        (Vec::new(), None)
                     } else {
                         match tree.extents_past_damage(content) {
                             Err(error) if fetcher.may_do_without(&error) => {
@@ -325,7 +340,8 @@ pub(crate) fn restore(
                         .take_if(|error| options.fallback.is_some() && Fallback::helps_with(error));
                     if let Some(error) = elsewhere {
                         extents.clear();
-                        fetcher.miss_file(&origin, files.len() as u32, content.size, source, error);
+                        let range = 0..content.size;
+                        fetcher.miss_range(&origin, files.len() as u32, range, source, error);
                         files.push(Planned {
                             place,
                             path: entry.path,
@@ -352,35 +368,16 @@ pub(crate) fn restore(
                         }
                     }
                     let number = files.len() as u32;
-                    // Pages of a database file may lie in a few chunks by turns.
-                    let mut found: HashMap<crate::ObjectId, Location> = HashMap::new();
-                    for extent in &extents {
-                        let goes_on = options.keep_going || options.fallback.is_some();
-                        let location = match found.get(&extent.chunk) {
-                            Some(location) => Some(*location),
-                            None => match index.find(&extent.chunk) {
-                                Err(error) if error.is_about_an_object() && goes_on => None,
-                                found => found?,
-                            },
-                        };
-                        let location = location.unwrap_or(NOWHERE);
-                        found.insert(extent.chunk, location);
-                        if location == NOWHERE && !goes_on {
-                            let kind = crate::Kind::Data;
-                            return Err(crate::repository::missing_chunk(
-                                kind,
-                                &extent.chunk,
-                                &index,
-                            ));
-                        }
-                        wanted.push(Wanted { location, file: number, extent: *extent });
-                    }
+                    let lenient = options.keep_going || options.fallback.is_some();
+                    window.add(number, &extents, lenient)?;
+                    let parts = extents.len() as u32;
                     files.push(Planned {
                         place,
                         path: entry.path,
                         meta: entry.meta,
                         size: content.size,
-                        left: AtomicU32::new(extents.len() as u32),
+                        // One more, until all of them are counted.
+                        left: AtomicU32::new(parts + 1),
                         lost,
                         begun: Mutex::new(false),
                         dense: extents.iter().map(|e| u64::from(e.length)).sum::<u64>()
@@ -394,6 +391,18 @@ pub(crate) fn restore(
                         exists,
                         over,
                     });
+                    let planned = &files[files.len() - 1];
+                    let parts = match leaves {
+                        [] => parts > 0,
+                        leaves => {
+                            by_leaf(&fetcher, &tree, content.size, leaves, &files, &mut window)?
+                        }
+                    };
+                    fetcher.counted(planned, parts)?;
+                    if window.is_full() {
+                        window.fetch(&files)?;
+                        progress.set_phase("planning");
+                    }
                 }
                 _ => {
                     report.files += 1;
@@ -408,24 +417,7 @@ pub(crate) fn restore(
         }
         small(batch)
     })?;
-    let mut packs: Vec<u32> = wanted.iter().map(|w| w.location.pack).collect();
-    packs.sort_unstable();
-    packs.dedup();
-    let packs = packs.into_iter().filter_map(|pack| index.pack(pack));
-    let packs = packs.map(|pack| (pack.key(), pack.size)).collect();
-    crate::thaw::must_be_ready(repository, packs, options.thaw.as_ref(), progress)?;
-    failpoint::hit("restore-planned");
-    progress.set_phase("restoring");
-
-    // What has no extent at all: empty files and files that are one hole.
-    for file in files.iter().filter(|file| file.left.load(Relaxed) == 0) {
-        fetcher.finish(file, None)?;
-    }
-    if options.delta {
-        wanted = fetcher.without_what_is_right(&origin, &files, wanted, count)?;
-    }
-    wanted.sort_unstable_by_key(|w| (w.location, w.file, w.extent.offset));
-    fetcher.fetch_all(&origin, &files, &wanted, count)?;
+    window.fetch(&files)?;
     rescue::rescue(&fetcher, &files, count)?;
 
     for (place, first, to) in hardlinks {
@@ -484,6 +476,52 @@ pub(crate) fn restore(
     report.files -= fetcher.counters.files_lost.load(Relaxed);
     report.bytes -= fetcher.counters.bytes_lost.load(Relaxed);
     Ok(report)
+}
+
+/// Plans the file that was planned last leaf by leaf, and fetches on the way. Whether it has extents.
+fn by_leaf(
+    fetcher: &Fetcher<'_>,
+    tree: &Tree,
+    size: u64,
+    leaves: &[LeafRef],
+    files: &[Planned],
+    window: &mut Window<'_>,
+) -> Result<bool> {
+    let Some((number, planned)) = files.iter().enumerate().next_back() else { return Ok(false) };
+    let lenient = fetcher.keep_going || fetcher.fallback.is_some();
+    let (mut end, mut any) = (0, false);
+    for (at, leaf) in leaves.iter().enumerate() {
+        fetcher.progress.check()?;
+        let body = Body::Leaves(vec![*leaf]);
+        let (extents, damage) = match tree.extents_past_damage(&FileContent { size, body }) {
+            Err(error) if fetcher.may_do_without(&error) => (Vec::new(), Some(error)),
+            extents => extents?,
+        };
+        if extents.first().is_some_and(|first| first.offset < end) {
+            return Err(RepoError::damaged("its tree", "the leaves of a file overlap"));
+        }
+        end = extents.last().map_or(end, |last| last.offset + u64::from(last.length));
+        if let Some(error) = damage {
+            if fetcher.fallback.is_some() && Fallback::helps_with(&error) {
+                let behind = leaves.get(at + 1).map_or(size, |next| next.offset);
+                let range = leaf.offset.min(size)..behind.clamp(leaf.offset.min(size), size);
+                planned.left.fetch_add(1, Relaxed);
+                fetcher.miss_range(window.origin(), number as u32, range, 0, error);
+                any = true;
+            } else if fetcher.goes_on(&error) {
+                planned.lost.get_or_init(|| error.to_string());
+            } else {
+                return Err(error);
+            }
+        }
+        planned.left.fetch_add(extents.len() as u32, Relaxed);
+        any |= !extents.is_empty();
+        window.add(number as u32, &extents, lenient)?;
+        if window.is_full() {
+            window.fetch(files)?;
+        }
+    }
+    Ok(any)
 }
 
 /// The entry whose content another name stands for.

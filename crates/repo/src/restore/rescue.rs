@@ -5,6 +5,7 @@
 //! is lost as it would have been at once.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::AcqRel, Ordering::Relaxed};
 
 use super::fetch::{Fetcher, Missing, Origin, display, make_hole};
@@ -21,12 +22,13 @@ impl Fetcher<'_> {
         self.goes_on(error) || (self.fallback.is_some() && Fallback::helps_with(error))
     }
 
-    /// Nothing is known of where the content of a file is.
-    pub fn miss_file(
+    /// Nothing is known of where the content of a range of a file is, which the file waits for as for
+    /// one extent.
+    pub fn miss_range(
         &self,
         origin: &Origin,
         file: u32,
-        size: u64,
+        range: Range<u64>,
         source: usize,
         error: RepoError,
     ) {
@@ -38,7 +40,7 @@ impl Fetcher<'_> {
                 fallback.lacks(0, "a leaf of an extent map", &error);
             }
         }
-        let missing = Missing { file, range: 0..size, left: 1, error };
+        let missing = Missing { file, range, left: 1, error };
         self.missing.lock().unwrap_or_else(|e| e.into_inner()).push(missing);
     }
 

@@ -65,6 +65,12 @@ pub trait Reader: Send + Sync {
     /// any longer.
     fn release(&self, _range: Range<u64>) {}
 
+    /// Of a grid, where it may hold something else than in the snapshot that a lane builds on: sorted,
+    /// without overlap. What is not in there need not be read. None where nothing is known.
+    fn changed(&self, _lane: usize) -> Option<&[Range<u64>]> {
+        None
+    }
+
     /// The last word on the metadata, after all was read.
     fn finish(&self, _entry: &mut Entry, _bytes_read: u64) -> Result<(), ContentError> {
         Ok(())

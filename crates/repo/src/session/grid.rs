@@ -12,6 +12,7 @@
 //! much for that, cells are read again from the source. Nothing is read from the store.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use super::content::{CELL, REGION};
 use super::parent::{Before, Layer};
@@ -185,6 +186,25 @@ impl Region {
     /// Whether each cell is stored as it is: none is read a second time.
     pub fn is_whole(&self) -> bool {
         self.whole
+    }
+
+    /// Which cells have to be read, when nothing but `changed` of the file, in which the region begins
+    /// at `start`, may be something else than before: those, and those of which pages move or of which
+    /// the snapshot before does not have all.
+    pub fn to_read(&self, start: u64, changed: &[Range<u64>]) -> Vec<bool> {
+        let before = self.before.as_ref().map_or(0, |before| before.leaf.cells.len());
+        let cell = |number: usize| {
+            let pages = number * CELL_PAGES..((number + 1) * CELL_PAGES).min(self.fates.len());
+            let from = start + (number * CELL) as u64;
+            let to = from + CELL as u64;
+            let after = changed.partition_point(|range| range.end <= from);
+            self.whole
+                || number >= before
+                || pages.end > self.known
+                || self.fates.get(pages).is_none_or(|fates| fates.contains(&Fate::Moves))
+                || changed.get(after).is_some_and(|range| range.start < to)
+        };
+        (0..self.cells.len()).map(cell).collect()
     }
 
     /// Takes a cell as it was read. `file_at` is where it lies in the file that `encoded` is about.

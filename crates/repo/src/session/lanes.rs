@@ -56,6 +56,10 @@ impl LaneSet {
         self.0 |= 1 << lane;
     }
 
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
     pub fn has(self, lane: usize) -> bool {
         self.0 & (1 << lane) != 0
     }

@@ -10,8 +10,10 @@
 //!
 //! `sink` keeps chunks, `content` is what is handed in, `worker` what is done with it, `writer` puts entries in order
 //! and into a tree, `lanes` is what a session is over several repositories. `grid` is what becomes of a
-//! region of a database file, `parent` what is known of it from the snapshot before.
+//! region of a database file, `parent` what is known of it from the snapshot before, `before` how that
+//! is compared with what is there now.
 
+mod before;
 mod content;
 mod grid;
 mod lanes;
@@ -28,6 +30,7 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+pub use before::KnownRegion;
 pub use content::{Chunking, Content, ContentError, Reader};
 pub use lanes::Fate;
 pub use writer::{Order, TreeRoot, TreeWriter};

@@ -129,12 +129,17 @@ impl Worker {
     }
 
     fn count_read(&self, lanes: LaneSet, bytes: usize) {
+        self.count_cell(lanes, bytes);
+        self.progress.add_done(bytes as u64, 0);
+    }
+
+    /// Counts what was read of a region, which counts as done as a whole.
+    fn count_cell(&self, lanes: LaneSet, bytes: usize) {
         for (lane, sink) in self.sinks.iter().enumerate() {
             if lanes.has(lane) {
                 sink.shared.count_read(bytes as u64);
             }
         }
-        self.progress.add_done(bytes as u64, 0);
     }
 
     /// Hands back an entry, or says why there is none.
@@ -374,9 +379,22 @@ impl Worker {
                 Err(error) => shared.fail(error),
             }
         }
-        let all: Vec<usize> = (0..length.div_ceil(CELL as u64) as usize).collect();
-        self.take_cells(reader, number, &all, wanting, &mut regions, buffer)?;
-        self.count_read(wanting, length as usize);
+        let count = length.div_ceil(CELL as u64) as usize;
+        let mut cells = vec![LaneSet::NONE; count];
+        for (lane, region) in regions.iter().enumerate() {
+            let Some(region) = region else { continue };
+            let read = match reader.changed(lane) {
+                Some(changed) => region.to_read(start, changed),
+                None => vec![true; count],
+            };
+            for (cell, _) in cells.iter_mut().zip(read).filter(|(_, read)| *read) {
+                cell.add(lane);
+            }
+        }
+        let cells: Vec<(usize, LaneSet)> =
+            cells.into_iter().enumerate().filter(|(_, lanes)| !lanes.is_empty()).collect();
+        self.take_cells(reader, number, &cells, &mut regions, buffer)?;
+        self.progress.add_done(length, 0);
         let mut refs = vec![None; self.sinks.len()];
         for lane in 0..self.sinks.len() {
             let mut only = LaneSet::NONE;
@@ -400,7 +418,8 @@ impl Worker {
                     }
                     break;
                 }
-                self.take_cells(reader, number, &again, only, &mut regions, buffer)?;
+                let again: Vec<_> = again.into_iter().map(|cell| (cell, only)).collect();
+                self.take_cells(reader, number, &again, &mut regions, buffer)?;
                 round += 1;
             }
         }
@@ -408,30 +427,30 @@ impl Worker {
         Ok(refs)
     }
 
-    /// Reads cells of a region, for each lane of `wanting`.
+    /// Reads cells of a region, each for the lanes that want it.
     fn take_cells(
         &mut self,
         reader: &dyn Reader,
         number: usize,
-        cells: &[usize],
-        wanting: LaneSet,
+        cells: &[(usize, LaneSet)],
         regions: &mut [Option<Region>],
         buffer: &mut [u8],
     ) -> Result<(), ContentError> {
         let start = number as u64 * REGION;
         let end = (start + REGION).min(reader.size());
-        for cell_number in cells {
+        for (cell_number, wanting) in cells {
             let at = start + (cell_number * CELL) as u64;
             let length = end.saturating_sub(at).min(CELL as u64) as usize;
             let cell = &mut buffer[..length];
             let read = reader.read_at(at, cell)?;
             // A grid has the size it said; what is not there any more reads as zeros.
             cell[read..].fill(0);
+            self.count_cell(*wanting, length);
             let zero = is_zero(cell);
             let mut encoded = std::mem::take(&mut self.encoded);
             // A cell that is read again may hold something else by now.
             encoded.clear();
-            for (lane, sink) in self.alive(wanting) {
+            for (lane, sink) in self.alive(*wanting) {
                 let Some(region) = regions.get_mut(lane).and_then(Option::as_mut) else { continue };
                 if let Err(error) = region.take(sink, *cell_number, cell, zero, at, &mut encoded) {
                     sink.shared.fail(error);

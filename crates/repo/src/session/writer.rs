@@ -119,8 +119,8 @@ impl<'s> TreeWriter<'s> {
         self.advance()
     }
 
-    /// A file that is unchanged in some lanes, which have it from before as `known` says; the others
-    /// want it read.
+    /// A file that may be unchanged in some lanes, which have it from before as `known` says; the
+    /// others want it read.
     pub fn file_unless_known(
         &mut self,
         entry: Entry,
@@ -129,8 +129,8 @@ impl<'s> TreeWriter<'s> {
         known: Vec<Option<Entry>>,
     ) -> Result<()> {
         let mut read = false;
-        for (lane, known) in self.session.lanes.iter().zip(&known) {
-            match known {
+        for (number, lane) in self.session.lanes.iter().enumerate() {
+            match known.get(number).and_then(Option::as_ref) {
                 Some(_) => lane.shared.count_unchanged(),
                 None => read |= lane.shared.is_alive(),
             }

@@ -112,6 +112,10 @@ pub(crate) fn parse_extents(object: &str, body: &[u8]) -> Result<ExtentLeaf> {
             PageHashes::Mapped(Mapped { hashes, chunks })
         }
     };
+    // As many as a region has pages; whoever made it up must not have memory filled with more.
+    if extents.len() as u64 > MOST_PAGES {
+        return Err(RepoError::damaged(object, "a leaf has more extents than there are pages"));
+    }
     Ok(ExtentLeaf { extents, cells, pages })
 }
 

@@ -153,6 +153,7 @@ impl Archive {
                 "to_lsn": window.to.to_string(),
                 "timeline": window.timeline,
                 "last_segment": window.last.to_string(),
+                "begun": window.begun,
                 "archived": window.archived.and_then(|t| jiff::Timestamp::try_from(t).ok()),
                 "broken_by": window.broken_by.map(|name| name.to_string()),
                 "snapshots": window.backups,

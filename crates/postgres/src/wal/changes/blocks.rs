@@ -123,10 +123,22 @@ impl BlockSet {
 
     /// The blocks in order, those that follow one another together.
     pub fn ranges(&self) -> Vec<Range<u64>> {
+        self.ranges_within(0..1 << 32)
+    }
+
+    /// The same, of those blocks that are in `within`.
+    pub fn ranges_within(&self, within: Range<u64>) -> Vec<Range<u64>> {
         let mut found: Vec<Range<u64>> = Vec::new();
-        for (chunk, blocks) in &self.chunks {
+        let first = u16::try_from(within.start >> 16).unwrap_or(u16::MAX);
+        for (chunk, blocks) in self.chunks.range(first..) {
+            if u64::from(*chunk) << 16 >= within.end {
+                break;
+            }
             for low in blocks.blocks() {
                 let block = u64::from(*chunk) << 16 | u64::from(low);
+                if !within.contains(&block) {
+                    continue;
+                }
                 match found.last_mut() {
                     Some(last) if last.end == block => last.end += 1,
                     _ => found.push(block..block + 1),
@@ -166,6 +178,10 @@ mod tests {
             prop_assert_eq!(listed, plain.iter().map(|block| u64::from(*block)).collect::<Vec<_>>());
             prop_assert_eq!(set.is_empty(), plain.is_empty());
             prop_assert!(!set.contains(limit));
+            let within = u64::from(limit / 3)..u64::from(limit / 2);
+            let listed: Vec<u64> = set.ranges_within(within.clone()).into_iter().flatten().collect();
+            let wanted = plain.iter().map(|block| u64::from(*block));
+            prop_assert_eq!(listed, wanted.filter(|b| within.contains(b)).collect::<Vec<_>>());
         }
     }
 

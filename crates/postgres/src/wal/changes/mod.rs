@@ -185,10 +185,8 @@ impl Changes {
         }
         let ranges: Vec<Range<u64>> = changes
             .blocks
-            .ranges()
+            .ranges_within(first..behind)
             .into_iter()
-            .map(|range| range.start.max(first)..range.end.min(behind))
-            .filter(|range| range.start < range.end)
             .map(|range| range.start - first..range.end - first)
             .collect();
         if ranges.is_empty() { FileChanges::Nothing } else { FileChanges::Blocks(ranges) }
