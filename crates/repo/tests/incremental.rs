@@ -603,8 +603,8 @@ fn only_cells_that_may_have_changed_are_read() {
     for round in 0..12 {
         let mut changed = Vec::new();
         // The first page of a cell, the last of another, one in the second region.
-        for page in [round % 7 * 128, 20 * 128 + 127, 65 * 128 + round] {
-            let at = page * PAGE;
+        for number in [round % 7 * 128, 20 * 128 + 127, 65 * 128 + round] {
+            let at = number * PAGE;
             data[at..at + PAGE].copy_from_slice(&page(&mut dice));
             changed.push(at as u64..(at + PAGE) as u64);
         }

@@ -223,7 +223,7 @@ fn carried(id: &str, base: &RecoveryBase) -> Option<RecoveryWindow> {
         from_time: base.time_stop,
         timeline: base.timeline,
         last: SegmentName::new(base.timeline, base.stop.last_segment(size), size)?,
-        begun: None,
+        begun: false,
         to: base.stop,
         archived: None,
         broken_by: None,
