@@ -28,6 +28,7 @@ use backstay_repo::{
 use backstay_store::failpoint;
 use jiff::Timestamp;
 
+use crate::configuration::{self, ConfigurationFile, Stored};
 use crate::control::{self, ControlFile};
 use crate::copy::{self, Item, Listing, What};
 use crate::detail::BackupDetail;
@@ -56,6 +57,9 @@ pub struct BackupOptions {
     pub workers: usize,
     pub compression: Compression,
     pub tags: BTreeMap<String, String>,
+    /// Whether the private key of the server's certificate is taken, where it lies outside the data
+    /// directory.
+    pub private_keys: bool,
     /// Have the checkpoint at once instead of spread over minutes.
     pub fast: bool,
     /// How long to wait after the end until the last WAL is in the archive.
@@ -71,6 +75,7 @@ impl Default for BackupOptions {
             workers: 0,
             compression: Compression::default(),
             tags: BTreeMap::new(),
+            private_keys: false,
             fast: true,
             archive_timeout: Duration::from_secs(60),
             progress: Arc::default(),
@@ -186,6 +191,8 @@ pub fn backup_to(targets: &[Target], source: &Source, options: &BackupOptions) -
     let mut tree = writing.tree(Order::Any);
     let relations = Relations { known: &known, writing: &writing, checks: checks.as_ref() };
     copy_files(&mut tree, &listing, &cluster, &relations, &mut session)?;
+    let configuration =
+        copy_configuration(&mut tree, &cluster, &mut session, options.private_keys, &mut warnings)?;
     tree.wait()?;
     copy_control(&mut tree, &listing, &cluster)?;
     tree.wait()?;
@@ -199,6 +206,7 @@ pub fn backup_to(targets: &[Target], source: &Source, options: &BackupOptions) -
     if !stopped.tablespace_map.is_empty() {
         add_text(&mut tree, &listing, "data/tablespace_map", &stopped.tablespace_map)?;
     }
+    let databases = inspect::databases(&mut session)?;
     let tablespaces = tablespaces_of(&listing, &cluster, &mut session)?;
     let timeline = timeline_of(&stopped)?;
     if timeline != cluster.timeline {
@@ -259,6 +267,8 @@ pub fn backup_to(targets: &[Target], source: &Source, options: &BackupOptions) -
         block_size: cluster.block_size,
         checksums: cluster.checksums,
         tablespaces,
+        databases,
+        configuration,
         time_start,
         time_stop,
     };
@@ -422,6 +432,25 @@ fn copy_files(
         }
     }
     Ok(())
+}
+
+/// Files of the configuration that are not in the data directory.
+fn copy_configuration(
+    tree: &mut TreeWriter<'_>,
+    cluster: &Cluster,
+    session: &mut Session,
+    private_keys: bool,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<ConfigurationFile>> {
+    let found = configuration::find(cluster, session, private_keys)?;
+    warnings.extend(found.warnings);
+    for Stored { path, meta, content } in found.stored {
+        match content {
+            Some(bytes) => add_bytes(tree, path, meta, bytes)?,
+            None => tree.entry(Entry { path, meta, kind: EntryKind::Directory })?,
+        }
+    }
+    Ok(found.files)
 }
 
 fn copy_control(tree: &mut TreeWriter<'_>, listing: &Listing, cluster: &Cluster) -> Result<()> {

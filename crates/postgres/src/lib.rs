@@ -6,6 +6,7 @@
 
 mod backup;
 mod check;
+mod configuration;
 mod connection;
 pub mod control;
 pub mod copy;
@@ -26,9 +27,10 @@ mod wire;
 
 pub use backup::{Backup, BackupOptions, Backups, Target, backup, backup_to};
 pub use check::{CheckItem, check};
+pub use configuration::ConfigurationFile;
 pub use detail::BackupDetail;
 pub use error::{PostgresError, PostgresErrorKind};
-pub use inspect::{Cluster, ServerSettings, Tablespace, inspect};
+pub use inspect::{Cluster, Database, ServerSettings, Tablespace, inspect};
 pub use known::Detect;
 pub use receive::{ReceiveOptions, ReceiveState, ReceiveStatus, Slot, drop_slot, receive};
 pub use restore::{RestoreOptions, Restored, StartOptions, TargetAction, restore};

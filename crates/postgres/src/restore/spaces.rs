@@ -156,6 +156,8 @@ mod tests {
                     path: (*path).to_owned(),
                 })
                 .collect(),
+            databases: Vec::new(),
+            configuration: Vec::new(),
             time_start: jiff::Timestamp::UNIX_EPOCH,
             time_stop: jiff::Timestamp::UNIX_EPOCH,
         }
