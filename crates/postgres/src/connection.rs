@@ -204,6 +204,23 @@ impl Parameters {
         self.0.insert("user".to_owned(), user.to_owned());
     }
 
+    pub(crate) fn database(&self) -> &str {
+        self.get("dbname").unwrap_or_default()
+    }
+
+    /// The same in keywords for a program that uses libpq, and the password, which goes to it by
+    /// its environment.
+    pub(crate) fn for_libpq(&self) -> (String, Option<&str>) {
+        let quote = |value: &str| value.replace('\\', "\\\\").replace('\'', "\\'");
+        let words: Vec<String> = self
+            .0
+            .iter()
+            .filter(|(key, _)| *key != "password")
+            .map(|(key, value)| format!("{key}='{}'", quote(value)))
+            .collect();
+        (words.join(" "), self.get("password"))
+    }
+
     pub(crate) fn set_database(&mut self, name: &str) {
         self.0.insert("dbname".to_owned(), name.to_owned());
     }

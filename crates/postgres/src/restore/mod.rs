@@ -39,7 +39,7 @@ pub use start::{Reached, Running, StartOptions, find_program};
 use configure::Recovery;
 use only::Only;
 use spaces::Spaces;
-use start::Until;
+use start::{Purpose, Until};
 
 const CONTROL: &[u8] = b"data/global/pg_control";
 
@@ -164,7 +164,12 @@ pub fn restore(
         find_program(detail.version, start.bin_dir.as_deref())?;
     }
     let archive = repo.archive(detail.system_identifier);
-    wal::check_target(&archive, &detail, &options.target, options.inclusive, options.timeline)?;
+    let check =
+        wal::check_target(&archive, &detail, &options.target, options.inclusive, options.timeline)?;
+    if options.start.is_some() {
+        // The log is part of the way, and takes its time.
+        progress.add_total(check.segments.saturating_mul(detail.segment_size.bytes()), 0);
+    }
     let tree = repo.tree(snapshot)?.falling_over(options.fallback.clone());
     earlier::may_restore_to(&to, options.delta, &tree, &detail)?;
     let layout = Layout {
@@ -225,7 +230,7 @@ pub fn restore(
     if let Some(start) = &options.start {
         progress.set_phase("recover");
         let began = Instant::now();
-        recover(&mut restored, &layout, options, start)?;
+        recover(&mut restored, &layout, options, start, check.segments)?;
         restored.recovered = Some(began.elapsed());
     }
     Ok(restored)
@@ -296,6 +301,7 @@ fn recover(
     layout: &Layout,
     options: &RestoreOptions,
     start: &StartOptions,
+    segments: u64,
 ) -> Result<()> {
     let (until, progress) = (until(options), &options.progress);
     let major = restored.detail.version;
@@ -303,8 +309,9 @@ fn recover(
     let some = restored.detail.databases.iter().any(|database| database.name == "postgres");
     let ask_in =
         if some || restored.detail.databases.is_empty() { "postgres" } else { "template1" };
-    let started =
-        start::start(&layout.to, major, until, start, ask_in, progress, &mut restored.notes)?;
+    let segment_size = restored.detail.segment_size.bytes();
+    let purpose = Purpose { until, ask_in, segments, segment_size };
+    let started = start::start(&layout.to, major, purpose, start, progress, &mut restored.notes)?;
     let Some(running) = started else { return Ok(()) };
     match after_start(restored, layout, until, start, &running, ask_in) {
         Ok(()) => {

@@ -66,6 +66,17 @@ pub(super) enum Until {
     ShutDown,
 }
 
+/// What a server is started for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Purpose<'a> {
+    pub(super) until: Until,
+    /// The database in which it is asked how far it got.
+    pub(super) ask_in: &'a str,
+    /// How many segments it has to replay, as far as that is known, and the size of each. Bytes.
+    pub(super) segments: u64,
+    pub(super) segment_size: u64,
+}
+
 /// How far a recovery got.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Reached {
@@ -95,6 +106,12 @@ impl Running {
         format!("host='{}' port={}", self.socket_directory.display(), self.port)
     }
 
+    /// A session as a superuser, in a sandbox that lets everybody in.
+    pub(crate) fn superuser(&self, database: &str) -> Result<Session> {
+        let options = StartOptions { sandbox: true, ..StartOptions::default() };
+        connect(&self.data_directory, self, &options, database)
+    }
+
     /// Shuts the server down, disconnecting everybody, and waits until it is gone.
     pub fn stop(mut self) -> Result<()> {
         stop(&mut self.child, &self.data_directory)?;
@@ -107,12 +124,12 @@ impl Running {
 pub(super) fn start(
     directory: &Path,
     major: u32,
-    until: Until,
+    purpose: Purpose<'_>,
     options: &StartOptions,
-    ask_in: &str,
     progress: &Progress,
     notes: &mut Vec<String>,
 ) -> Result<Option<Running>> {
+    let Purpose { until, ask_in, .. } = purpose;
     let program = find_program(major, options.bin_dir.as_deref())?;
     let owner = fs::metadata(directory)
         .map_err(|error| PostgresError::io("read the directory", directory, error))?;
@@ -184,7 +201,7 @@ pub(super) fn start(
         )
         .with_source(error)
     })?;
-    let waited = wait(&mut child, directory, &log, until, options, progress);
+    let waited = wait(&mut child, directory, &log, purpose, options, progress);
     match waited {
         Ok(None) => {
             remove_own(own_directory.as_deref());
@@ -284,10 +301,12 @@ fn wait(
     child: &mut Child,
     directory: &Path,
     log: &Path,
-    until: Until,
+    purpose: Purpose<'_>,
     options: &StartOptions,
     progress: &Progress,
 ) -> Result<Option<Lock>> {
+    let until = purpose.until;
+    let mut replayed = Replayed { purpose, seen: 0 };
     let started = Instant::now();
     let mut pause = Duration::from_millis(20);
     loop {
@@ -296,6 +315,7 @@ fn wait(
             child.try_wait().map_err(|error| PostgresError::io("wait for", directory, error))?;
         // The log is read after the exit was seen, so that the last words are in it.
         let said = read_log(log)?;
+        replayed.count(&said, progress);
         if exited.is_some() {
             if until == Until::ShutDown && said.contains("shutdown at recovery target") {
                 return Ok(None);
@@ -316,6 +336,7 @@ fn wait(
                 Until::ShutDown => false,
             };
             if there {
+                replayed.finish(progress);
                 return Ok(Some(lock));
             }
         }
@@ -332,6 +353,29 @@ fn wait(
         }
         std::thread::sleep(pause);
         pause = (pause * 5 / 4).min(Duration::from_millis(300));
+    }
+}
+
+/// Segments that the server fetched, told to whoever watches.
+struct Replayed<'a> {
+    purpose: Purpose<'a>,
+    seen: u64,
+}
+
+impl Replayed<'_> {
+    fn count(&mut self, said: &str, progress: &Progress) {
+        let restored = said.matches("restored log file \"").count() as u64;
+        self.advance(restored.min(self.purpose.segments), progress);
+    }
+
+    fn finish(&mut self, progress: &Progress) {
+        self.advance(self.purpose.segments, progress);
+    }
+
+    fn advance(&mut self, to: u64, progress: &Progress) {
+        let new = to.saturating_sub(self.seen);
+        self.seen += new;
+        progress.add_done(new.saturating_mul(self.purpose.segment_size), 0);
     }
 }
 
@@ -386,7 +430,23 @@ pub(super) fn connect(
     options: &StartOptions,
     ask_in: &str,
 ) -> Result<Session> {
-    session(directory, &running.socket_directory, running.port, options, ask_in)
+    let place = (running.socket_directory.as_path(), running.port);
+    let mut it = session(directory, place.0, place.1, options, ask_in)?;
+    if !options.sandbox {
+        return Ok(it);
+    }
+    let doing = "look for a superuser";
+    if it.one::<String>(doing, "SELECT current_setting('is_superuser')", &[])? == "on" {
+        return Ok(it);
+    }
+    let query = "SELECT rolname::text FROM pg_roles WHERE rolsuper AND rolcanlogin ORDER BY oid";
+    let rows = it.rows(doing, query, &[])?;
+    let Some(row) = rows.first() else { return Ok(it) };
+    let mut parameters = Parameters::new("")?;
+    parameters.move_to(place.0, place.1);
+    parameters.set_database(ask_in);
+    parameters.set_user(&row.get::<_, String>(0));
+    Session::with(&parameters)
 }
 
 fn session(
