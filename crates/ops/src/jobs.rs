@@ -246,6 +246,7 @@ fn one_pass(
                 detect: keys.detect,
                 workers: context.workers(),
                 tags,
+                private_keys: keys.private_keys,
                 fast: keys.fast_checkpoint,
                 archive_timeout: keys.archive_timeout,
                 progress: progress.clone(),

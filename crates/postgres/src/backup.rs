@@ -34,9 +34,7 @@ use backstay_repo::{
 use backstay_store::failpoint;
 use jiff::Timestamp;
 
-use archived::{Primary, archived_is_own, wait_for_archives};
-use carried::{Keeper, Needed};
-
+use crate::configuration::{self, ConfigurationFile, Stored};
 use crate::control::{self, ControlFile};
 use crate::copy::{self, Item, Listing, What};
 use crate::detail::BackupDetail;
@@ -46,6 +44,8 @@ use crate::reader::{Bytes, DataFile, PageChecks};
 use crate::session::{Session, Source};
 use crate::wal::{Lsn, SegmentName, SegmentSize};
 use crate::{PostgresError, PostgresErrorKind, Result};
+use archived::{Primary, archived_is_own, wait_for_archives};
+use carried::{Keeper, Needed};
 
 /// How often the session is asked whether it is still there while files are read.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
@@ -75,6 +75,9 @@ pub struct BackupOptions {
     pub workers: usize,
     pub compression: Compression,
     pub tags: BTreeMap<String, String>,
+    /// Whether the private key of the server's certificate is taken, where it lies outside the data
+    /// directory.
+    pub private_keys: bool,
     /// Have the checkpoint at once instead of spread over minutes.
     pub fast: bool,
     /// How long to wait after the end until the last WAL is in the archive.
@@ -96,6 +99,7 @@ impl Default for BackupOptions {
             workers: 0,
             compression: Compression::default(),
             tags: BTreeMap::new(),
+            private_keys: false,
             fast: true,
             archive_timeout: Duration::from_secs(60),
             standalone: false,
@@ -250,6 +254,8 @@ fn on_host(
     let mut tree = writing.tree(Order::Any);
     let relations = Relations { known: &known, writing: &writing, checks: checks.as_ref() };
     copy_files(&mut tree, &listing, cluster, &relations, &mut session)?;
+    let configuration =
+        copy_configuration(&mut tree, cluster, &mut session, options.private_keys, &mut warnings)?;
     tree.wait()?;
     copy_control(&mut tree, &listing, cluster)?;
     tree.wait()?;
@@ -266,6 +272,7 @@ fn on_host(
     if !stopped.tablespace_map.is_empty() {
         add_text(&mut tree, &listing, "data/tablespace_map", &stopped.tablespace_map)?;
     }
+    let databases = inspect::databases(&mut session)?;
     let tablespaces = tablespaces_of(&listing, cluster, &mut session)?;
     let timeline = timeline_of(&stopped.backup_label)?;
     if cluster.in_recovery {
@@ -338,6 +345,8 @@ fn on_host(
         checksums: cluster.checksums,
         tablespaces,
         standalone: options.standalone,
+        databases,
+        configuration,
         time_start,
         time_stop,
     };
@@ -599,6 +608,25 @@ fn copy_files(
         }
     }
     Ok(())
+}
+
+/// Files of the configuration that are not in the data directory.
+fn copy_configuration(
+    tree: &mut TreeWriter<'_>,
+    cluster: &Cluster,
+    session: &mut Session,
+    private_keys: bool,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<ConfigurationFile>> {
+    let found = configuration::find(cluster, session, private_keys)?;
+    warnings.extend(found.warnings);
+    for Stored { path, meta, content } in found.stored {
+        match content {
+            Some(bytes) => add_bytes(tree, path, meta, bytes)?,
+            None => tree.entry(Entry { path, meta, kind: EntryKind::Directory })?,
+        }
+    }
+    Ok(found.files)
 }
 
 fn copy_control(tree: &mut TreeWriter<'_>, listing: &Listing, cluster: &Cluster) -> Result<()> {

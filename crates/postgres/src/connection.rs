@@ -112,6 +112,16 @@ pub(crate) enum Wanted {
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Parameters(BTreeMap<String, String>);
 
+/// Whether a connection string holds a password; its other keywords do not matter.
+pub(crate) fn has_password(text: &str) -> Result<bool> {
+    let pairs = if text.starts_with("postgres://") || text.starts_with("postgresql://") {
+        parse_address(text)?
+    } else {
+        parse_keywords(text)?
+    };
+    Ok(pairs.contains_key("password"))
+}
+
 impl fmt::Debug for Parameters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_map().entries(self.0.iter().filter(|(key, _)| *key != "password")).finish()
@@ -216,6 +226,19 @@ impl Parameters {
 
     pub(crate) fn set_user(&mut self, user: &str) {
         self.0.insert("user".to_owned(), user.to_owned());
+    }
+
+    /// The same in keywords for a program that uses libpq, and the password, which goes to it by
+    /// its environment.
+    pub(crate) fn for_libpq(&self) -> (String, Option<&str>) {
+        let quote = |value: &str| value.replace('\\', "\\\\").replace('\'', "\\'");
+        let words: Vec<String> = self
+            .0
+            .iter()
+            .filter(|(key, _)| *key != "password")
+            .map(|(key, value)| format!("{key}='{}'", quote(value)))
+            .collect();
+        (words.join(" "), self.get("password"))
     }
 
     /// The parameters as a client's configuration and the TLS to use.

@@ -154,15 +154,14 @@ impl ControlFile {
 
     /// The limits that a server in recovery needs at least; they are for every version where they
     /// are for version 13.
-    pub(crate) fn read_limits(data_directory: &Path) -> Result<Limits> {
-        let (bytes, _) = read_sound(&data_directory.join(PATH))?;
-        Ok(Limits {
-            connections: u32_at(&bytes, 180),
-            worker_processes: u32_at(&bytes, 184),
-            wal_senders: u32_at(&bytes, 188),
-            prepared_transactions: u32_at(&bytes, 192),
-            locks_per_transaction: u32_at(&bytes, 196),
-        })
+    pub(crate) fn limits(bytes: &[u8]) -> Limits {
+        Limits {
+            connections: u32_at(bytes, 180),
+            worker_processes: u32_at(bytes, 184),
+            wal_senders: u32_at(bytes, 188),
+            prepared_transactions: u32_at(bytes, 192),
+            locks_per_transaction: u32_at(bytes, 196),
+        }
     }
 
     /// Reads the control file of a data directory, also of a running server.

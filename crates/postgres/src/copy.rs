@@ -47,6 +47,7 @@ pub(crate) const LEFT_OUT: &[&str] = &[
     "recovery.signal",
     "standby.signal",
     crate::restore::OLD_WAL,
+    crate::configuration::ASIDE,
 ];
 
 /// Directories that a cluster is nothing without; a link in their place would leave a hole.
@@ -452,7 +453,7 @@ fn mounted(link: &Path, folder: &Path) -> Result<bool> {
     .with_hint("is its disk mounted? a tablespace that is no more has to be dropped"))
 }
 
-fn metadata(meta: &fs::Metadata, names: &Names) -> Metadata {
+pub(crate) fn metadata(meta: &fs::Metadata, names: &Names) -> Metadata {
     let time = |seconds, nanos: i64| Time { seconds, nanos: u32::try_from(nanos).unwrap_or(0) };
     Metadata {
         mode: meta.mode() & 0o7777,

@@ -4,7 +4,8 @@ use backstay_repo::{Snapshot, SourceKind};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::inspect::Tablespace;
+use crate::configuration::ConfigurationFile;
+use crate::inspect::{Database, Tablespace};
 use crate::wal::{Lsn, SegmentSize};
 use crate::{PostgresError, PostgresErrorKind, Result};
 
@@ -32,6 +33,12 @@ pub struct BackupDetail {
     /// Whether the segments that the copy needs are in the snapshot itself.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub standalone: bool,
+    /// As the server knew them when the backup ended. Absent in older snapshots.
+    #[serde(default)]
+    pub databases: Vec<Database>,
+    /// Files of the configuration outside the data directory, which are below `config/`.
+    #[serde(default)]
+    pub configuration: Vec<ConfigurationFile>,
     /// By the server's clock.
     pub time_start: Timestamp,
     pub time_stop: Timestamp,

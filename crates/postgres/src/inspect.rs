@@ -38,6 +38,13 @@ pub struct Tablespace {
     pub path: String,
 }
 
+/// A database of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Database {
+    pub oid: u32,
+    pub name: String,
+}
+
 /// What the server is set to, as far as backups care. Empty where the role may not see it.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct ServerSettings {
@@ -135,6 +142,13 @@ pub(crate) fn tablespaces(session: &mut Session) -> Result<Vec<Tablespace>> {
         .iter()
         .map(|row| Tablespace { oid: row.get(0), name: row.get(1), path: row.get(2) })
         .collect())
+}
+
+/// All databases, the templates included.
+pub(crate) fn databases(session: &mut Session) -> Result<Vec<Database>> {
+    let query = "SELECT oid, datname::text FROM pg_database ORDER BY oid";
+    let rows = session.rows("list the databases", query, &[])?;
+    Ok(rows.iter().map(|row| Database { oid: row.get(0), name: row.get(1) }).collect())
 }
 
 /// A setting's value; empty where there is none, or where this role may not see it.

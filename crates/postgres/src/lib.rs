@@ -6,11 +6,13 @@
 
 mod backup;
 mod check;
+mod configuration;
 mod connection;
 pub mod control;
 pub mod copy;
 mod detail;
 mod error;
+mod extract;
 mod inspect;
 mod known;
 pub mod logical;
@@ -28,9 +30,11 @@ mod wire;
 
 pub use backup::{Backup, BackupOptions, Backups, Method, Target, backup, backup_to};
 pub use check::{CheckItem, check};
+pub use configuration::ConfigurationFile;
 pub use detail::BackupDetail;
 pub use error::{PostgresError, PostgresErrorKind};
-pub use inspect::{Cluster, ServerSettings, Tablespace, inspect};
+pub use extract::{ExtractOptions, Extracted, Loaded, Part, extract};
+pub use inspect::{Cluster, Database, ServerSettings, Tablespace, inspect};
 pub use known::Detect;
 pub use receive::{ReceiveOptions, ReceiveState, ReceiveStatus, Slot, drop_slot, receive};
 pub use restore::{RestoreOptions, Restored, StartOptions, TargetAction, restore};

@@ -20,22 +20,28 @@ use crate::work;
 #[command(next_help_heading = "Into a server")]
 pub struct IntoArgs {
     /// Restore into this server, in libpq's words or as a URI. Where it names a database, into that
-    /// one; else each database into the one of its own name, which is made where it is missing. A
-    /// password belongs into ~/.pgpass
-    #[arg(long, value_name = "CONNECTION", conflicts_with = "to")]
+    /// one; else each database into the one of its own name, which is made where it is missing. Of a
+    /// cluster one table or one schema, under a name that is free. A password belongs into ~/.pgpass
+    #[arg(long, value_name = "CONNECTION")]
     pub into: Option<String>,
 
-    /// Only this database
-    #[arg(long = "database", value_name = "NAME", requires = "into")]
+    /// Only this database; several times for several. Restoring a cluster to a folder makes the others
+    /// empty, and drops them with --start
+    #[arg(long = "database", value_name = "NAME", conflicts_with_all = ["standby", "delta"])]
     pub databases: Vec<String>,
 
     /// Only this schema
-    #[arg(long = "schema", value_name = "NAME", requires = "into")]
+    #[arg(long = "schema", value_name = "[DB.]NAME", requires = "into")]
     pub schemas: Vec<String>,
 
     /// Only this table, with its indexes, constraints, partitions and what it cannot do without
-    #[arg(long = "table", value_name = "[SCHEMA.]NAME", requires = "into")]
+    #[arg(long = "table", value_name = "[DB.][SCHEMA.]NAME", requires = "into")]
     pub tables: Vec<String>,
+
+    /// Of a cluster: the name that the table or schema gets there, which must be free [default: in a
+    /// new schema]
+    #[arg(long = "as", value_name = "NAME", requires = "into")]
+    pub name: Option<String>,
 
     /// Only the roles: those that are missing, and with --overwrite also the others
     #[arg(long, requires = "into", conflicts_with_all = ["databases", "schemas", "tables"])]
@@ -54,7 +60,6 @@ impl IntoArgs {
     /// Refuses what means nothing without a server: a folder would get everything.
     pub fn refuse_without_server(&self) -> Result<()> {
         let flags = [
-            ("--database", !self.databases.is_empty()),
             ("--schema", !self.schemas.is_empty()),
             ("--table", !self.tables.is_empty()),
             ("--roles", self.roles),
@@ -87,6 +92,12 @@ pub fn run(
                 found.snapshot.source, found.snapshot.kind
             ),
             "say --to DIR instead",
+        ));
+    }
+    if args.name.is_some() {
+        return Err(Error::usage(
+            "--as is for a table or schema of a cluster",
+            "leave it out: what is restored has the name that it had",
         ));
     }
     let context = app.context()?;

@@ -1,4 +1,7 @@
-//! `backstay restore`: from a snapshot to a folder, or to a cluster at any moment.
+//! `backstay restore`: from a snapshot to a folder, or to a cluster at any moment; a table of one,
+//! in `part`.
+
+mod part;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -26,6 +29,10 @@ use crate::work;
   backstay restore etc --to /tmp/etc
   backstay restore 3f2a9c1b /etc/nginx --to /tmp/etc
   backstay restore orders --to /var/lib/postgresql/15/restored --at \"10 minutes ago\"
+  backstay restore orders --to /var/lib/postgresql/15/standby --standby --primary host=db1
+  backstay restore orders --to /tmp/etc --config-only
+  backstay restore orders --table public.invoices --into \"host=/run/postgresql dbname=shop\"
+
   backstay restore shop-logical --into \"host=db.internal user=postgres\" --table public.orders")]
 pub struct RestoreArgs {
     /// A source (its newest snapshot, or the one that the target asks for), a snapshot's id or the
@@ -37,7 +44,8 @@ pub struct RestoreArgs {
     #[arg(value_name = "PATH")]
     paths: Vec<OsString>,
 
-    /// Where to. Absent or empty, unless --delta
+    /// Where to. Absent or empty, unless --delta. With --into, of a cluster, the sandbox, which is
+    /// removed at the end [default: among temporary files]
     #[arg(long, value_name = "DIR", required_unless_present = "into")]
     to: Option<PathBuf>,
 
@@ -114,6 +122,24 @@ struct ClusterArgs {
     #[arg(long, conflicts_with_all = ["at", "xid", "lsn", "name", "immediate"])]
     standby: bool,
 
+    /// With --standby: the server whose log it streams, in libpq's words; a password belongs in a
+    /// file that `passfile` names
+    #[arg(long, value_name = "CONNINFO", requires = "standby")]
+    primary: Option<String>,
+
+    /// With --standby: the replication slot on the primary that is used
+    #[arg(long, value_name = "NAME", requires = "primary")]
+    slot: Option<String>,
+
+    /// Write a `backup_manifest` by which pg_verifybackup checks the restored files
+    #[arg(long, conflicts_with = "start")]
+    manifest: bool,
+
+    /// Only the files that configure the server: those outside the data directory below `config`,
+    /// those in it below `data`
+    #[arg(long, conflicts_with_all = ["start", "standby", "databases", "manifest", "paths", "into"])]
+    config_only: bool,
+
     /// Start the server, and wait until it is where it should be
     #[arg(long)]
     start: bool,
@@ -127,7 +153,7 @@ struct ClusterArgs {
     socket_directory: Option<PathBuf>,
 
     /// Where `postgres` is
-    #[arg(long, value_name = "DIR", requires = "start")]
+    #[arg(long, value_name = "DIR")]
     bin_directory: Option<PathBuf>,
 }
 
@@ -195,10 +221,18 @@ pub fn run(args: &RestoreArgs, app: &App) -> Result<Outcome> {
     let of_source = found.snapshot.source == args.what;
     let candidates: Vec<Snapshot> =
         if of_source { everywhere.moments(&args.what, kind) } else { vec![found.snapshot.clone()] };
-    if kind == SourceKind::Postgres && args.paths.is_empty() && args.server.into.is_none() {
+    if kind == SourceKind::Postgres && args.cluster.config_only {
+        let snapshot = recover::as_of(&candidates, at)?;
+        let found = everywhere.at(&snapshot).unwrap_or(Found { snapshot, ..found });
+        return files(args, app, &everywhere, &found, configuration(&found)?);
+    }
+    if kind == SourceKind::Postgres && args.paths.is_empty() {
         let target = args.target.target(app)?;
         found = for_target(args, &everywhere, found, of_source, &target)?;
         warn_of_passed_over(app, &candidates, &found.snapshot, at);
+        if args.server.into.is_some() {
+            return part::run(args, app, &everywhere, &found, target);
+        }
         return cluster(args, app, &everywhere, &found, target);
     }
     refuse_cluster_flags(args, &found)?;
@@ -206,15 +240,40 @@ pub fn run(args: &RestoreArgs, app: &App) -> Result<Outcome> {
     warn_of_passed_over(app, &candidates, &snapshot, at);
     let found = everywhere.at(&snapshot).unwrap_or(Found { snapshot, ..found });
     if let Some(into) = &args.server.into {
-        if !args.paths.is_empty() || args.delta {
+        if !args.paths.is_empty() || args.delta || args.to.is_some() {
             return Err(Error::usage(
-                "paths and --delta are for folders, and --into is for servers",
+                "paths, --to and --delta are for folders, and --into is for servers",
                 "leave them out; --table, --schema and --database choose what is restored",
             ));
         }
         return logical::run(&args.server, into, args.no_owner, app, &everywhere, &found);
     }
-    files(args, app, &everywhere, &found)
+    let paths = args.paths.iter().map(|path| tree_path(path)).collect();
+    files(args, app, &everywhere, &found, paths)
+}
+
+/// The files of a snapshot of a cluster that configure its server.
+fn configuration(found: &Found) -> Result<Vec<Vec<u8>>> {
+    let tree = found.repository.tree(&found.snapshot)?;
+    let mut paths = Vec::new();
+    if tree.get(b"config")?.is_some() {
+        paths.push(b"config".to_vec());
+    }
+    for entry in tree.iter() {
+        let entry = entry?;
+        let name = entry.path.strip_prefix(b"data/").unwrap_or_default();
+        if name.ends_with(b".conf") && !name.contains(&b'/') && !entry.is_directory() {
+            paths.push(entry.path);
+        }
+    }
+    if paths.is_empty() {
+        return Err(Error::new(
+            ErrorKind::NotFound,
+            format!("snapshot {} has no configuration files", found.snapshot.short_id()),
+        )
+        .with_hint("they may have been out of reach of the role that made the backup"));
+    }
+    Ok(paths)
 }
 
 /// The snapshot from which the target can be reached, in the nearest repository from which it can.
@@ -294,6 +353,9 @@ fn refuse_cluster_flags(args: &RestoreArgs, found: &Found) -> Result<()> {
         ("--timeline", cluster.timeline.is_some()),
         ("--tablespace", !cluster.tablespaces.is_empty()),
         ("--standby", cluster.standby),
+        ("--database", args.server.into.is_none() && !args.server.databases.is_empty()),
+        ("--manifest", cluster.manifest),
+        ("--config-only", cluster.config_only),
         ("--start", cluster.start),
     ];
     match flags.iter().find(|(_, given)| *given) {
@@ -312,10 +374,16 @@ fn refuse_cluster_flags(args: &RestoreArgs, found: &Found) -> Result<()> {
     }
 }
 
-fn files(args: &RestoreArgs, app: &App, everywhere: &Everywhere, found: &Found) -> Result<Outcome> {
+fn files(
+    args: &RestoreArgs,
+    app: &App,
+    everywhere: &Everywhere,
+    found: &Found,
+    paths: Vec<Vec<u8>>,
+) -> Result<Outcome> {
     let context = app.context()?;
     let mut options = RestoreOptions::new(args.to()?);
-    options.paths = args.paths.iter().map(|path| tree_path(path)).collect();
+    options.paths = paths;
     options.fallback = everywhere.fallback(found);
     let tree = found.repository.tree(&found.snapshot)?.falling_over(options.fallback.clone());
     for path in &options.paths {
@@ -477,6 +545,46 @@ fn cluster(
     found: &Found,
     target: RecoveryTarget,
 ) -> Result<Outcome> {
+    let mut options = options(args, app, everywhere, found, &target, args.to()?)?;
+    options.action = match args.cluster.target_action {
+        Action::Promote => TargetAction::Promote,
+        Action::Pause => TargetAction::Pause,
+        Action::Shutdown => TargetAction::Shutdown,
+    };
+    options.delta = args.delta;
+    options.tablespaces = args.cluster.tablespaces.clone();
+    options.standby = args.cluster.standby;
+    options.primary = args.cluster.primary.clone();
+    options.slot = args.cluster.slot.clone();
+    options.databases = args.server.databases.clone();
+    options.manifest = args.cluster.manifest;
+    let keys = keys(app, found)?;
+    if args.cluster.start {
+        options.start = Some(StartOptions {
+            bin_dir: bin_directory(args, keys),
+            socket_directory: args.cluster.socket_directory.clone(),
+            port: args.cluster.port,
+            connection: keys.map(|keys| keys.connection.clone()),
+            ..StartOptions::default()
+        });
+    }
+    let to = options.to.clone();
+    let restored = work::run(app, &found.snapshot.source, |progress| {
+        options.progress = progress.clone();
+        backstay_postgres::restore(&found.repository, &found.snapshot, &options)
+    })?;
+    present_cluster(args, app, found, &target, &to, &restored)
+}
+
+/// What every restore of a cluster needs: where its log is, and how far to go.
+fn options(
+    args: &RestoreArgs,
+    app: &App,
+    everywhere: &Everywhere,
+    found: &Found,
+    target: &RecoveryTarget,
+    to: PathBuf,
+) -> Result<backstay_postgres::RestoreOptions> {
     let context = app.context()?;
     let detail = backstay_postgres::BackupDetail::of(&found.snapshot)?;
     let mut names = vec![found.name.as_str()];
@@ -485,7 +593,7 @@ fn cluster(
     let configured =
         context.config.sources.iter().find(|source| source.name == found.snapshot.source);
     // Where the log ends is known only of those that answered.
-    if target == RecoveryTarget::Latest
+    if *target == RecoveryTarget::Latest
         && !args.cluster.standby
         && let Some(source) = configured
         && let Some(silent) = super::wal::may_have_more(context, source, &names)?
@@ -504,45 +612,33 @@ fn cluster(
         )));
     }
     let command = super::wal::restore_command(app, &names, detail.system_identifier)?;
-    let mut options = backstay_postgres::RestoreOptions::new(args.to()?, command);
+    let mut options = backstay_postgres::RestoreOptions::new(to, command);
     options.fallback = everywhere.fallback(found);
-    options.delta = args.delta;
     options.thaw = args.thaw.options();
-    options.tablespaces = args.cluster.tablespaces.clone();
     options.target = target.clone();
     options.inclusive = !args.cluster.exclusive;
     options.timeline = args.cluster.timeline;
-    options.action = match args.cluster.target_action {
-        Action::Promote => TargetAction::Promote,
-        Action::Pause => TargetAction::Pause,
-        Action::Shutdown => TargetAction::Shutdown,
-    };
-    options.standby = args.cluster.standby;
     options.workers = context.workers();
     options.owner = options.owner && !args.no_owner;
-    let keys = configured.and_then(|source| match &source.settings {
+    Ok(options)
+}
+
+/// How the source is configured, where it is.
+fn keys<'c>(app: &'c App, found: &Found) -> Result<Option<&'c backstay_ops::config::PostgresKeys>> {
+    let sources = &app.context()?.config.sources;
+    let configured = sources.iter().find(|source| source.name == found.snapshot.source);
+    Ok(configured.and_then(|source| match &source.settings {
         backstay_ops::config::SourceSettings::Postgres(keys) => Some(keys),
         _ => None,
-    });
-    if args.cluster.start {
-        options.start = Some(StartOptions {
-            bin_dir: args
-                .cluster
-                .bin_directory
-                .clone()
-                .or_else(|| keys.and_then(|keys| keys.bin_directory.clone())),
-            socket_directory: args.cluster.socket_directory.clone(),
-            port: args.cluster.port,
-            connection: keys.map(|keys| keys.connection.clone()),
-            ..StartOptions::default()
-        });
-    }
-    let to = options.to.clone();
-    let restored = work::run(app, &found.snapshot.source, |progress| {
-        options.progress = progress.clone();
-        backstay_postgres::restore(&found.repository, &found.snapshot, &options)
-    })?;
-    present_cluster(args, app, found, &target, &to, &restored)
+    }))
+}
+
+fn bin_directory(
+    args: &RestoreArgs,
+    keys: Option<&backstay_ops::config::PostgresKeys>,
+) -> Option<PathBuf> {
+    let given = args.cluster.bin_directory.clone();
+    given.or_else(|| keys.and_then(|keys| keys.bin_directory.clone()))
 }
 
 fn present_cluster(
@@ -563,6 +659,9 @@ fn present_cluster(
         "started": args.cluster.start,
         "reached": reached,
         "connection": restored.running.as_ref().map(|running| running.connection()),
+        "manifest": restored.manifest,
+        "databases_left_out": restored.left_out.iter().map(|db| &db.name).collect::<Vec<_>>(),
+        "statements": restored.statements,
         "notes": restored.notes,
         "problems": found.snapshot.problems,
         "report": restored.report,
@@ -571,6 +670,18 @@ fn present_cluster(
     app.output.say(format!("          {}", summary(&restored.report, to, restored.copied)))?;
     for note in &restored.notes {
         app.output.warn(note, None);
+    }
+    if let Some(manifest) = &restored.manifest {
+        app.output.say(format!("          listed in {}", manifest.display()))?;
+    }
+    if !restored.left_out.is_empty() {
+        let names: Vec<&str> = restored.left_out.iter().map(|db| db.name.as_str()).collect();
+        let what = if restored.statements.is_empty() {
+            "were not restored, and dropped"
+        } else {
+            "were not restored: they are empty, and of no use"
+        };
+        app.output.say(format!("          {} {what}", names.join(", ")))?;
     }
     warn_of_lacking(app, &restored.report);
     match (reached, &restored.recovered) {
@@ -611,6 +722,12 @@ fn present_cluster(
                 pg_ctl(restored.detail.version),
                 to.display()
             ))?;
+        }
+    }
+    if !restored.statements.is_empty() {
+        app.output.say("\nOnce it takes writes, rid it of what was not restored:")?;
+        for statement in &restored.statements {
+            app.output.say(format!("  {statement};"))?;
         }
     }
     Ok(problems(app, &found.snapshot, &restored.report))

@@ -115,11 +115,13 @@ fn plain(value: &Value) -> Option<String> {
         Value::String(text) => Some(printable(text)),
         Value::Number(number) => Some(number.to_string()),
         Value::Bool(value) => Some(if *value { "yes".into() } else { "no".into() }),
+        // Files and databases are known by where they are, or by their names.
+        Value::Object(map) => plain(map.get("path").or_else(|| map.get("name"))?),
         Value::Array(values) => {
             let texts: Option<Vec<_>> = values.iter().map(plain).collect();
             Some(texts?.join(", "))
         }
-        Value::Null | Value::Object(_) => None,
+        Value::Null => None,
     }
 }
 

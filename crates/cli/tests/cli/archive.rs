@@ -266,6 +266,49 @@ fn the_end_of_the_log_is_not_taken_from_a_repository_that_may_be_late() {
     assert_eq!(ran.code, 0, "{ran}");
 }
 
+/// What is less than a cluster, or more: its configuration, a manifest, one table.
+fn parts_are_restored(
+    cluster: &postgres::Cluster,
+    moment: &str,
+    run: &dyn Fn(&[&str]) -> crate::sandbox::Ran,
+) {
+    let folder = cluster.directory("parts");
+    let to = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let good = |words: &[&str]| {
+        let ran = run(words);
+        assert_eq!(ran.code, 0, "{ran}");
+        ran
+    };
+    good(&["restore", "orders", "--config-only", "--to", &to("config")]);
+    assert!(folder.join("config/data/pg_hba.conf").exists());
+    assert!(!folder.join("config/data/PG_VERSION").exists());
+    let ran = good(&["restore", "orders", "--to", &to("listed"), "--manifest"]);
+    assert!(ran.stdout.contains("backup_manifest"), "{ran}");
+    assert!(folder.join("listed/backup_manifest").exists());
+    let into = cluster.connection_string();
+    let table = ["restore", "orders", "--table", "public.t", "--into", &into, "--at", moment];
+    let bin = cluster.installation().bin.to_str().unwrap().to_owned();
+    let table = [&table[..], &["--bin-directory", &bin]].concat();
+    let has = |name: &str| cluster.installation().program(name).is_some();
+    if has("pg_dump") && has("psql") {
+        let ran = good(&table);
+        assert!(ran.stdout.contains("1500 rows") || ran.stdout.contains("1,500 rows"), "{ran}");
+        assert_eq!(cluster.value("select count(*) from restored.t"), "1500");
+        assert_eq!(cluster.value("select count(*) from t"), "0");
+        let taken = run(&[&table[..], &["--as", "t"]].concat());
+        assert_eq!(taken.code, 2, "{taken}");
+        assert!(taken.stderr.contains("nothing is overwritten"), "{taken}");
+        cluster.sql("drop schema restored cascade");
+    }
+    let wrong = run(&["restore", "orders", "--table", "t", "--into", &into]);
+    assert_eq!(wrong.code, 2, "{wrong}");
+    let secret = "host=nowhere password=hunter2";
+    let wrong = run(&["restore", "orders", "--table", "public.t", "--into", secret]);
+    assert_eq!(wrong.code, 2, "{wrong}");
+    assert!(!wrong.stderr.contains("hunter2"), "{wrong}");
+    assert_eq!(run(&["restore", "orders"]).code, 2);
+}
+
 #[test]
 fn from_setup_to_a_recovered_moment() {
     let supported = |it: &postgres::Installation| (13..=18).contains(&it.major);
@@ -387,6 +430,7 @@ fn from_setup_to_a_recovered_moment() {
         !std::path::Path::new(&format!("/proc/{pid}")).exists()
     });
     assert_eq!(rows, "1500", "{ran}");
+    parts_are_restored(&cluster, &moment, &run);
     // Nothing lies before the only snapshot but what came before it.
     let would = good(&["wal", "expire", "--dry-run"]);
     assert!(would.stdout.contains("would remove"), "{would}");

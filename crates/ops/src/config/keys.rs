@@ -207,6 +207,9 @@ section! {
         /// least 1. Absent: in all. With fewer, one that is down holds up nothing, if a
         /// `[replication]` with `archive` brings it what it has missed.
         archive_copies: Option<u32> { example: "1" },
+        /// Whether the private key of the server's certificate is backed up too, where it lies
+        /// outside the data directory. Other files of the configuration always are.
+        private_keys: bool { default: "false", example: "true" },
         /// Where `postgres`, `pg_ctl` and the rest are. Absent: found by the cluster's version.
         bin_directory: Option<PathBuf> { example: "\"/usr/lib/postgresql/15/bin\"" },
     }

@@ -27,7 +27,7 @@ use super::{
 use crate::connection::Parameters;
 use crate::control::{self, ControlFile};
 use crate::detail::BackupDetail;
-use crate::inspect::{ServerSettings, Tablespace, tablespaces};
+use crate::inspect::{ServerSettings, Tablespace, databases, tablespaces};
 use crate::reader::PageChecks;
 use crate::receive::begin::{identify, size_of};
 use crate::receive::{EPOCH, Server, incoming};
@@ -217,6 +217,10 @@ pub(super) fn back_up(
         checksums: about.checksums,
         tablespaces: spaces,
         standalone: options.standalone,
+        // Without an SQL session nobody can tell which is which.
+        databases: sql.as_mut().map(databases).and_then(Result::ok).unwrap_or_default(),
+        // The protocol sends nothing but the data directory and tablespaces.
+        configuration: Vec::new(),
         time_start,
         time_stop,
     };

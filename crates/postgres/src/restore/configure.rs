@@ -4,7 +4,7 @@
 //! All of it goes to `postgresql.auto.conf`, which the server reads last. What was there stays, but
 //! for what an earlier recovery left behind.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use jiff::tz::TimeZone;
 
@@ -43,11 +43,18 @@ pub(super) struct Recovery<'a> {
     pub(super) action: TargetAction,
     pub(super) restore_command: &'a str,
     pub(super) standby: bool,
+    pub(super) primary: Option<&'a str>,
+    pub(super) slot: Option<&'a str>,
+    /// Whether pages that are not there are passed over.
+    pub(super) pass_over_pages: bool,
+    /// Where files are that the server would look for elsewhere.
+    pub(super) extra: &'a [(&'static str, PathBuf)],
 }
 
 /// Settings of an earlier recovery; none of them is carried over.
 const OLD: &[&str] = &[
     "archive_cleanup_command",
+    "ignore_invalid_pages",
     "primary_conninfo",
     "primary_slot_name",
     "promote_trigger_file",
@@ -106,11 +113,27 @@ fn auto_conf(old: &str, main: &str, recovery: &Recovery<'_>) -> Result<String> {
     // Targets in postgresql.conf would be a second target. They are emptied before the one that
     // counts is set: in the other order the server takes even an empty one for a conflict.
     for name in TARGETS {
-        if main.lines().filter_map(setting_of).any(|there| there == *name) {
+        if has(main, name) {
             put(name, "")?;
         }
     }
+    for (name, path) in recovery.extra {
+        put(name, &path.to_string_lossy())?;
+    }
+    if recovery.pass_over_pages {
+        put("ignore_invalid_pages", "on")?;
+    }
     put("restore_command", recovery.restore_command)?;
+    for (name, value) in
+        [("primary_conninfo", recovery.primary), ("primary_slot_name", recovery.slot)]
+    {
+        match value {
+            Some(value) => put(name, value)?,
+            // One in postgresql.conf is of an earlier life, and would be followed.
+            None if has(main, name) => put(name, "")?,
+            None => {}
+        }
+    }
     match recovery.timeline {
         None | Some(TargetTimeline::Latest) => put("recovery_target_timeline", "latest")?,
         Some(TargetTimeline::Current) => put("recovery_target_timeline", "current")?,
@@ -135,6 +158,10 @@ fn auto_conf(old: &str, main: &str, recovery: &Recovery<'_>) -> Result<String> {
         put("recovery_target_action", recovery.action.as_str())?;
     }
     Ok(text)
+}
+
+fn has(main: &str, name: &str) -> bool {
+    main.lines().filter_map(setting_of).any(|there| there == name)
 }
 
 /// The name of the setting that a line of a configuration file sets.
@@ -167,6 +194,10 @@ mod tests {
             action: TargetAction::Pause,
             restore_command: "backstay wal fetch %f %p --config '/etc/a b.toml'",
             standby: false,
+            primary: None,
+            slot: None,
+            pass_over_pages: false,
+            extra: &[],
         }
     }
 
@@ -197,6 +228,21 @@ mod tests {
         let emptied = text.find("recovery_target_name = ''").unwrap();
         assert!(emptied < text.find("recovery_target_xid = '745'").unwrap());
         assert!(!text.contains("recovery_target_xid = ''"));
+    }
+
+    #[test]
+    fn a_standby_is_told_whom_to_follow() {
+        let target = RecoveryTarget::Latest;
+        let mut recovery = recovery(&target);
+        recovery.standby = true;
+        let main = "primary_conninfo = 'host=old'\nprimary_slot_name = 'old'\n";
+        let text = auto_conf("", main, &recovery).unwrap();
+        assert!(text.contains("primary_conninfo = \'\'\nprimary_slot_name = \'\'\n"), "{text}");
+        recovery.primary = Some("host=new user='a b'");
+        recovery.slot = Some("here");
+        let text = auto_conf("", main, &recovery).unwrap();
+        assert!(text.contains(r"primary_conninfo = 'host=new user=''a b'''"), "{text}");
+        assert!(text.contains("primary_slot_name = 'here'\n"), "{text}");
     }
 
     #[test]

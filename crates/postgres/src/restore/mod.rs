@@ -5,37 +5,41 @@
 //! thing to go. The checkpoint that it names is made invalid: a server that finds `backup_label`
 //! does not look at it, and a server that does not find the label has to refuse.
 
+mod aside;
 mod configure;
+mod earlier;
 mod files;
+mod manifest;
+mod only;
 mod spaces;
 mod start;
 
-use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
-use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backstay_repo::{
-    Archive, Entry, EntryKind, Fallback, Placement, Progress, Repository, RestoreReport, Snapshot,
-    ThawOptions, Tree,
+    Entry, Fallback, Placement, Progress, Repository, RestoreReport, Snapshot, ThawOptions, Tree,
 };
 use backstay_store::failpoint;
 
-use crate::control::{self, ControlFile};
+use crate::configuration;
+use crate::connection::has_password;
+use crate::control;
 use crate::detail::BackupDetail;
-use crate::wal::{self, RecoveryTarget, SegmentName, TargetTimeline};
+use crate::inspect::Database;
+use crate::wal::{self, RecoveryTarget, TargetTimeline};
 use crate::{PostgresError, PostgresErrorKind, Result};
 
 pub use configure::TargetAction;
 pub use start::{Reached, Running, StartOptions, find_program};
 
 use configure::Recovery;
+use only::Only;
 use spaces::Spaces;
-use start::Until;
+use start::{Purpose, Until};
 
 const CONTROL: &[u8] = b"data/global/pg_control";
 
@@ -60,6 +64,15 @@ pub struct RestoreOptions {
     pub action: TargetAction,
     /// Goes on replaying for ever instead of recovering to a target.
     pub standby: bool,
+    /// Of a standby: the connection to the server whose log it streams, without a password.
+    pub primary: Option<String>,
+    /// Of a standby: the replication slot that it uses there.
+    pub slot: Option<String>,
+    /// By name (or by oid): the databases that are wanted. Empty: all. Those that every cluster has
+    /// are restored in any case.
+    pub databases: Vec<String>,
+    /// Writes a `backup_manifest` by which `pg_verifybackup` checks what was restored.
+    pub manifest: bool,
     /// What the server runs to get a segment: `%f` is its name, `%p` where it goes.
     pub restore_command: String,
     /// Start a server when the files are there.
@@ -87,6 +100,10 @@ impl RestoreOptions {
             timeline: None,
             action: TargetAction::Promote,
             standby: false,
+            primary: None,
+            slot: None,
+            databases: Vec::new(),
+            manifest: false,
             restore_command: restore_command.into(),
             start: None,
             workers: 0,
@@ -105,6 +122,11 @@ pub struct Restored {
     pub detail: BackupDetail,
     /// Things to know that are no failure.
     pub notes: Vec<String>,
+    /// Databases whose data was not restored.
+    pub left_out: Vec<Database>,
+    /// Statements that are still to be run in the cluster once it takes writes.
+    pub statements: Vec<String>,
+    pub manifest: Option<PathBuf>,
     /// The server, where one was started and still runs. Dropped, it goes on running.
     pub running: Option<Running>,
     /// How long it took until the files were there.
@@ -136,6 +158,12 @@ pub fn restore(
     let to = std::path::absolute(&options.to)
         .map_err(|error| PostgresError::io("use the directory", &options.to, error))?;
     progress.set_phase("check");
+    let only = Only::plan(&detail, options)?;
+    check_standby(options)?;
+    if options.manifest && options.start.is_some() {
+        return Err(PostgresError::usage("a server that is started changes what a manifest lists")
+            .with_hint("restore with a manifest, run pg_verifybackup, then start the server"));
+    }
     if let Some(start) = &options.start {
         find_program(detail.version, start.bin_dir.as_deref())?;
     }
@@ -152,10 +180,18 @@ pub fn restore(
             });
     let ending = ending(nothing_behind, options)?;
     let options = ending.as_ref().unwrap_or(options);
+    if options.start.is_some() {
+        // The log is part of the way, and takes its time.
+        progress.add_total(check.segments.saturating_mul(detail.segment_size.bytes()), 0);
+    }
     let tree = repo.tree(snapshot)?.falling_over(options.fallback.clone());
-    may_restore_to(&to, options.delta, &tree, &detail)?;
-    let spaces = Spaces::plan(&detail, &to, options)?;
-    let wal_directory = wal_directory(&to, options.delta);
+    earlier::may_restore_to(&to, options.delta, &tree, &detail)?;
+    let layout = Layout {
+        spaces: Spaces::plan(&detail, &to, options)?,
+        wal_directory: earlier::wal_directory(&to, options.delta),
+        to,
+        only,
+    };
     let mut notes = Vec::new();
     if let Some(thaw) = &options.thaw {
         let report = repo.thaw(snapshot, thaw, progress)?;
@@ -164,23 +200,106 @@ pub fn restore(
         }
     }
     if options.delta {
-        if let Some(note) = keep_wal(&to, &wal_directory, &archive, &detail)? {
-            notes.push(note);
-        }
-        clear(&to, &wal_directory, &tree, &spaces, &detail)?;
+        notes.extend(earlier::keep_wal(&layout, &archive, &detail)?);
+        earlier::clear(&layout, &tree, &detail)?;
     }
+    let report = copy(repo, snapshot, options, &layout)?;
+    layout.only.make(&tree, &layout, progress)?;
+    let to = &layout.to;
+    layout.spaces.link(to)?;
+    failpoint::hit("postgres-restore-copied");
 
-    let place = {
-        let (to, spaces, wal_directory) = (to.clone(), spaces.clone(), wal_directory.clone());
-        move |entry: &Entry| place(entry, &to, &spaces, &wal_directory)
+    progress.set_phase("configure");
+    let control = control_file(&tree)?;
+    let extra = aside::complete(to, &detail, &control, &mut notes)?;
+    configure::write(
+        to,
+        &Recovery {
+            target: &options.target,
+            inclusive: options.inclusive,
+            timeline: options.timeline,
+            action: options.action,
+            restore_command: &options.restore_command,
+            standby: options.standby,
+            primary: options.primary.as_deref(),
+            slot: options.slot.as_deref(),
+            pass_over_pages: layout.only.passes_over_pages(),
+            extra: &extra,
+        },
+    )?;
+    failpoint::hit("postgres-restore-configured");
+    files::write(&to.join("global"), "pg_control", &control)?;
+    failpoint::hit("postgres-restore-control-written");
+    let manifest = if options.manifest {
+        progress.set_phase("manifest");
+        Some(manifest::write(to, &detail, options.workers, progress)?)
+    } else {
+        None
     };
-    let mut copying = backstay_repo::RestoreOptions::new(&to);
+    let mut restored = Restored {
+        report,
+        notes,
+        left_out: layout.only.left_out(),
+        statements: layout.only.statements(),
+        manifest,
+        running: None,
+        copied: began.elapsed(),
+        recovered: None,
+        detail,
+    };
+    if let Some(start) = &options.start {
+        progress.set_phase("recover");
+        let began = Instant::now();
+        recover(&mut restored, &layout, options, start, check.segments)?;
+        restored.recovered = Some(began.elapsed());
+    }
+    Ok(restored)
+}
+
+/// Refuses what makes no standby, and secrets where others can read them.
+fn check_standby(options: &RestoreOptions) -> Result<()> {
+    if !options.standby && (options.primary.is_some() || options.slot.is_some()) {
+        return Err(PostgresError::usage("only a standby has a primary and a slot there")
+            .with_hint("say --standby as well"));
+    }
+    if let Some(slot) = &options.slot
+        && (slot.is_empty()
+            || slot.len() > 63
+            || !slot.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'))
+    {
+        return Err(PostgresError::usage(format!("{slot:?} is no name of a replication slot"))
+            .with_hint("it has lower-case letters, digits and underscores, at most 63"));
+    }
+    if let Some(primary) = &options.primary
+        && has_password(primary)?
+    {
+        return Err(PostgresError::usage("the connection to the primary has a password in it")
+            .with_hint(
+                "put it into a file of the server's user and say passfile=…; arguments can be read \
+                 by every user of a machine",
+            ));
+    }
+    Ok(())
+}
+
+/// Brings the files to where they go, but for the control file.
+fn copy(
+    repo: &Repository,
+    snapshot: &Snapshot,
+    options: &RestoreOptions,
+    layout: &Layout,
+) -> Result<RestoreReport> {
+    let place = {
+        let layout = layout.clone();
+        move |entry: &Entry| layout.place(entry)
+    };
+    let mut copying = backstay_repo::RestoreOptions::new(&layout.to);
     copying.delta = options.delta;
     copying.workers = options.workers;
     copying.owner = options.owner;
     copying.fallback = options.fallback.clone();
     copying.place = Some(Arc::new(place));
-    let report = repo.restore(snapshot, copying, progress)?;
+    let report = repo.restore(snapshot, copying, &options.progress)?;
     if let Some(problem) = report.problems.first() {
         return Err(PostgresError::new(
             PostgresErrorKind::Io,
@@ -193,34 +312,65 @@ pub fn restore(
         )
         .with_hint("the cluster was left without its control file, so that it cannot start"));
     }
-    spaces.link(&to)?;
-    failpoint::hit("postgres-restore-copied");
+    Ok(report)
+}
 
-    progress.set_phase("configure");
-    configure::write(
-        &to,
-        &Recovery {
-            target: &options.target,
-            inclusive: options.inclusive,
-            timeline: options.timeline,
-            action: options.action,
-            restore_command: &options.restore_command,
-            standby: options.standby,
-        },
-    )?;
-    failpoint::hit("postgres-restore-configured");
-    write_control(&to, &tree)?;
-    failpoint::hit("postgres-restore-control-written");
-    let copied = began.elapsed();
-
-    let (mut running, mut recovered) = (None, None);
-    if let Some(start) = &options.start {
-        progress.set_phase("recover");
-        let began = Instant::now();
-        running = start::start(&to, detail.version, until(options), start, progress, &mut notes)?;
-        recovered = Some(began.elapsed());
+/// Starts the server and waits; drops what was left out where that can be done.
+fn recover(
+    restored: &mut Restored,
+    layout: &Layout,
+    options: &RestoreOptions,
+    start: &StartOptions,
+    segments: u64,
+) -> Result<()> {
+    let (until, progress) = (until(options), &options.progress);
+    let major = restored.detail.version;
+    // What people connect to may be what was left out.
+    let some = restored.detail.databases.iter().any(|database| database.name == "postgres");
+    let ask_in =
+        if some || restored.detail.databases.is_empty() { "postgres" } else { "template1" };
+    let segment_size = restored.detail.segment_size.bytes();
+    let purpose = Purpose { until, ask_in, segments, segment_size };
+    let started = start::start(&layout.to, major, purpose, start, progress, &mut restored.notes)?;
+    let Some(running) = started else { return Ok(()) };
+    match after_start(restored, layout, until, start, &running, ask_in) {
+        Ok(()) => {
+            restored.running = Some(running);
+            Ok(())
+        }
+        Err(error) => {
+            // Nobody would know of the server, or how to stop it.
+            let _ = running.stop();
+            Err(error)
+        }
     }
-    Ok(Restored { report, detail, notes, running, copied, recovered })
+}
+
+fn after_start(
+    restored: &mut Restored,
+    layout: &Layout,
+    until: Until,
+    start: &StartOptions,
+    running: &Running,
+    ask_in: &str,
+) -> Result<()> {
+    if layout.only.is_everything() {
+        return Ok(());
+    }
+    let log = files::read_if_there(&running.log)?.unwrap_or_default();
+    if let Some(relation) = layout.only.passed_over_wrongly(&String::from_utf8_lossy(&log)) {
+        return Err(PostgresError::new(
+            PostgresErrorKind::Damaged,
+            format!("the log has changes of {relation} for pages that are not there"),
+        )
+        .with_hint(format!("restore all databases, and read {}", running.log.display())));
+    }
+    if until == Until::Promoted {
+        let mut session = start::connect(&layout.to, running, start, ask_in)?;
+        layout.only.drop_in(&mut session)?;
+        restored.statements.clear();
+    }
+    Ok(())
 }
 
 /// How a recovery ends that has no WAL behind its backup. The server stops *before* the record that
@@ -241,7 +391,7 @@ fn ending(nothing_behind: bool, options: &RestoreOptions) -> Result<Option<Resto
 
 fn until(options: &RestoreOptions) -> Until {
     if options.standby {
-        return Until::Consistent;
+        return if options.primary.is_some() { Until::Streaming } else { Until::Consistent };
     }
     match (&options.target, options.action) {
         (RecoveryTarget::Latest, _) | (_, TargetAction::Promote) => Until::Promoted,
@@ -250,270 +400,62 @@ fn until(options: &RestoreOptions) -> Until {
     }
 }
 
-/// Refuses a directory in which something would be lost or a server runs.
-fn may_restore_to(to: &Path, delta: bool, tree: &Tree, detail: &BackupDetail) -> Result<()> {
-    if files::is_empty(to)? {
-        return Ok(());
-    }
-    if !delta {
-        return Err(PostgresError::usage(format!("{} is not empty", to.display())).with_hint(
-            "restore to a directory that is empty or absent, or say --delta to bring the cluster \
-             that is there to the state of the snapshot",
-        ));
-    }
-    is_of_cluster(to, tree, detail)?;
-    let lock = files::read_if_there(&to.join("postmaster.pid"))?.unwrap_or_default();
-    let pid = String::from_utf8_lossy(&lock)
-        .lines()
-        .next()
-        .and_then(|line| line.trim().parse().ok())
-        .and_then(rustix::process::Pid::from_raw);
-    if let Some(pid) = pid
-        && !matches!(rustix::process::test_kill_process(pid), Err(rustix::io::Errno::SRCH))
-    {
-        return Err(PostgresError::new(
-            PostgresErrorKind::Busy,
-            format!("a server runs in {} (process {})", to.display(), pid.as_raw_nonzero()),
-        )
-        .with_hint("stop it first; if it is no PostgreSQL server, remove postmaster.pid"));
-    }
-    Ok(())
+/// Where everything goes.
+#[derive(Debug, Clone)]
+struct Layout {
+    to: PathBuf,
+    spaces: Spaces,
+    wal_directory: PathBuf,
+    only: Only,
 }
 
-/// Refuses a directory that is none of the cluster that was backed up, as a delta restore removes
-/// what is in it.
-fn is_of_cluster(to: &Path, tree: &Tree, detail: &BackupDetail) -> Result<()> {
-    let path = to.join(control::PATH);
-    if let Some(bytes) = files::read_if_there(&path)? {
-        let there = ControlFile::parse(&bytes, &path.to_string_lossy()).map_err(|error| {
-            PostgresError::new(
-                error.kind(),
-                format!("which cluster is in {} cannot be told: {error}", to.display()),
-            )
-            .with_hint(format!(
-                "if it is the one that was backed up, remove {}; nothing was changed",
-                path.display()
-            ))
-            .with_source(error)
-        })?;
-        if there.system_identifier == detail.system_identifier {
-            return Ok(());
+impl Layout {
+    /// Where an entry of the snapshot goes, if the repository restores it.
+    fn place(&self, entry: &Entry) -> Placement {
+        if self.only.is_hollow(&entry.path) {
+            return Placement::Skip;
         }
-        return Err(PostgresError::new(
-            PostgresErrorKind::Mismatch,
-            format!(
-                "{} holds another cluster: its system identifier is {}, that of the snapshot {}",
-                to.display(),
-                there.system_identifier,
-                detail.system_identifier
-            ),
-        )
-        .with_hint(
-            "restore to another directory, or empty this one if that cluster is not needed; \
-             nothing was changed",
-        ));
+        self.place_of(entry)
     }
-    // The control file is the last to appear, so that an interrupted restore has none.
-    if to.join("PG_VERSION").exists() || to.join("backup_label").exists() {
-        return Ok(());
-    }
-    // One that was interrupted early has directories, and not much else.
-    let stray = if to.join("global").is_dir() { stray(to, tree)? } else { Some(to.to_owned()) };
-    match stray {
-        None => Ok(()),
-        Some(stray) => {
-            let message = if stray == to {
-                format!("{} is no data directory", to.display())
-            } else {
-                format!("{} is no data directory: it has {}", to.display(), stray.display())
-            };
-            Err(PostgresError::usage(message).with_hint(
-                "--delta removes what is not in the snapshot; name the directory of a cluster",
-            ))
+
+    fn place_of(&self, entry: &Entry) -> Placement {
+        let path = entry.path.as_slice();
+        // The control file comes last. The map would make the server put the links to where the
+        // tablespaces were; we make them to where they are.
+        if path == CONTROL || path == b"data/tablespace_map" {
+            return Placement::Skip;
+        }
+        if path == b"data" {
+            return Placement::At(self.to.clone());
+        }
+        if let Some(below) = within(path, b"data/pg_wal") {
+            return Placement::At(join(&self.wal_directory, below));
+        }
+        if let Some(below) = path.strip_prefix(b"data/") {
+            return Placement::At(join(&self.to, below));
+        }
+        if let Some(below) = within(path, configuration::FOLDER.as_bytes()) {
+            return Placement::At(join(&self.to.join(configuration::ASIDE), below));
+        }
+        match path.strip_prefix(b"tablespaces/").and_then(|below| self.spaces.place(below)) {
+            Some(path) => Placement::At(path),
+            None => Placement::Skip,
         }
     }
 }
 
-/// Something in `to` that a restore of this snapshot does not make.
-fn stray(to: &Path, tree: &Tree) -> Result<Option<PathBuf>> {
-    let mut known: HashSet<Vec<u8>> = HashSet::from([OLD_WAL.as_bytes().to_vec()]);
-    for entry in tree.iter() {
-        let path = entry?.path;
-        if let Some(name) = path.strip_prefix(b"data/").and_then(|p| p.split(|&b| b == b'/').next())
-            && !known.contains(name)
-        {
-            known.insert(name.to_vec());
-        }
-    }
-    let io = |error| PostgresError::io("read the directory", to, error);
-    for entry in fs::read_dir(to).map_err(io)? {
-        let name = entry.map_err(io)?.file_name();
-        let bytes = name.as_bytes();
-        // Files get their names when they are whole.
-        let unfinished = bytes.starts_with(b".backstay-") || bytes.ends_with(b".backstay");
-        if !unfinished && !known.contains(bytes) {
-            return Ok(Some(PathBuf::from(name)));
-        }
-    }
-    Ok(None)
-}
-
-/// `pg_wal` may be a link to another disk; a delta restore leaves it one.
-fn wal_directory(to: &Path, delta: bool) -> PathBuf {
-    let path = to.join("pg_wal");
-    if delta
-        && path.is_symlink()
-        && let Ok(behind) = fs::canonicalize(&path)
-        && behind.is_dir()
-    {
-        return behind;
-    }
-    path
-}
-
-/// Where an entry of the snapshot goes.
-fn place(entry: &Entry, to: &Path, spaces: &Spaces, wal_directory: &Path) -> Placement {
-    let path = entry.path.as_slice();
-    // The control file comes last. The map would make the server put the links to where the
-    // tablespaces were; we make them to where they are.
-    if path == CONTROL || path == b"data/tablespace_map" {
-        return Placement::Skip;
-    }
-    if path == b"data" {
-        return Placement::At(to.to_owned());
-    }
-    if let Some(below) = path.strip_prefix(b"data/pg_wal")
-        && (below.is_empty() || below.starts_with(b"/"))
-    {
-        let below = below.strip_prefix(b"/").unwrap_or_default();
-        return Placement::At(join(wal_directory, below));
-    }
-    if let Some(below) = path.strip_prefix(b"data/") {
-        return Placement::At(join(to, below));
-    }
-    match path.strip_prefix(b"tablespaces/").and_then(|below| spaces.place(below)) {
-        Some(path) => Placement::At(path),
-        None => Placement::Skip,
-    }
+/// What `path` is below `folder`; empty for the folder itself.
+fn within<'p>(path: &'p [u8], folder: &[u8]) -> Option<&'p [u8]> {
+    let below = path.strip_prefix(folder)?;
+    if below.is_empty() { Some(below) } else { below.strip_prefix(b"/") }
 }
 
 fn join(directory: &Path, below: &[u8]) -> PathBuf {
     if below.is_empty() { directory.to_owned() } else { directory.join(OsStr::from_bytes(below)) }
 }
 
-/// Moves segments out of the way that are in `pg_wal` and not in the archive: after a crash they hold
-/// the newest commits, and nothing else does.
-fn keep_wal(
-    to: &Path,
-    wal_directory: &Path,
-    archive: &Archive,
-    detail: &BackupDetail,
-) -> Result<Option<String>> {
-    let unreadable = |error| PostgresError::io("read the directory", wal_directory, error);
-    let entries = match fs::read_dir(wal_directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(unreadable(error)),
-    };
-    let directory = to.join(OLD_WAL);
-    let mut moved = 0;
-    for entry in entries {
-        let entry = entry.map_err(unreadable)?;
-        let path = entry.path();
-        let text = entry.file_name().to_string_lossy().into_owned();
-        let Ok(name) = text.parse::<SegmentName>() else { continue };
-        if archive.contains(&text)? {
-            continue;
-        }
-        // Segments made ready for later use have the header of another place, or none.
-        let content = fs::read(&path).map_err(|error| PostgresError::io("read", &path, error))?;
-        if wal::check_segment(name, &content, Some(detail.system_identifier)).is_err() {
-            continue;
-        }
-        if moved == 0 {
-            let parent = fs::metadata(to)
-                .map_err(|error| PostgresError::io("read the directory", to, error))?;
-            match fs::DirBuilder::new().mode(0o700).create(&directory) {
-                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                    return Err(PostgresError::io("make the directory", &directory, error));
-                }
-                _ => files::give_to_owner(&directory, &parent)?,
-            }
-        }
-        // `pg_wal` may be on another file system, so that moving is copying.
-        files::write(&directory, &text, &content)?;
-        moved += 1;
-    }
-    Ok((moved > 0).then(|| {
-        format!(
-            "{moved} WAL segments that were not in the archive were kept in {}; once they are of no \
-             use, remove them",
-            directory.display()
-        )
-    }))
-}
-
-/// Prepares a directory for a delta restore: from here on it cannot start, and all that is left in it
-/// is also in the snapshot, of the same kind.
-fn clear(
-    to: &Path,
-    wal_directory: &Path,
-    tree: &Tree,
-    spaces: &Spaces,
-    detail: &BackupDetail,
-) -> Result<()> {
-    files::remove_if_there(&to.join(control::PATH))?;
-    if to.join("global").is_dir() {
-        files::sync_directory(&to.join("global"))?;
-    }
-    let mut kept: HashMap<PathBuf, bool> = HashMap::new();
-    for entry in tree.iter() {
-        let entry = entry?;
-        if let Placement::At(path) = place(&entry, to, spaces, wal_directory) {
-            kept.insert(path, matches!(entry.kind, EntryKind::Directory));
-        }
-    }
-    kept.insert(to.join("pg_wal"), true);
-    let old_wal = to.join(OLD_WAL);
-    for kept_file in fs::read_dir(&old_wal).into_iter().flatten().flatten() {
-        kept.insert(kept_file.path(), false);
-    }
-    kept.insert(old_wal, true);
-    prune(to, &kept, to)?;
-    if wal_directory != to.join("pg_wal") {
-        prune(wal_directory, &kept, to)?;
-    }
-    for directory in spaces.directories() {
-        // Other versions have folders of their own beside ours.
-        prune(&directory.join(detail.version_folder()), &kept, to)?;
-    }
-    Ok(())
-}
-
-fn prune(directory: &Path, kept: &HashMap<PathBuf, bool>, to: &Path) -> Result<()> {
-    let entries = match fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(PostgresError::io("read the directory", directory, error)),
-    };
-    for entry in entries {
-        let entry = entry.map_err(|e| PostgresError::io("read the directory", directory, e))?;
-        let path = entry.path();
-        let kind = entry.file_type().map_err(|error| PostgresError::io("read", &path, error))?;
-        let linked_wal = kind.is_symlink() && path == to.join("pg_wal");
-        match kept.get(&path) {
-            Some(true) if linked_wal => {}
-            Some(true) if kind.is_dir() => prune(&path, kept, to)?,
-            Some(false) if !kind.is_dir() => {}
-            _ if kind.is_dir() => fs::remove_dir_all(&path)
-                .map_err(|error| PostgresError::io("remove", &path, error))?,
-            _ => files::remove_if_there(&path)?,
-        }
-    }
-    Ok(())
-}
-
-fn write_control(to: &Path, tree: &Tree) -> Result<()> {
+/// The control file to be: that of the snapshot, without its checkpoint.
+fn control_file(tree: &Tree) -> Result<Vec<u8>> {
     let damaged = || {
         PostgresError::new(PostgresErrorKind::Damaged, "the snapshot has no control file")
             .with_hint("run `backstay verify --level thorough` on it")
@@ -522,5 +464,5 @@ fn write_control(to: &Path, tree: &Tree) -> Result<()> {
     let mut bytes = Vec::new();
     tree.read_file(&entry, &mut bytes)?;
     control::invalidate_checkpoint(&mut bytes, control::PATH)?;
-    files::write(&to.join("global"), "pg_control", &bytes)
+    Ok(bytes)
 }

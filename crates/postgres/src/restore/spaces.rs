@@ -157,6 +157,8 @@ mod tests {
                 })
                 .collect(),
             standalone: false,
+            databases: Vec::new(),
+            configuration: Vec::new(),
             time_start: jiff::Timestamp::UNIX_EPOCH,
             time_stop: jiff::Timestamp::UNIX_EPOCH,
         }

@@ -26,6 +26,9 @@ use super::files;
 /// What the server says is kept in the data directory under this name.
 const LOG: &str = "backstay-start.log";
 
+/// What the server says when it streams.
+const STREAMS: &str = "started streaming WAL from primary";
+
 /// How long a server may take to shut down.
 const STOP: Duration = Duration::from_secs(120);
 
@@ -53,12 +56,25 @@ pub struct StartOptions {
 pub(super) enum Until {
     /// Consistent and readable, replaying on.
     Consistent,
+    /// Consistent, and the primary was asked for what follows.
+    Streaming,
     /// Stopped at its target, readable.
     Paused,
     /// Out of recovery, taking writes.
     Promoted,
     /// Stopped at its target and shut down.
     ShutDown,
+}
+
+/// What a server is started for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Purpose<'a> {
+    pub(super) until: Until,
+    /// The database in which it is asked how far it got.
+    pub(super) ask_in: &'a str,
+    /// How many segments it has to replay, as far as that is known, and the size of each. Bytes.
+    pub(super) segments: u64,
+    pub(super) segment_size: u64,
 }
 
 /// How far a recovery got.
@@ -90,6 +106,12 @@ impl Running {
         format!("host='{}' port={}", self.socket_directory.display(), self.port)
     }
 
+    /// A session as a superuser, in a sandbox that lets everybody in.
+    pub(crate) fn superuser(&self, database: &str) -> Result<Session> {
+        let options = StartOptions { sandbox: true, ..StartOptions::default() };
+        connect(&self.data_directory, self, &options, database)
+    }
+
     /// Shuts the server down, disconnecting everybody, and waits until it is gone.
     pub fn stop(mut self) -> Result<()> {
         stop(&mut self.child, &self.data_directory)?;
@@ -102,11 +124,12 @@ impl Running {
 pub(super) fn start(
     directory: &Path,
     major: u32,
-    until: Until,
+    purpose: Purpose<'_>,
     options: &StartOptions,
     progress: &Progress,
     notes: &mut Vec<String>,
 ) -> Result<Option<Running>> {
+    let Purpose { until, ask_in, .. } = purpose;
     let program = find_program(major, options.bin_dir.as_deref())?;
     let owner = fs::metadata(directory)
         .map_err(|error| PostgresError::io("read the directory", directory, error))?;
@@ -123,14 +146,6 @@ pub(super) fn start(
         _ => None,
     };
     let sockets = own_directory.as_ref().or(options.socket_directory.as_ref());
-    if !directory.join("postgresql.conf").exists() {
-        write_minimal_configuration(directory, options.sandbox)?;
-        notes.push(
-            "the configuration was kept outside the data directory and is not in the backup; \
-             the server was started with a minimal postgresql.conf and pg_hba.conf"
-                .to_owned(),
-        );
-    }
     let mut settings: Vec<(String, String)> = Vec::new();
     let mut set = |name: &str, value: &str| settings.push((name.to_owned(), value.to_owned()));
     // What the wait below reads has to be said, in words that it knows, to where it looks.
@@ -139,6 +154,8 @@ pub(super) fn start(
     set("log_min_messages", "warning");
     set("lc_messages", "C");
     set("hot_standby", "on");
+    // A restored postgresql.conf may name the directory of the original.
+    set("data_directory", &directory.to_string_lossy());
     if let Some(sockets) = sockets {
         set("unix_socket_directories", &sockets.to_string_lossy());
     }
@@ -152,6 +169,9 @@ pub(super) fn start(
         set("listen_addresses", "");
         set("ssl", "off");
         set("archive_mode", "off");
+        set("external_pid_file", "");
+        set("archive_cleanup_command", "");
+        set("recovery_end_command", "");
     }
     settings.extend(options.settings.iter().cloned());
 
@@ -181,7 +201,7 @@ pub(super) fn start(
         )
         .with_source(error)
     })?;
-    let waited = wait(&mut child, directory, &log, until, options, progress);
+    let waited = wait(&mut child, directory, &log, purpose, options, progress);
     match waited {
         Ok(None) => {
             remove_own(own_directory.as_deref());
@@ -193,7 +213,14 @@ pub(super) fn start(
             Ok(None)
         }
         Ok(Some(lock)) => {
-            let reached = match reached(directory, &log, &lock, options) {
+            if until == Until::Streaming {
+                let said = read_log(&log)?;
+                let reason = refused(&said).filter(|_| !said.contains(STREAMS));
+                notes.extend(reason.map(|reason| {
+                    format!("it does not stream from its primary yet, and goes on trying: {reason}")
+                }));
+            }
+            let reached = match reached(directory, &log, &lock, options, ask_in) {
                 Ok(reached) => reached,
                 Err(error) => {
                     // Nobody would know of the server, or how to stop it.
@@ -219,6 +246,21 @@ pub(super) fn start(
             Err(error)
         }
     }
+}
+
+/// What a standby last said of a primary that it does not get on with.
+fn refused(said: &str) -> Option<&str> {
+    const WHATS: [&str; 5] = [
+        "could not connect to the primary server",
+        "could not start WAL streaming",
+        "database system identifier differs",
+        "could not receive database system identifier",
+        "connection to server",
+    ];
+    said.lines()
+        .filter_map(|line| line.split_once("FATAL:  "))
+        .map(|(_, said)| said)
+        .rfind(|said| WHATS.iter().any(|what| said.contains(what)))
 }
 
 /// Removes the directory that was made for the socket; nothing else was in it.
@@ -259,10 +301,12 @@ fn wait(
     child: &mut Child,
     directory: &Path,
     log: &Path,
-    until: Until,
+    purpose: Purpose<'_>,
     options: &StartOptions,
     progress: &Progress,
 ) -> Result<Option<Lock>> {
+    let until = purpose.until;
+    let mut replayed = Replayed { purpose, seen: 0 };
     let started = Instant::now();
     let mut pause = Duration::from_millis(20);
     loop {
@@ -271,6 +315,7 @@ fn wait(
             child.try_wait().map_err(|error| PostgresError::io("wait for", directory, error))?;
         // The log is read after the exit was seen, so that the last words are in it.
         let said = read_log(log)?;
+        replayed.count(&said, progress);
         if exited.is_some() {
             if until == Until::ShutDown && said.contains("shutdown at recovery target") {
                 return Ok(None);
@@ -283,6 +328,7 @@ fn wait(
             let promoted = said.contains("database system is ready to accept connections");
             let there = match until {
                 Until::Consistent => open,
+                Until::Streaming => open && (said.contains(STREAMS) || refused(&said).is_some()),
                 Until::Promoted => open && promoted,
                 Until::Paused => {
                     open && (promoted || said.contains("pausing at the end of recovery"))
@@ -290,6 +336,7 @@ fn wait(
                 Until::ShutDown => false,
             };
             if there {
+                replayed.finish(progress);
                 return Ok(Some(lock));
             }
         }
@@ -306,6 +353,29 @@ fn wait(
         }
         std::thread::sleep(pause);
         pause = (pause * 5 / 4).min(Duration::from_millis(300));
+    }
+}
+
+/// Segments that the server fetched, told to whoever watches.
+struct Replayed<'a> {
+    purpose: Purpose<'a>,
+    seen: u64,
+}
+
+impl Replayed<'_> {
+    fn count(&mut self, said: &str, progress: &Progress) {
+        let restored = said.matches("restored log file \"").count() as u64;
+        self.advance(restored.min(self.purpose.segments), progress);
+    }
+
+    fn finish(&mut self, progress: &Progress) {
+        self.advance(self.purpose.segments, progress);
+    }
+
+    fn advance(&mut self, to: u64, progress: &Progress) {
+        let new = to.saturating_sub(self.seen);
+        self.seen += new;
+        progress.add_done(new.saturating_mul(self.purpose.segment_size), 0);
     }
 }
 
@@ -337,8 +407,14 @@ fn stopped_early(said: &str, log: &Path) -> PostgresError {
     }
 }
 
-fn reached(directory: &Path, log: &Path, lock: &Lock, options: &StartOptions) -> Result<Reached> {
-    match reached_by_sql(directory, lock, options) {
+fn reached(
+    directory: &Path,
+    log: &Path,
+    lock: &Lock,
+    options: &StartOptions,
+    ask_in: &str,
+) -> Result<Reached> {
+    match reached_by_sql(directory, lock, options, ask_in) {
         Ok(reached) => Ok(reached),
         Err(error) => {
             tracing::debug!(%error, "how far recovery got is taken from the log");
@@ -347,20 +423,62 @@ fn reached(directory: &Path, log: &Path, lock: &Lock, options: &StartOptions) ->
     }
 }
 
-fn reached_by_sql(directory: &Path, lock: &Lock, options: &StartOptions) -> Result<Reached> {
+/// A session with a server that was started, in the database `ask_in`.
+pub(super) fn connect(
+    directory: &Path,
+    running: &Running,
+    options: &StartOptions,
+    ask_in: &str,
+) -> Result<Session> {
+    let place = (running.socket_directory.as_path(), running.port);
+    let mut it = session(directory, place.0, place.1, options, ask_in)?;
+    if !options.sandbox {
+        return Ok(it);
+    }
+    let doing = "look for a superuser";
+    if it.one::<String>(doing, "SELECT current_setting('is_superuser')", &[])? == "on" {
+        return Ok(it);
+    }
+    let query = "SELECT rolname::text FROM pg_roles WHERE rolsuper AND rolcanlogin ORDER BY oid";
+    let rows = it.rows(doing, query, &[])?;
+    let Some(row) = rows.first() else { return Ok(it) };
+    let mut parameters = Parameters::new("")?;
+    parameters.move_to(place.0, place.1);
+    parameters.set_database(ask_in);
+    parameters.set_user(&row.get::<_, String>(0));
+    Session::with(&parameters)
+}
+
+fn session(
+    directory: &Path,
+    socket_directory: &Path,
+    port: u16,
+    options: &StartOptions,
+    ask_in: &str,
+) -> Result<Session> {
     let mut parameters = Parameters::new(options.connection.as_deref().unwrap_or_default())?;
-    parameters.move_to(&lock.socket_directory, lock.port);
+    parameters.move_to(socket_directory, port);
+    parameters.set_database(ask_in);
     if options.connection.is_none()
         && let Ok(meta) = fs::metadata(directory)
         && let Some(name) = crate::owner::name_of_user(meta.uid())
     {
         parameters.set_user(&name);
     }
-    let mut session = Session::with(&parameters).or_else(|error| {
+    Session::with(&parameters).or_else(|error| {
         // `initdb` names the first role after whoever ran it, and `postgres` in nearly all cases.
         parameters.set_user("postgres");
         Session::with(&parameters).map_err(|_| error)
-    })?;
+    })
+}
+
+fn reached_by_sql(
+    directory: &Path,
+    lock: &Lock,
+    options: &StartOptions,
+    ask_in: &str,
+) -> Result<Reached> {
+    let mut session = session(directory, &lock.socket_directory, lock.port, options, ask_in)?;
     let doing = "ask how far recovery got";
     let rows = session.rows(
         doing,
@@ -462,32 +580,6 @@ fn make_directory(owner: &fs::Metadata) -> Result<PathBuf> {
         .map_err(|error| PostgresError::io("make the directory", &path, error))?;
     files::give_to_owner(&path, owner)?;
     Ok(path)
-}
-
-/// Enough to start with. What the standby has to have at least as large as the primary had is in
-/// the control file.
-fn write_minimal_configuration(directory: &Path, sandbox: bool) -> Result<()> {
-    let limits = ControlFile::read_limits(directory)?;
-    let text = format!(
-        "# Written by a restore: the configuration of the original was kept elsewhere.\n\
-         max_connections = {}\nmax_worker_processes = {}\nmax_wal_senders = {}\n\
-         max_prepared_transactions = {}\nmax_locks_per_transaction = {}\n",
-        limits.connections,
-        limits.worker_processes,
-        limits.wal_senders,
-        limits.prepared_transactions,
-        limits.locks_per_transaction,
-    );
-    files::write(directory, "postgresql.conf", text.as_bytes())?;
-    if !directory.join("pg_hba.conf").exists() {
-        let rule = if sandbox { "trust" } else { "peer" };
-        let text = format!("# Written by a restore.\nlocal all all {rule}\n");
-        files::write(directory, "pg_hba.conf", text.as_bytes())?;
-    }
-    if !directory.join("pg_ident.conf").exists() {
-        files::write(directory, "pg_ident.conf", b"")?;
-    }
-    Ok(())
 }
 
 /// Where `postgres` of this major version is.
