@@ -41,7 +41,7 @@ pub struct IntoArgs {
     /// Of a cluster: the name that the table or schema gets there, which must be free [default: in a
     /// new schema]
     #[arg(long = "as", value_name = "NAME", requires = "into")]
-    pub name: Option<String>,
+    pub as_name: Option<String>,
 
     /// Only the roles: those that are missing, and with --overwrite also the others
     #[arg(long, requires = "into", conflicts_with_all = ["databases", "schemas", "tables"])]
@@ -94,7 +94,7 @@ pub fn run(
             "say --to DIR instead",
         ));
     }
-    if args.name.is_some() {
+    if args.as_name.is_some() {
         return Err(Error::usage(
             "--as is for a table or schema of a cluster",
             "leave it out: what is restored has the name that it had",

@@ -32,7 +32,6 @@ use crate::work;
   backstay restore orders --to /var/lib/postgresql/15/standby --standby --primary host=db1
   backstay restore orders --to /tmp/etc --config-only
   backstay restore orders --table public.invoices --into \"host=/run/postgresql dbname=shop\"
-
   backstay restore shop-logical --into \"host=db.internal user=postgres\" --table public.orders")]
 pub struct RestoreArgs {
     /// A source (its newest snapshot, or the one that the target asks for), a snapshot's id or the

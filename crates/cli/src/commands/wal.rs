@@ -43,8 +43,9 @@ pub enum WalCommand {
 #[derive(Debug, Args)]
 #[command(
     after_help = "Ends with 0 when the file is complete, with 1 only when every repository said that it has no
-such file, and with 255 for everything else, so that recovery stops instead of ending early. A segment
-with later ones behind it is missing: it is waited for, then that is 255, too, but for a standby."
+such file, and with 255 for everything else, so that recovery stops instead of ending early. A
+segment with later ones behind it is missing: it is waited for, then that is 255, too, but for a
+standby."
 )]
 pub struct FetchArgs {
     /// The file's name, as PostgreSQL passes it for %f

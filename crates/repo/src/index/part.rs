@@ -482,7 +482,8 @@ impl Part {
         let guess = (((high - first) as f64 * self.scale) as usize).min(last);
         let there = fences.get(guess).copied().unwrap_or(first);
         let off = (high.abs_diff(there) as f64 * self.scale) as usize;
-        let guess = if high >= there { guess + off } else { guess.saturating_sub(off) };
+        let guess =
+            if high >= there { guess.saturating_add(off) } else { guess.saturating_sub(off) };
         let guess = guess.min(last);
         let is_below = |at: usize| fences.get(at).is_some_and(|fence| *fence < high);
         let (mut low, mut end) = (0, fences.len());

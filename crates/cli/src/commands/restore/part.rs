@@ -43,7 +43,7 @@ pub fn run(
         part,
         database,
         into: server.into.clone().unwrap_or_default(),
-        name: server.name.clone(),
+        name: server.as_name.clone(),
     };
     let done = work::run(app, &found.snapshot.source, |progress| {
         options.restore.progress = progress.clone();
