@@ -277,7 +277,8 @@ mod tests {
             tar.push(piece, |part| {
                 match part {
                     Part::Entry(header) => {
-                        all.push((String::from_utf8(header.path).unwrap(), Vec::new()));
+                        let path = String::from_utf8_lossy(&header.path).into_owned();
+                        all.push((path, Vec::new()));
                     }
                     Part::Content(bytes) => all.last_mut().unwrap().1.extend_from_slice(bytes),
                     Part::Over => {}
