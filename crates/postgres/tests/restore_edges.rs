@@ -79,7 +79,9 @@ fn a_relation_whose_size_is_no_multiple_of_the_block_is_restored_as_it_was() {
     fs::write(&file, &content).unwrap();
     for _ in 0..2 {
         let made = fixture.backup();
-        let options = fixture.restoring("restored", RecoveryTarget::Immediate);
+        let mut options = fixture.restoring("restored", RecoveryTarget::Immediate);
+        // The first one was promoted, and archived its timeline.
+        options.timeline = Some(TargetTimeline::Current);
         fixture.restore(&made.snapshot, &options);
         assert_eq!(fs::read(options.to.join(&path)).unwrap(), content, "to the byte");
         let server = fixture.promoted(&options);
