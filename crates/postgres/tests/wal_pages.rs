@@ -176,7 +176,8 @@ fn changes(major: u32, no_checksums: bool) {
     let (last, _) = round(&fixture, "the end");
     let then = cluster.table_checksums();
     fixture.archived(cluster);
-    let options = fixture.restoring("restored", RecoveryTarget::Latest);
+    let mut options = fixture.restoring("restored", RecoveryTarget::Latest);
+    options.tablespaces = vec![("elsewhere".to_owned(), cluster.directory("restored-elsewhere"))];
     fixture.restore(&last.snapshot, &options);
     assert_eq!(fixture.promoted(&options).table_checksums(), then);
     if no_checksums || major == 18 {

@@ -594,6 +594,7 @@ fn every_failpoint_of_this_floor_is_met_by_some_test() {
             "archive-created",
             "archive-file-removed",
             "host-added",
+            "lock-extended",
             // in `authority.rs` and `deaths.rs`
             "host-leaving",
             "rotate-keys-added",

@@ -747,7 +747,7 @@ fn a_damaged_object_costs_the_files_that_need_it_and_no_other() {
         ("d/chunked", C, noise(70_000, 1)),
         ("d/grid", G, noise(3 << 20, 2)),
         ("d/grouped", C, noise(20_000, 4)),
-        ("d/inline", C, noise(1000, 5)),
+        ("d/inline", C, noise(100, 5)),
         ("d/large", C, large.clone()),
     ]);
     let options = SessionOptions { compression: Compression::None, ..options("test") };
