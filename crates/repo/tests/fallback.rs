@@ -156,7 +156,8 @@ fn damaged_trees_are_read_from_the_other_one() {
     let (_, snapshots) = both(&stores, &files);
     for key in packs(&stores[0], true) {
         // Not the header: some nodes open, others do not.
-        spoil(&stores[0], &key, 60_000);
+        let half = stores[0].head(&key).unwrap().size / 2;
+        spoil(&stores[0], &key, half as usize);
     }
     let repositories = stores.each_ref().map(open);
     let folder = tempfile::tempdir().unwrap();
@@ -253,7 +254,7 @@ fn what_nobody_has_is_lost_and_said() {
     };
     assert_eq!(restore(false).unwrap_err().kind(), RepoErrorKind::Damaged);
     let report = restore(true).unwrap();
-    let large = files.values().filter(|(_, bytes)| bytes.len() > 4096).count();
+    let large = files.values().filter(|(_, bytes)| bytes.len() > 128).count();
     assert_eq!(report.problems.len(), large);
     assert!(report.lacking.iter().any(|one| one.repository == "second"));
     assert!(report.supplied.is_empty());
