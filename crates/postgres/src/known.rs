@@ -14,6 +14,7 @@ use std::sync::Arc;
 use backstay_repo::{Entry, EntryKind, Progress, Session, Snapshot};
 
 use crate::Result;
+use crate::backup::BackupOptions;
 use crate::copy::{Item, Listing};
 use crate::detail::BackupDetail;
 use crate::inspect::Cluster;
@@ -82,10 +83,10 @@ impl Known {
         cluster: &Cluster,
         start: Lsn,
         listing: &Listing,
-        workers: usize,
-        progress: &Arc<Progress>,
+        options: &BackupOptions,
         warnings: &mut Vec<String>,
     ) -> Result<Self> {
+        let progress = &options.progress;
         if how == Detect::Hash {
             return Ok(Self::nothing());
         }
@@ -153,7 +154,7 @@ impl Known {
             }
         }
         let known = Self { lanes, lot: (start.0 >> 3) as u32 };
-        Ok(match known.unlike(writing, cluster, start, listing, workers, progress)? {
+        Ok(match known.unlike(writing, cluster, start, listing, options.workers, progress)? {
             None => known,
             Some(unlike) => {
                 known.disbelieve(&unlike, writing, warnings);

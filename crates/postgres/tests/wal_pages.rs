@@ -71,7 +71,7 @@ fn round(fixture: &Fixture, what: &str) -> (Backup, Backup) {
     let whole = backup(fixture, SnapshotType::Full, Detect::Hash);
     let hinted = same(fixture, &by_wal, &whole);
     let (read, all) = (by_wal.snapshot.stats.bytes_read, whole.snapshot.stats.bytes_read);
-    println!("{what}: {read} of {all} bytes read, {hinted} pages differ by hints");
+    eprintln!("{what}: {read} of {all} bytes read, {hinted} pages differ by hints");
     // The next one is compared with this one, of which not everything was read.
     fixture.repo.forget(&whole.snapshot.id).unwrap();
     (by_wal, whole)

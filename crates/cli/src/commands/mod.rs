@@ -51,7 +51,7 @@ pub enum Command {
     Find(find::FindArgs),
     Forget(forget::ForgetArgs),
     Hold(hold::HoldArgs),
-    Restore(restore::RestoreArgs),
+    Restore(Box<restore::RestoreArgs>),
     Thaw(thaw::ThawArgs),
     Dump(dump::DumpArgs),
     Copy(copy::CopyArgs),
