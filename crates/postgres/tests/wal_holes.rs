@@ -91,6 +91,46 @@ fn recovery_stops_at_a_hole_and_a_standby_waits_there() {
     assert_eq!(server.value("select count(*) from t"), "5");
 }
 
+/// A server of 15 or newer reads ahead of what it replays: a hole behind its target made it give up.
+#[test]
+fn a_target_before_a_hole_is_reached() {
+    for installation in [13, 15, 18].into_iter().filter_map(version) {
+        let shape = Shape { segment_mib: Some(1), ..Shape::default() };
+        let fixture = Fixture::with(&installation, shape, &[]);
+        let cluster = &fixture.cluster;
+        cluster.sql("create table t (i int)");
+        let made = fixture.backup();
+        let mut names = Vec::new();
+        for i in 0..4 {
+            cluster.sql(&format!("insert into t values ({i})"));
+            cluster.sql(&format!("select pg_create_restore_point('after {i}')"));
+            names.push(segment_of(cluster));
+            fixture.archived(cluster);
+        }
+        for (hole, target, rows) in
+            [(2, RecoveryTarget::Name("after 1".into()), "2"), (0, RecoveryTarget::Immediate, "0")]
+        {
+            let path = object(&fixture, &names[hole]);
+            let kept = fixture.folder.path().join("kept");
+            fs::rename(&path, &kept).unwrap();
+            let mut options = fixture.restoring(&format!("hole-{hole}"), target);
+            options.timeline = Some(TargetTimeline::Current);
+            fixture.restore(&made.snapshot, &options);
+            let server = fixture.promoted(&options);
+            assert_eq!(server.value("select count(*) from t"), rows);
+            drop(server);
+            fs::rename(&kept, &path).unwrap();
+        }
+        // A target behind it is not: recovery ends there, and says so.
+        let options = fixture.restoring("behind", RecoveryTarget::Name("after 3".into()));
+        let options = RestoreOptions { timeline: Some(TargetTimeline::Current), ..options };
+        fixture.restore(&made.snapshot, &options);
+        fs::remove_file(object(&fixture, &names[2])).unwrap();
+        let log = ends(&fixture, &options.to);
+        assert!(log.contains("recovery ended before configured recovery target"), "{log}");
+    }
+}
+
 /// Along a timeline whose first segment is missing, while the one before went on.
 #[test]
 fn recovery_does_not_follow_a_timeline_past_where_it_was_left() {

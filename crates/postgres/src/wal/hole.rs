@@ -6,13 +6,16 @@
 //! - There are later segments of the same timeline: a hole. A push may still be on its way, so it is
 //!   asked for again for a while; then recovery has to stop, instead of opening the database without
 //!   what lies behind the hole. A standby never ends recovery by itself, and may get the segment from
-//!   the primary: it is told the truth.
+//!   the primary: it is told the truth. So is a server that has a target: it reads ahead of what it
+//!   replays (from 15 on), past the target and into the hole; and where the log ends before the target,
+//!   it stops by itself (`recovery ended before configured recovery target was reached`, from 13 on).
 //! - The segment is the first of its timeline, and the timeline before went on in a file of the same
 //!   number. Told "not there", recovery takes that file, and replays what was written after the
 //!   timelines had parted. It is given what both have in common instead, up to where they part.
 //!
 //! Where the server has the segment in its own `pg_wal`, it reads that when it is told "not there".
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -42,7 +45,7 @@ pub(super) fn settle(
     if matches!(parted, Some(Parted::Later)) {
         return Ok(false);
     }
-    let later = match standby {
+    let later = match standby || has_target(destination) {
         true => None,
         false => later(repositories, name, options)?,
     };
@@ -75,6 +78,31 @@ pub(super) fn settle(
 fn beside(destination: &Path, name: &str) -> Option<PathBuf> {
     // `pg_wal/RECOVERYXLOG`, from the data directory.
     Some(destination.parent()?.parent()?.join(name))
+}
+
+/// Whether the server around the file that recovery asked for was told how far to go. Where its
+/// configuration is elsewhere, what a restore wrote down is in the data directory all the same.
+fn has_target(destination: &Path) -> bool {
+    const TARGETS: [&str; 5] = [
+        "recovery_target",
+        "recovery_target_lsn",
+        "recovery_target_name",
+        "recovery_target_time",
+        "recovery_target_xid",
+    ];
+    let mut targets = BTreeMap::new();
+    // The later file counts, and in a file the later line.
+    for file in ["postgresql.conf", "postgresql.auto.conf"] {
+        let text = beside(destination, file).and_then(|path| std::fs::read(path).ok());
+        for line in String::from_utf8_lossy(&text.unwrap_or_default()).lines() {
+            if let Some((name, value)) = crate::configuration::setting(line)
+                && TARGETS.contains(&name.as_str())
+            {
+                targets.insert(name, value);
+            }
+        }
+    }
+    targets.values().any(|value| !value.is_empty())
 }
 
 /// How a segment, of which the timeline before has a file, lies to the place where they part.
