@@ -1,16 +1,11 @@
 //! Can a source be backed up and restored? Questions that are answered before the day they matter.
 
-use std::time::Duration;
-
 use backstay_repo::Repository;
 use serde::Serialize;
 
 use crate::config::{RepositoryConfig, SourceConfig, SourceSettings};
 use crate::jobs::{Protected, protected};
-use crate::{Context, Error, Result};
-
-/// How long the log of a cluster may take to arrive in the archive.
-const ARCHIVE_TIMEOUT: Duration = Duration::from_secs(60);
+use crate::{Context, Error, ErrorKind, Result};
 
 /// One thing that was looked at, and what was found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -102,11 +97,16 @@ pub fn check_source(
             })
             .collect()),
         Protected::Postgres(cluster) => {
-            let timeout = match &source.settings {
-                SourceSettings::Postgres(keys) => keys.archive_timeout,
-                _ => ARCHIVE_TIMEOUT,
+            let SourceSettings::Postgres(keys) = &source.settings else {
+                return Err(Error::new(ErrorKind::Failed, "the source changed its kind"));
             };
-            let items = backstay_postgres::check(repository, &cluster, archive_command, timeout)?;
+            let options = backstay_postgres::CheckOptions {
+                method: keys.method,
+                standalone: keys.standalone,
+                archive_command,
+                timeout: keys.archive_timeout,
+            };
+            let items = backstay_postgres::check(repository, &cluster, &options)?;
             Ok(items
                 .into_iter()
                 .map(|item| CheckItem {

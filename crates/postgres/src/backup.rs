@@ -195,7 +195,7 @@ pub fn backup_to(targets: &[Target], source: &Source, options: &BackupOptions) -
 
 /// Whether a source that cannot be read here may be read over the wire: its files are elsewhere, or
 /// its role may replicate and nothing else.
-fn may_come_over_the_wire(error: &PostgresError) -> bool {
+pub(crate) fn may_come_over_the_wire(error: &PostgresError) -> bool {
     matches!(
         error.kind(),
         PostgresErrorKind::Io

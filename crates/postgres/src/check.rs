@@ -1,17 +1,24 @@
 //! Can this cluster be backed up and recovered? Asked for real: a segment of WAL is made, waited for
-//! in the archive, read back and compared.
+//! in the archive, read back and compared. Asked in the way in which a backup would come: of the files
+//! here, or of a replication connection.
 
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use backstay_repo::Repository;
 use serde::Serialize;
 
+use crate::backup::{Method, may_come_over_the_wire};
+use crate::connection::Parameters;
 use crate::copy;
 use crate::inspect::{Cluster, inspect_session};
+use crate::receive::Server;
+use crate::receive::begin::identify;
 use crate::session::{Session, Source};
 use crate::settings::missing;
 use crate::wal::SegmentSize;
+use crate::wire::Wire;
 use crate::{PostgresError, PostgresErrorKind, Result};
 
 /// Less free space than this beside `pg_wal` is said to be too little. Bytes.
@@ -50,19 +57,43 @@ impl CheckItem {
     }
 }
 
+/// What is asked, besides what the source says of itself.
+#[derive(Debug, Clone, Copy)]
+pub struct CheckOptions<'a> {
+    /// How backups are made.
+    pub method: Method,
+    /// Whether each brings its own log, so that there need not be an archive.
+    pub standalone: bool,
+    /// What the server should be set to; without it the command is not looked at, only what it does.
+    pub archive_command: Option<&'a str>,
+    /// How long the archive is waited for.
+    pub timeout: Duration,
+}
+
 /// Asks everything that can be asked. What cannot be answered is an item that is not ok, never an
-/// error: a check reports. `archive_command` is what the server should be set to; without it the
-/// command is not looked at, only what it does. `timeout` bounds the wait for the archive.
+/// error: a check reports.
 pub fn check(
     repo: &Repository,
     source: &Source,
-    archive_command: Option<&str>,
-    timeout: Duration,
+    options: &CheckOptions<'_>,
 ) -> Result<Vec<CheckItem>> {
+    let may_choose = options.method == Method::Auto && source.data_directory.is_none();
+    if options.method == Method::Wire {
+        return over_the_wire(repo, source, options)
+            .map_or_else(|error| Ok(vec![CheckItem::failed("connection", &error)]), Ok);
+    }
+    // Where neither way is open, the answers are those of the first.
+    let instead = |error: &PostgresError| {
+        let may = may_choose && may_come_over_the_wire(error);
+        may.then(|| over_the_wire(repo, source, options).ok()).flatten()
+    };
     let mut items = Vec::new();
     let mut session = match Session::open(source) {
         Ok(session) => session,
-        Err(error) => return Ok(vec![CheckItem::failed("connection", &error)]),
+        Err(error) => {
+            let failed = || vec![CheckItem::failed("connection", &error)];
+            return Ok(instead(&error).unwrap_or_else(failed));
+        }
     };
     items.push(CheckItem::good(
         "connection",
@@ -71,28 +102,127 @@ pub fn check(
     let cluster = match inspect_session(&mut session, source) {
         Ok(cluster) => cluster,
         Err(error) => {
+            if let Some(items) = instead(&error) {
+                return Ok(items);
+            }
             items.push(CheckItem::failed("data-directory", &error));
             return Ok(items);
         }
     };
     items.push(data_directory(&cluster));
     items.push(permissions(&mut session));
-    items.push(settings(&mut session, archive_command));
-    items.push(if cluster.checksums {
-        CheckItem::good("checksums", "pages have checksums and are checked during every backup")
-    } else {
-        CheckItem {
-            hint: Some("stop the server and run pg_checksums --enable".to_owned()),
-            ..CheckItem::good("checksums", "pages have no checksums: damage on disk stays unseen")
-        }
-    });
-    items.push(match round_trip(repo, &mut session, &cluster, timeout) {
-        Ok(message) => CheckItem::good("archive", message),
-        Err(error) => CheckItem::failed("archive", &error),
-    });
+    items.push(settings(&mut session, options));
+    items.push(checksums(cluster.checksums));
+    items.push(archive(options, || {
+        let asked = Asked {
+            system_identifier: cluster.system_identifier,
+            segment_size: u64::from(cluster.segment_size),
+            in_recovery: cluster.in_recovery,
+            archive_mode: &cluster.settings.archive_mode,
+            data: Some(&cluster.data_directory),
+        };
+        round_trip(repo, &mut session, &asked, options.timeout)
+    }));
     items.push(space(&cluster));
     items.push(clock(&mut session, repo));
     Ok(items)
+}
+
+/// The same for a source whose files the server sends.
+///
+/// # Errors
+/// There is no replication connection, so nothing can be asked.
+fn over_the_wire(
+    repo: &Repository,
+    source: &Source,
+    options: &CheckOptions<'_>,
+) -> Result<Vec<CheckItem>> {
+    let mut wire = Wire::connect(&Parameters::new(&source.connection)?)?;
+    let server: Server = identify(&mut wire)?;
+    let place = format!("PostgreSQL {} on {}", wire.major(), wire.place());
+    let mut items = vec![
+        CheckItem::good("connection", format!("{place}, over a replication connection")),
+        CheckItem::good("permissions", "the role may have the server send a backup"),
+    ];
+    // Most roles may see these; of one that may not, nothing is said.
+    let mut shown = |name: &str| wire.show(name).unwrap_or_default();
+    let (level, mode) = (shown("wal_level"), shown("archive_mode"));
+    let (senders, sums) = (shown("max_wal_senders"), shown("data_checksums"));
+    // The log comes beside the files.
+    let wanted = if options.standalone { 2 } else { 1 };
+    items.push(if level == "minimal" {
+        CheckItem::bad(
+            "settings",
+            "wal_level is minimal, from which nothing can be recovered",
+            "set it to replica and restart the server",
+        )
+    } else if senders.parse::<u32>().is_ok_and(|senders| senders < wanted) {
+        CheckItem::bad(
+            "settings",
+            format!("max_wal_senders is {senders}, and a backup takes {wanted}"),
+            "raise it and restart the server",
+        )
+    } else {
+        CheckItem::good("settings", "the server writes what a recovery needs")
+    });
+    items.push(checksums(sums == "on"));
+    let in_recovery = wire.in_recovery()?;
+    let mut session = Session::open(source).ok();
+    let may_end = session.as_mut().is_some_and(may_end_a_segment);
+    items.push(archive(options, || {
+        // A receiver may bring it, and a role that may only replicate cannot have a segment made.
+        let Some(session) = session.as_mut().filter(|_| may_end && mode != "off" && !in_recovery)
+        else {
+            let archive = repo.archive(server.system_identifier);
+            if !archive.list(Some(server.timeline))?.is_empty() {
+                return Ok("it has WAL of this timeline; a backup waits for what it needs".into());
+            }
+            return Err(PostgresError::new(
+                PostgresErrorKind::Archive,
+                format!("there is no WAL of timeline {} in it", server.timeline),
+            )
+            .with_hint(
+                "bring it there with `backstay wal receive` or by archive_command; or let each \
+                 backup bring its own, with `standalone = true`",
+            ));
+        };
+        let asked = Asked {
+            system_identifier: server.system_identifier,
+            segment_size: server.segment_size.bytes(),
+            in_recovery,
+            archive_mode: &mode,
+            data: None,
+        };
+        round_trip(repo, session, &asked, options.timeout)
+    }));
+    if let Some(session) = &mut session {
+        items.push(clock(session, repo));
+    }
+    Ok(items)
+}
+
+fn checksums(on: bool) -> CheckItem {
+    if on {
+        return CheckItem::good(
+            "checksums",
+            "pages have checksums and are checked during every backup",
+        );
+    }
+    CheckItem {
+        hint: Some("stop the server and run pg_checksums --enable".to_owned()),
+        ..CheckItem::good("checksums", "pages have no checksums: damage on disk stays unseen")
+    }
+}
+
+fn archive(options: &CheckOptions<'_>, ask: impl FnOnce() -> Result<String>) -> CheckItem {
+    const NAME: &str = "archive";
+    if options.standalone {
+        return CheckItem::good(NAME, "none is needed: each backup brings its own log");
+    }
+    match ask() {
+        Ok(message) => CheckItem::good(NAME, message),
+        Err(error) => CheckItem::failed(NAME, &error),
+    }
 }
 
 fn data_directory(cluster: &Cluster) -> CheckItem {
@@ -158,22 +288,29 @@ fn permissions(session: &mut Session) -> CheckItem {
     CheckItem::good(NAME, "the role may start and stop a backup")
 }
 
-fn settings(session: &mut Session, archive_command: Option<&str>) -> CheckItem {
+fn settings(session: &mut Session, options: &CheckOptions<'_>) -> CheckItem {
     const NAME: &str = "settings";
     let now = match crate::inspect::setting(session, "archive_command") {
         Ok(now) => now,
         Err(error) => return CheckItem::failed(NAME, &error),
     };
-    match missing(session, archive_command.unwrap_or(&now)) {
-        // How long a slow segment may take is for the operator to say.
-        Ok(list) => match list.iter().find(|setting| setting.name != "archive_timeout") {
+    match missing(session, options.archive_command.unwrap_or(&now)) {
+        // How long a slow segment may take is for the operator to say; and who needs no archive need
+        // not set one up.
+        Ok(list) => match list.iter().find(|setting| {
+            setting.name != "archive_timeout"
+                && !(options.standalone && setting.name.starts_with("archive_"))
+        }) {
             Some(setting) => CheckItem::bad(
                 NAME,
                 format!("{} is {:?}: {}", setting.name, setting.now, setting.why),
                 format!("set it to {:?}, or run `backstay postgres setup`", setting.wanted),
             ),
             None => CheckItem {
-                hint: list.first().map(|setting| format!("{}: {}", setting.name, setting.why)),
+                hint: list
+                    .first()
+                    .filter(|_| !options.standalone)
+                    .map(|setting| format!("{}: {}", setting.name, setting.why)),
                 ..CheckItem::good(NAME, "the server keeps and archives what a recovery needs")
             },
         },
@@ -181,11 +318,33 @@ fn settings(session: &mut Session, archive_command: Option<&str>) -> CheckItem {
     }
 }
 
+/// Whether the role may do what makes the server archive a segment.
+fn may_end_a_segment(session: &mut Session) -> bool {
+    let may = session.one::<bool>(
+        "ask for permissions",
+        "SELECT has_function_privilege('pg_create_restore_point(text)', 'execute') \
+         AND has_function_privilege('pg_switch_wal()', 'execute')",
+        &[],
+    );
+    may.unwrap_or(false)
+}
+
+/// The server whose archive is asked.
+struct Asked<'a> {
+    system_identifier: u64,
+    /// Bytes.
+    segment_size: u64,
+    in_recovery: bool,
+    archive_mode: &'a str,
+    /// Its directory, where that is here.
+    data: Option<&'a Path>,
+}
+
 /// Makes the server end a segment, and compares what arrives in the archive with what was sent.
 fn round_trip(
     repo: &Repository,
     session: &mut Session,
-    cluster: &Cluster,
+    cluster: &Asked<'_>,
     timeout: Duration,
 ) -> Result<String> {
     if cluster.in_recovery {
@@ -195,7 +354,7 @@ fn round_trip(
         )
         .with_hint("check the primary"));
     }
-    if cluster.settings.archive_mode == "off" {
+    if cluster.archive_mode == "off" {
         return Err(PostgresError::new(PostgresErrorKind::Archive, "the server archives no WAL")
             .with_hint("run `backstay postgres setup`, then restart the server"));
     }
@@ -240,7 +399,7 @@ fn round_trip(
         )
         .with_hint("look at archive_command: it must archive the file as it is, from this cluster")
     };
-    let size = SegmentSize::new(u64::from(cluster.segment_size));
+    let size = SegmentSize::new(cluster.segment_size);
     if size.is_none_or(|size| content.len() as u64 != size.bytes()) {
         return Err(wrong("with another size"));
     }
@@ -250,7 +409,8 @@ fn round_trip(
         return Err(wrong("as one of another cluster"));
     }
     // The server may have removed or reused its own by now.
-    if let Ok(own) = fs::read(cluster.data_directory.join("pg_wal").join(&name))
+    if let Some(data) = cluster.data
+        && let Ok(own) = fs::read(data.join("pg_wal").join(&name))
         && own.get(..32) == content.get(..32)
         && own != content
     {

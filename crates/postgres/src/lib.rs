@@ -29,7 +29,7 @@ pub mod wal;
 mod wire;
 
 pub use backup::{Backup, BackupOptions, Backups, Method, Target, backup, backup_to};
-pub use check::{CheckItem, check};
+pub use check::{CheckItem, CheckOptions, check};
 pub use configuration::ConfigurationFile;
 pub use detail::BackupDetail;
 pub use error::{PostgresError, PostgresErrorKind};

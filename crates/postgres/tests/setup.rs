@@ -9,7 +9,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use backstay_postgres::session::Session;
-use backstay_postgres::{PostgresErrorKind, Source, apply_settings, check, settings};
+use backstay_postgres::{
+    CheckItem, CheckOptions, Method, PostgresErrorKind, Source, apply_settings, check, settings,
+};
 use backstay_testing::postgres::{Cluster, version, versions};
 use backstay_testing::{own, skip};
 use common::{Fixture, Shape};
@@ -37,12 +39,55 @@ fn a_server_is_set_up_for_recovery() {
     }
 }
 
+fn asking(timeout: Duration) -> CheckOptions<'static> {
+    let method = Method::Auto;
+    CheckOptions { method, standalone: false, archive_command: None, timeout }
+}
+
+/// It was said to fail for its data directory, which nobody needs then.
+#[test]
+fn a_source_over_the_wire_is_checked_over_the_wire() {
+    for installation in [version(13), version(18)].into_iter().flatten() {
+        let fixture = Fixture::new(&installation);
+        let cluster = &fixture.cluster;
+        cluster.sql("create role sends login replication");
+        let mut narrow = fixture.source();
+        narrow.data_directory = None;
+        narrow.connection = narrow.connection.replace("user=postgres", "user=sends");
+        let wire = CheckOptions { method: Method::Wire, ..asking(Duration::from_secs(60)) };
+        let is_bad = |items: &[CheckItem]| -> Vec<String> {
+            items.iter().filter(|item| !item.ok).map(|item| item.name.clone()).collect()
+        };
+        // All that a role with REPLICATION can be asked, and with a session of SQL the whole round.
+        let items = check(&fixture.repo, &narrow, &wire).unwrap();
+        assert!(items.iter().all(|item| item.name != "data-directory"), "{items:?}");
+        let items = check(&fixture.repo, &fixture.source(), &wire).unwrap();
+        assert_eq!(is_bad(&items), [""; 0], "{items:?}");
+        assert!(items.iter().any(|item| item.message.contains("came back as it was")), "{items:?}");
+        let items = check(&fixture.repo, &narrow, &wire).unwrap();
+        assert_eq!(is_bad(&items), [""; 0], "{items:?}");
+
+        cluster.configure(&[("archive_mode", "off")]);
+        cluster.restart();
+        let empty = fixture.second();
+        let items = check(&empty, &narrow, &wire).unwrap();
+        assert_eq!(is_bad(&items), ["archive"], "{items:?}");
+        for method in [Method::Wire, Method::Files] {
+            let alone = CheckOptions { method, standalone: true, ..wire };
+            let items = check(&empty, &fixture.source(), &alone).unwrap();
+            let bad: Vec<String> =
+                is_bad(&items).into_iter().filter(|name| name != "space").collect();
+            assert_eq!(bad, [""; 0], "{items:?}");
+        }
+    }
+}
+
 #[test]
 fn a_check_makes_the_whole_round() {
     let Some(installation) = version(15) else { skip!("PostgreSQL 15 is not installed") };
     let fixture = Fixture::new(&installation);
     let timeout = Duration::from_secs(60);
-    let items = check(&fixture.repo, &fixture.source(), None, timeout).unwrap();
+    let items = check(&fixture.repo, &fixture.source(), &asking(timeout)).unwrap();
     let bad: Vec<_> = items.iter().filter(|item| !item.ok && item.name != "space").collect();
     assert!(bad.is_empty(), "{bad:?}");
     for name in ["connection", "data-directory", "permissions", "settings", "archive", "clock"] {
@@ -51,12 +96,12 @@ fn a_check_makes_the_whole_round() {
 
     fixture.cluster.configure(&[("archive_command", "false")]);
     fixture.cluster.reload();
-    let items = check(&fixture.repo, &fixture.source(), None, Duration::from_secs(1)).unwrap();
+    let items = check(&fixture.repo, &fixture.source(), &asking(Duration::from_secs(1))).unwrap();
     let archive = items.iter().find(|item| item.name == "archive").unwrap();
     assert!(!archive.ok && archive.hint.is_some(), "{archive:?}");
 
     let nobody = source("host=/nonexistent port=1 user=x".to_owned());
-    let items = check(&fixture.repo, &nobody, None, timeout).unwrap();
+    let items = check(&fixture.repo, &nobody, &asking(timeout)).unwrap();
     assert_eq!(items.len(), 1);
     assert!(!items[0].ok);
 }
@@ -69,13 +114,13 @@ fn a_role_without_rights_is_told_what_it_lacks() {
     let mut source = fixture.source();
     source.connection = source.connection.replace("user=postgres", "user=weak");
     source.data_directory = Some(fixture.cluster.data().to_owned());
-    let items = check(&fixture.repo, &source, None, Duration::from_secs(1)).unwrap();
+    let items = check(&fixture.repo, &source, &asking(Duration::from_secs(1))).unwrap();
     let item = items.iter().find(|item| item.name == "permissions").unwrap();
     assert!(item.message.contains("pg_backup_start"), "{item:?}");
     fixture.cluster.sql(
         "grant execute on function pg_backup_start(text, boolean), pg_backup_stop(boolean) to weak",
     );
-    let items = check(&fixture.repo, &source, None, Duration::from_secs(1)).unwrap();
+    let items = check(&fixture.repo, &source, &asking(Duration::from_secs(1))).unwrap();
     assert!(items.iter().find(|item| item.name == "permissions").unwrap().ok, "{items:?}");
     // And with these rights alone it makes a backup.
     backstay_postgres::backup(&fixture.repo, &source, &fixture.options()).unwrap();

@@ -316,7 +316,9 @@ fn from_setup_to_a_recovered_moment() {
     let Some(installation) = postgres::version(15).or(newest) else {
         skip!("no PostgreSQL of 13 to 18 is installed; run scripts/test-postgres");
     };
-    let cluster = postgres::Cluster::builder(&installation).start();
+    // It is asked for its own segments after a checkpoint, which would recycle those that are archived.
+    let keep = [("wal_keep_size", "1GB")];
+    let cluster = postgres::Cluster::builder(&installation).config(&keep).start();
     let it = Sandbox::new();
     let folder = cluster.directory("backstay");
     let config = folder.join("backstay.toml");
