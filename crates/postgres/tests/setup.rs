@@ -12,6 +12,8 @@ use backstay_postgres::session::Session;
 use backstay_postgres::{
     CheckItem, CheckOptions, Method, PostgresErrorKind, Source, apply_settings, check, settings,
 };
+use backstay_repo::{Environment, InitOptions, Repository, Secret};
+use backstay_store::Store;
 use backstay_testing::postgres::{Cluster, version, versions};
 use backstay_testing::{own, skip};
 use common::{Fixture, Shape};
@@ -69,7 +71,13 @@ fn a_source_over_the_wire_is_checked_over_the_wire() {
 
         cluster.configure(&[("archive_mode", "off")]);
         cluster.restart();
-        let empty = fixture.second();
+        let empty = Repository::init(
+            Store::memory(),
+            Environment::system(),
+            &Secret::key_file([7; 32]).unwrap(),
+            InitOptions::default(),
+        )
+        .unwrap();
         let items = check(&empty, &narrow, &wire).unwrap();
         assert_eq!(is_bad(&items), ["archive"], "{items:?}");
         for method in [Method::Wire, Method::Files] {
