@@ -198,3 +198,46 @@ fn a_second_recovery_follows_the_timeline_that_the_first_one_made() {
     let server = fixture.promoted(&old);
     assert_eq!(server.value("select string_agg(id::text, ' ' order by id) from t"), "1 2");
 }
+
+/// A server says of such a timeline that it left its ancestor before that one began.
+#[test]
+fn a_return_to_before_the_last_promotion_is_gone_on_from() {
+    let Some(installation) = [15, 18].into_iter().find_map(version) else {
+        skip!("neither PostgreSQL 15 nor 18 is installed");
+    };
+    let fixture = Fixture::new(&installation);
+    fixture.cluster.sql("create table t (id int)");
+    let made = fixture.backup();
+    fixture.cluster.sql("insert into t values (1)");
+    fixture.cluster.sql("select pg_create_restore_point('early')");
+    fixture.archived(&fixture.cluster);
+    fixture.cluster.sql("insert into t values (2)");
+    fixture.archived(&fixture.cluster);
+    fixture.cluster.stop();
+
+    let first = fixture.restoring("first", RecoveryTarget::Latest);
+    fixture.restore(&made.snapshot, &first);
+    let server = fixture.promoted(&first);
+    server.sql("insert into t values (3)");
+    fixture.archived(&server);
+    server.stop();
+
+    let mut early = fixture.restoring("early", RecoveryTarget::Name("early".to_owned()));
+    early.timeline = Some(TargetTimeline::Number(2));
+    fixture.restore(&made.snapshot, &early);
+    let server = fixture.promoted(&early);
+    let history = std::fs::read_to_string(early.to.join("pg_wal/00000003.history")).unwrap();
+    let ancestors: Vec<_> = history.lines().filter(|line| !line.trim().is_empty()).collect();
+    assert_eq!(ancestors.len(), 2, "{history}");
+    server.sql("insert into t values (30)");
+    let there = server.table_checksums();
+    fixture.archived(&server);
+    server.stop();
+
+    let mut again = fixture.restoring("again", RecoveryTarget::Latest);
+    again.timeline = Some(TargetTimeline::Number(3));
+    fixture.restore(&made.snapshot, &again);
+    let server = fixture.promoted(&again);
+    assert_eq!(server.table_checksums(), there);
+    assert_eq!(server.value("select string_agg(id::text, ' ' order by id) from t"), "1 30");
+}

@@ -237,6 +237,43 @@ fn a_commit_that_returned_is_restored_after_the_server_died_at_once() {
     assert_eq!(restored.value("select count(*) || '|' || max(i) from t"), "50|50");
 }
 
+/// What came and was in no slice yet when the server died is shipped all the same: a commit that the
+/// receiver had is not lost with the machine, however seldom slices are due.
+#[test]
+fn what_came_before_the_server_died_is_shipped_though_no_slice_was_due() {
+    let Some(installation) = version(15).or_else(|| version(18)) else {
+        skip!("neither PostgreSQL 15 nor 18 is installed");
+    };
+    let fixture = quiet(&installation);
+    let cluster = &fixture.cluster;
+    let mut options = options();
+    options.every = Duration::from_secs(3600);
+    options.reconnect = false;
+    cluster.sql("create table t (i int)");
+    let archive = archive(&fixture);
+    let (segment, last, error) = std::thread::scope(|scope| {
+        let receiver = scope.spawn(|| {
+            receive(std::slice::from_ref(&fixture.repo), &fixture.source(), &options)
+        });
+        wait_until("the receiver runs", 30, || {
+            receiver.is_finished() || options.state.get().durable.is_some()
+        });
+        cluster.sql("insert into t values (1)");
+        let last = here(cluster);
+        let segment = cluster.value("select pg_walfile_name(pg_current_wal_flush_lsn())");
+        wait_until("the commit came", 30, || {
+            receiver.is_finished() || options.state.get().received >= Some(last)
+        });
+        cluster.kill();
+        (segment, last, receiver.join().unwrap().unwrap_err())
+    });
+    assert!(error.is_transient(), "{error:?}");
+    let begun = archive.assemble(&segment).unwrap().unwrap_or_default();
+    assert!(begun.len() as u64 >= last.0 % (1 << 20), "{} bytes of {segment}", begun.len());
+    let own = std::fs::read(cluster.data().join("pg_wal").join(&segment)).unwrap();
+    assert!(own[..begun.len()] == begun);
+}
+
 /// The receiver is killed where it hurts most, and the one after it goes on.
 #[test]
 fn a_receiver_that_dies_anywhere_loses_nothing_and_doubles_nothing() {

@@ -66,6 +66,8 @@ pub(crate) struct Incoming {
     /// How far page headers were looked at.
     checked: usize,
     page_size: usize,
+    /// What came last cannot be used, and nothing behind it.
+    unsound: bool,
 }
 
 impl Incoming {
@@ -87,6 +89,7 @@ impl Incoming {
             known,
             checked: 0,
             page_size: 8192,
+            unsound: false,
         })
     }
 
@@ -105,7 +108,13 @@ impl Incoming {
     }
 
     /// Takes the next bytes of the log; answers the segments that are whole with them.
-    pub(crate) fn take(&mut self, at: Lsn, mut bytes: &[u8]) -> Result<Vec<Parcel>> {
+    pub(crate) fn take(&mut self, at: Lsn, bytes: &[u8]) -> Result<Vec<Parcel>> {
+        let taken = self.add(at, bytes);
+        self.unsound |= taken.is_err();
+        taken
+    }
+
+    fn add(&mut self, at: Lsn, mut bytes: &[u8]) -> Result<Vec<Parcel>> {
         if at != self.received() {
             return Err(PostgresError::new(
                 PostgresErrorKind::Server,
@@ -140,7 +149,7 @@ impl Incoming {
     /// What is to be shipped next, if anything is new.
     pub(crate) fn slice(&mut self) -> Option<Parcel> {
         let end = self.content.len();
-        if self.shipped == end {
+        if self.shipped == end || self.unsound {
             return None;
         }
         if end <= self.known.len() {

@@ -294,6 +294,18 @@ impl Stream<'_, '_> {
             state.durable = Some(start);
         });
         self.shipper.begin(start);
+        let done = self.pump(&mut incoming, name);
+        if done.is_err() {
+            self.rescue(&mut incoming)?;
+        }
+        match done? {
+            true => self.next_timeline(at),
+            false => Ok(None),
+        }
+    }
+
+    /// Takes what comes and has it shipped; answers whether the timeline ended, and not the wish.
+    fn pump(&mut self, incoming: &mut Incoming, name: SegmentName) -> Result<bool> {
         let mut reported = Instant::now();
         let mut heard = Instant::now();
         let mut shipped = Instant::now();
@@ -332,10 +344,10 @@ impl Stream<'_, '_> {
                 self.report(durable, false)?;
                 self.wire.finish_copy(DOING)?;
                 if !ended {
-                    return Ok(None);
+                    return Ok(false);
                 }
                 return match self.wire.message(DOING)? {
-                    Message::Columns => self.next_timeline(at),
+                    Message::Columns => Ok(true),
                     // The server shuts down.
                     Message::Complete => Err(self.wire.lost(DOING, "the server ended the stream")),
                     Message::Error(said) => Err(self.wire.refused(DOING, said)),
@@ -387,6 +399,27 @@ impl Stream<'_, '_> {
                 Message::Error(said) => return Err(begin::cannot_start(self.wire, name, said)),
                 _ => return Err(self.wire.strange(DOING)),
             }
+        }
+    }
+
+    /// Ships what came before the stream broke, however long that takes: the server may be gone, and
+    /// nobody else has it then.
+    fn rescue(&self, incoming: &mut Incoming) -> Result<()> {
+        loop {
+            self.shipper.check()?;
+            if self.options.progress.is_cancelled() {
+                self.shipper.hurry();
+            }
+            if self.shipper.has_failed() {
+                return Ok(());
+            }
+            if self.shipper.is_idle() {
+                match incoming.slice() {
+                    Some(slice) => self.shipper.send(slice),
+                    None => return Ok(()),
+                }
+            }
+            std::thread::sleep(BUSY_TICK);
         }
     }
 

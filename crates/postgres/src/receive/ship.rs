@@ -42,6 +42,8 @@ struct Shared {
     parcels: usize,
     segments: usize,
     failure: Option<PostgresError>,
+    /// Nothing is shipped any more, whoever was told why.
+    failed: bool,
     stopped: bool,
 }
 
@@ -84,6 +86,7 @@ impl<'env> Shipper<'env> {
                     }
                     Err(error) => {
                         shared.failure = Some(error);
+                        shared.failed = true;
                         return;
                     }
                 }
@@ -145,7 +148,11 @@ impl<'env> Shipper<'env> {
         lock(&self.shared).stopped = true;
     }
 
-    /// Says why nothing is shipped any more.
+    pub(super) fn has_failed(&self) -> bool {
+        lock(&self.shared).failed
+    }
+
+    /// Says why nothing is shipped any more, once.
     pub(super) fn check(&self) -> Result<()> {
         lock(&self.shared).failure.take().map_or(Ok(()), Err)
     }

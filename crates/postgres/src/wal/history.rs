@@ -68,9 +68,11 @@ impl History {
                 if before.timeline >= ancestor {
                     return Err(wrong("timelines do not grow"));
                 }
-                if before.end > end {
-                    return Err(wrong("positions do not grow"));
-                }
+            }
+            // Recovery may have ended before the last promotion: then nothing of the timeline of that
+            // one is on the way here, and its own ancestors were left earlier than its file says.
+            for older in &mut ancestors {
+                older.end = older.end.min(end);
             }
             ancestors.push(Switch { timeline: ancestor, end, reason: reason.trim().to_owned() });
         }
@@ -187,6 +189,21 @@ mod tests {
         assert_eq!(history.timelines_of(6, size), [4]);
     }
 
+    /// A server of timeline 2, recovered to a moment before it left timeline 1, and promoted.
+    #[test]
+    fn a_return_to_before_the_last_promotion_leaves_nothing_of_the_timeline_between() {
+        let text = "1\t0/600000\tno recovery target specified\n2\t0/380000\tbefore a moment\n";
+        let history = History::parse(3, text.as_bytes()).unwrap();
+        assert_eq!(history.timeline_at(Lsn(0x37_FFFF)), 1);
+        assert_eq!(history.timeline_at(Lsn(0x38_0000)), 3);
+        assert_eq!(history.timeline_at(Lsn(0x60_0000)), 3);
+        assert_eq!(history.begin(), Lsn(0x38_0000));
+        assert!(history.contains(1, Lsn(0x38_0000)));
+        assert!(!history.contains(1, Lsn(0x40_0000)));
+        assert_eq!(history.timelines_of(2, SegmentSize::MIN), [1]);
+        assert_eq!(history.timelines_of(4, SegmentSize::MIN), [3]);
+    }
+
     #[test]
     fn an_empty_history_has_no_ancestors() {
         assert_eq!(History::parse(3, b"").unwrap(), History::first(3));
@@ -202,7 +219,6 @@ mod tests {
             "5\t0/1\tx",
             "0\t0/1\tx",
             "2\t0/2\tx\n1\t0/3\tx",
-            "1\t0/3\tx\n2\t0/2\tx",
         ] {
             let error = History::parse(5, text.as_bytes()).unwrap_err();
             assert!(error.to_string().contains("line "), "{error}");
@@ -216,6 +232,22 @@ mod tests {
         #[test]
         fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(0u8.., 0..200)) {
             let _ = History::parse(7, &bytes);
+        }
+
+        /// As a server looks it up: the youngest whose range holds the position, where ranges begin
+        /// where the entry before ends, and may be empty.
+        #[test]
+        fn every_position_is_where_a_server_looks_for_it(
+            ends in proptest::collection::vec(0u64..40, 1..6),
+            at in 0u64..45,
+        ) {
+            let lines = ends.iter().zip(1..).map(|(end, n)| format!("{n}\t0/{end:X}\tx\n"));
+            let own = ends.len() as u32 + 1;
+            let history = History::parse(own, lines.collect::<String>().as_bytes()).unwrap();
+            let begins = std::iter::once(0).chain(ends.iter().copied());
+            let ranges = begins.zip(ends.iter().copied().chain([u64::MAX])).zip(1..);
+            let servers = ranges.filter(|((begin, end), _)| (*begin..*end).contains(&at)).last();
+            proptest::prop_assert_eq!(Some(history.timeline_at(Lsn(at))), servers.map(|(_, n)| n));
         }
     }
 }
