@@ -252,9 +252,8 @@ fn what_came_before_the_server_died_is_shipped_though_no_slice_was_due() {
     cluster.sql("create table t (i int)");
     let archive = archive(&fixture);
     let (segment, last, error) = std::thread::scope(|scope| {
-        let receiver = scope.spawn(|| {
-            receive(std::slice::from_ref(&fixture.repo), &fixture.source(), &options)
-        });
+        let receiver = scope
+            .spawn(|| receive(std::slice::from_ref(&fixture.repo), &fixture.source(), &options));
         wait_until("the receiver runs", 30, || {
             receiver.is_finished() || options.state.get().durable.is_some()
         });

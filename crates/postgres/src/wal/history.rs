@@ -64,10 +64,8 @@ impl History {
             if ancestor == 0 || ancestor >= timeline {
                 return Err(wrong(&format!("timeline {ancestor} cannot be an ancestor")));
             }
-            if let Some(before) = ancestors.last() {
-                if before.timeline >= ancestor {
-                    return Err(wrong("timelines do not grow"));
-                }
+            if ancestors.last().is_some_and(|before| before.timeline >= ancestor) {
+                return Err(wrong("timelines do not grow"));
             }
             // Recovery may have ended before the last promotion: then nothing of the timeline of that
             // one is on the way here, and its own ancestors were left earlier than its file says.
@@ -212,14 +210,9 @@ mod tests {
 
     #[test]
     fn refuses_what_makes_no_sense() {
-        for text in [
-            "one\t0/1\tx",
-            "1",
-            "1\tnowhere\tx",
-            "5\t0/1\tx",
-            "0\t0/1\tx",
-            "2\t0/2\tx\n1\t0/3\tx",
-        ] {
+        for text in
+            ["one\t0/1\tx", "1", "1\tnowhere\tx", "5\t0/1\tx", "0\t0/1\tx", "2\t0/2\tx\n1\t0/3\tx"]
+        {
             let error = History::parse(5, text.as_bytes()).unwrap_err();
             assert!(error.to_string().contains("line "), "{error}");
         }
