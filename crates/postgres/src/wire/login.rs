@@ -270,53 +270,14 @@ fn log_in(
             None => Err(wire.lost(DOING, "the server took too long to answer").into()),
         }
     };
-    let mut bound = false;
-    loop {
-        match next(wire)? {
-            Message::Authentication(0, _) => break,
-            Message::Authentication(3, _) => {
-                if !wire.stream.is_private() {
-                    return Err(PostgresError::new(
-                        PostgresErrorKind::Connection,
-                        format!(
-                            "the server on {} asks for the password in plain, over a connection \
-                             that others can read",
-                            wire.place
-                        ),
-                    )
-                    .with_hint("use sslmode=require or better, or scram-sha-256 in pg_hba.conf")
-                    .into());
-                }
-                let password = password(wire, parameters, endpoint)?;
-                send_password(wire, password.as_bytes())?;
-            }
-            Message::Authentication(5, salt) => {
-                tracing::warn!(
-                    server = wire.place,
-                    "the server takes the password by MD5, which is weak: set \
-                     password_encryption = 'scram-sha-256' and the password anew"
-                );
-                let salt = salt.first_chunk::<4>().copied().ok_or_else(|| wire.strange(DOING))?;
-                let password = password(wire, parameters, endpoint)?;
-                let answer = md5_hash(user.as_bytes(), password.as_bytes(), salt);
-                send_password(wire, answer.as_bytes())?;
-            }
-            Message::Authentication(10, mechanisms) => {
-                let password = password(wire, parameters, endpoint)?;
-                bound = scram(wire, parameters, mechanisms, &password, &next)?;
-            }
-            Message::Authentication(kind, _) => {
-                return Err(PostgresError::new(
-                    PostgresErrorKind::Unsupported,
-                    format!("the server on {} wants a login of the kind {kind}", wire.place),
-                )
-                .with_hint("let pg_hba.conf ask for scram-sha-256, a certificate, or peer")
-                .into());
-            }
-            _ => return Err(wire.strange(DOING).into()),
+    // One proof and no second: what asks for another after it is no server that took the first.
+    let asked = next(wire)?;
+    if !matches!(asked, Message::Authentication(0, _)) {
+        authenticate(wire, parameters, endpoint, asked, &next)?;
+        if !matches!(next(wire)?, Message::Authentication(0, _)) {
+            return Err(wire.strange(DOING).into());
         }
-    }
-    if parameters.channel_binding()? == "require" && !bound {
+    } else if parameters.channel_binding()? == "require" {
         return Err(unbound(wire).into());
     }
     loop {
@@ -329,6 +290,59 @@ fn log_in(
     let said = wire.reported.get("server_version").cloned().unwrap_or_default();
     wire.version = version_number(&said).ok_or_else(|| wire.strange(DOING))?;
     Ok(())
+}
+
+/// Gives what the server asks for to log in. With `channel_binding=require` no secret goes out, nor
+/// anything that is made of one, before it is sure that the login will be bound.
+fn authenticate(
+    wire: &mut Wire,
+    parameters: &Parameters,
+    endpoint: &Endpoint,
+    asked: Message,
+    next: &dyn Fn(&mut Wire) -> Result<Message, LoginError>,
+) -> Result<(), LoginError> {
+    const DOING: &str = "log in";
+    let required = parameters.channel_binding()? == "require";
+    match asked {
+        Message::Authentication(10, mechanisms) => {
+            scram(wire, parameters, endpoint, mechanisms, next)
+        }
+        Message::Authentication(..) if required => Err(unbound(wire).into()),
+        Message::Authentication(3, _) => {
+            if !wire.stream.is_private() {
+                return Err(PostgresError::new(
+                    PostgresErrorKind::Connection,
+                    format!(
+                        "the server on {} asks for the password in plain, over a connection that \
+                         others can read",
+                        wire.place
+                    ),
+                )
+                .with_hint("use sslmode=require or better, or scram-sha-256 in pg_hba.conf")
+                .into());
+            }
+            let password = password(wire, parameters, endpoint)?;
+            Ok(send_password(wire, password.as_bytes())?)
+        }
+        Message::Authentication(5, salt) => {
+            tracing::warn!(
+                server = wire.place,
+                "the server takes the password by MD5, which is weak: set \
+                 password_encryption = 'scram-sha-256' and the password anew"
+            );
+            let salt = salt.first_chunk::<4>().copied().ok_or_else(|| wire.strange(DOING))?;
+            let password = password(wire, parameters, endpoint)?;
+            let answer = md5_hash(parameters.user().as_bytes(), password.as_bytes(), salt);
+            Ok(send_password(wire, answer.as_bytes())?)
+        }
+        Message::Authentication(kind, _) => Err(PostgresError::new(
+            PostgresErrorKind::Unsupported,
+            format!("the server on {} wants a login of the kind {kind}", wire.place),
+        )
+        .with_hint("let pg_hba.conf ask for scram-sha-256, a certificate, or peer")
+        .into()),
+        _ => Err(wire.strange(DOING).into()),
+    }
 }
 
 /// `15.18 (Debian …)` as 150018, `19beta1` as 190000.
@@ -363,15 +377,15 @@ fn send_password(wire: &mut Wire, password: &[u8]) -> Result<()> {
     wire.send("log in", &out)
 }
 
-/// Proves the password without sending it, and that the server knows it too. True when the proof is
-/// bound to the encrypted connection.
+/// Proves the password without sending it, and that the server knows it too; bound to the encrypted
+/// connection where the server can.
 fn scram(
     wire: &mut Wire,
     parameters: &Parameters,
+    endpoint: &Endpoint,
     mut mechanisms: Bytes,
-    password: &str,
     next: &dyn Fn(&mut Wire) -> Result<Message, LoginError>,
-) -> Result<bool, LoginError> {
+) -> Result<(), LoginError> {
     const DOING: &str = "log in";
     let mut offered = Vec::new();
     while let Some(name) = string(&mut mechanisms).filter(|name| !name.is_empty()) {
@@ -383,14 +397,14 @@ fn scram(
         "disable" => None,
         _ => wire.stream.certificate().and_then(end_point),
     };
-    let (mechanism, binding, bound) = match digest {
+    let (mechanism, binding) = match digest {
         Some(digest) if has(SCRAM_SHA_256_PLUS) => {
-            (SCRAM_SHA_256_PLUS, ChannelBinding::tls_server_end_point(digest), true)
+            (SCRAM_SHA_256_PLUS, ChannelBinding::tls_server_end_point(digest))
         }
         _ if wanted == "require" => return Err(unbound(wire).into()),
         // Said aloud, so that a server that did offer it notices who removed the offer.
-        Some(_) if has(SCRAM_SHA_256) => (SCRAM_SHA_256, ChannelBinding::unrequested(), false),
-        None if has(SCRAM_SHA_256) => (SCRAM_SHA_256, ChannelBinding::unsupported(), false),
+        Some(_) if has(SCRAM_SHA_256) => (SCRAM_SHA_256, ChannelBinding::unrequested()),
+        None if has(SCRAM_SHA_256) => (SCRAM_SHA_256, ChannelBinding::unsupported()),
         _ => {
             return Err(PostgresError::new(
                 PostgresErrorKind::Unsupported,
@@ -410,6 +424,7 @@ fn scram(
         )
         .with_hint("is it the server that it should be? check host and sslmode")
     };
+    let password = password(wire, parameters, endpoint)?;
     let mut proof = ScramSha256::new(password.as_bytes(), binding);
     let mut out = BytesMut::new();
     frontend::sasl_initial_response(mechanism, proof.message(), &mut out)
@@ -425,8 +440,7 @@ fn scram(
     let Message::Authentication(12, end) = next(wire)? else {
         return Err(wire.strange(DOING).into());
     };
-    proof.finish(&end).map_err(|error| cannot(wire, error))?;
-    Ok(bound)
+    Ok(proof.finish(&end).map_err(|error| cannot(wire, error))?)
 }
 
 /// What a login is bound to: `tls-server-end-point` of RFC 5929. None where the signature of the

@@ -30,6 +30,8 @@ pub(crate) use message::{Message, Row, ServerSaid};
 use stream::Stream;
 
 #[cfg(test)]
+mod strangers;
+#[cfg(test)]
 mod tests;
 
 /// What a server answered to a query.

@@ -168,9 +168,15 @@ fn a_login_is_encrypted_checked_and_bound_as_asked_or_refused_with_a_hint() {
     assert!(said.contains("in plain"), "{said}");
     assert!(hint.contains("sslmode=require"), "{hint}");
 
-    let (said, hint) = refused(&format!("{full} user=md5"));
-    assert!(said.contains("cannot be bound"), "{said}");
-    assert!(hint.contains("scram-sha-256"), "{hint}");
+    // Whoever wants it bound sends nothing else, be the password right or wrong.
+    for user in ["md5", "open"] {
+        for password in ["secret", "wrong"] {
+            let with = full.replace("password=secret", &format!("password={password}"));
+            let (said, hint) = refused(&format!("{with} user={user}"));
+            assert!(said.contains("cannot be bound"), "{said}");
+            assert!(hint.contains("scram-sha-256"), "{hint}");
+        }
+    }
     let (said, hint) = refused(&format!("{bare} sslmode=require user=scram password=wrong"));
     assert!(said.contains("password authentication failed"), "{said}");
     assert!(hint.contains("PGPASSWORD"), "{hint}");
