@@ -149,6 +149,12 @@ fn measure(
         rate("there", &there, true, finds);
         rate("absent", &absent, false, finds);
     }
+    let (now, _) = memory();
+    println!(
+        "then {:.0} MiB resident: {:.1} MiB for each TiB",
+        now - before,
+        (now - before) / tebibytes
+    );
     if to_write {
         rate("there, for a backup", &there, true, |id| opened.holds(id));
         rate("absent, for a backup", &absent, false, |id| opened.holds(id));

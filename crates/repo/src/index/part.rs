@@ -26,9 +26,12 @@
 //! key is that of this very object, and looking one up is to take little time.
 //!
 //! Packs, filter and fences are opened and kept when a part is opened. A block is read and
-//! authenticated whenever it is looked at, from a copy on the local disk or from memory. Where the
-//! copy is not right the object is fetched again.
+//! authenticated whenever it is looked at, from a copy on the local disk or from memory, until so much
+//! was looked up that all entries are held in memory, opened (`held.rs`). Where the copy is not right
+//! the object is fetched again.
 
+mod held;
+mod iter;
 #[cfg(test)]
 mod tests;
 
@@ -43,6 +46,8 @@ use bytes::Bytes;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
+use self::held::Held;
+use self::iter::PartIter;
 use super::filter::{self, Filter};
 use super::object::keep;
 use super::segment::{ENTRY, PACK, PackInfo, RawEntry};
@@ -253,6 +258,7 @@ pub(crate) struct Part {
     /// Of the store, since the local copy turned out to be wrong; `None` when that did not help.
     fetched: OnceLock<Option<Source>>,
     fetching: Mutex<()>,
+    held: Held,
 }
 
 /// A part and the packs that it lists, of which the first has the number `first_pack` in its run.
@@ -338,6 +344,7 @@ impl Opened {
             source,
             fetched: OnceLock::new(),
             fetching: Mutex::default(),
+            held: Held::default(),
         };
         Ok(Self { part, first_pack: root.first_pack, packs })
     }
@@ -521,18 +528,27 @@ impl Part {
         let [a, b, c, d, e, f, g, h, ..] = *id;
         let high = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
         let first = self.first_block(high);
+        let held = self.held.entries(self);
         let mut buffer = [0; BLOCK];
         let upto = self.fences.iter().enumerate().skip(first);
         for number in upto.take_while(|(_, fence)| **fence <= high).map(|(number, _)| number) {
-            let length = self.length(number..number + 1);
-            let Some(block) = buffer.get_mut(..length) else { break };
-            self.blocks(number, block)?;
-            let entries = block.get(..length - TAG).unwrap_or_default();
-            let entries = entries.as_chunks::<ENTRY>().0;
-            let first = entries.partition_point(|entry| entry[..16] < id[..]);
-            let same = entries.iter().enumerate().skip(first);
-            for (at, entry) in same.take_while(|(_, entry)| entry[..16] == *id) {
-                tell(number * BLOCK_ENTRIES + at, RawEntry::parse(entry));
+            let entries = match held {
+                Some(held) => held.chunk(number),
+                None => {
+                    let length = self.length(number..number + 1);
+                    let Some(block) = buffer.get_mut(..length) else { break };
+                    self.blocks(number, block)?;
+                    block.get(..length - TAG).unwrap_or_default()
+                }
+            };
+            for (at, entry) in entries.as_chunks::<ENTRY>().0.iter().enumerate() {
+                match entry[..16].cmp(&id[..]) {
+                    std::cmp::Ordering::Less => {}
+                    std::cmp::Ordering::Equal => {
+                        tell(number * BLOCK_ENTRIES + at, RawEntry::parse(entry));
+                    }
+                    std::cmp::Ordering::Greater => return Ok(()),
+                }
             }
         }
         Ok(())
@@ -540,7 +556,7 @@ impl Part {
 
     /// All entries in their order.
     pub fn iter(&self) -> PartIter<'_> {
-        PartIter { part: self, block: 0, buffer: Vec::new(), at: 0, length: 0, failed: false }
+        PartIter::of(self)
     }
 
     /// Whether every block authenticates.
@@ -679,48 +695,4 @@ pub(super) fn sections(packs: &[PackInfo], entries: &[RawEntry]) -> Vec<u8> {
     }
     entries.iter().for_each(|entry| entry.write(&mut plain));
     plain
-}
-
-/// Reads many blocks at once.
-pub(crate) struct PartIter<'p> {
-    part: &'p Part,
-    /// The next to read.
-    block: usize,
-    buffer: Vec<u8>,
-    at: usize,
-    /// Of the block at `at`, what is left of it.
-    length: usize,
-    failed: bool,
-}
-
-impl Iterator for PartIter<'_> {
-    type Item = Result<RawEntry>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.failed {
-            return None;
-        }
-        if self.length == 0 {
-            if self.at >= self.buffer.len() {
-                let end = (self.block + READ_AHEAD).min(self.part.fences.len());
-                if self.block >= end {
-                    return None;
-                }
-                self.buffer.resize(self.part.length(self.block..end), 0);
-                if let Err(error) = self.part.blocks(self.block, &mut self.buffer) {
-                    self.failed = true;
-                    return Some(Err(error));
-                }
-                (self.block, self.at) = (end, 0);
-            }
-            self.length = (self.buffer.len() - self.at).min(BLOCK) - TAG;
-        }
-        let entry = self.buffer.get(self.at..)?.first_chunk::<ENTRY>()?;
-        self.at += ENTRY;
-        self.length -= ENTRY;
-        if self.length == 0 {
-            self.at += TAG;
-        }
-        Some(Ok(RawEntry::parse(entry)))
-    }
 }

@@ -99,6 +99,64 @@ fn every_entry_is_found_where_it_is() {
     }
 }
 
+/// Looks every entry up, and some that are not there.
+fn assert_finds_all(part: &Part, entries: &[RawEntry]) {
+    for (place, entry) in entries.iter().enumerate() {
+        let mut found = Vec::new();
+        part.each(&entry.id, |at, entry| found.push((at, entry))).unwrap();
+        assert_eq!(found, [(place, *entry)]);
+        let mut other = entry.id;
+        other[15] ^= 1;
+        part.each(&other, |_, _| panic!("it is not there")).unwrap();
+    }
+}
+
+fn leaked(most: u64) -> &'static held::Budget {
+    Box::leak(Box::new(held::Budget::of(most)))
+}
+
+#[test]
+fn what_is_held_is_what_the_blocks_have_and_no_more_than_there_is_room_for() {
+    let entries = entries(5000);
+    let size = (entries.len() * ENTRY) as u64;
+    let budget = leaked(size + size / 2);
+    let held = || Part { held: Held::within(budget), ..part(&entries) };
+    let (first, second) = (held(), held());
+    first.each(&entries[7].id, |_, _| ()).unwrap();
+    assert!(first.held.is_open().is_none(), "one look-up is no reason");
+    for part in [&first, &second] {
+        assert_finds_all(part, &entries);
+        assert_finds_all(part, &entries);
+    }
+    assert_eq!(first.held.is_open(), Some(true));
+    assert_eq!(second.held.is_open(), Some(false), "there is no room for a second one");
+    assert_eq!(budget.in_use(), size);
+    drop(first);
+    assert_eq!(budget.in_use(), 0);
+    let third = held();
+    assert_finds_all(&third, &entries);
+    assert_eq!(third.held.is_open(), Some(true));
+}
+
+#[test]
+fn a_part_with_a_damaged_block_is_not_held_and_costs_what_it_hit() {
+    let keys = Keys::derive(&RootKey::from_bytes([1; 32]));
+    let entries = entries(5000);
+    let sealed = Part::seal(&keys, [2; 16], "a-part", 0, &[], &entries);
+    let budget = leaked(u64::MAX);
+    let mut rotten = sealed.to_vec();
+    let last = rotten.len() - 1;
+    rotten[last] ^= 1;
+    let mut part = read(&keys, &Bytes::from(rotten)).unwrap().part;
+    part.held = Held::within(budget);
+    for entry in &entries[..4000] {
+        assert_eq!(found(&part, entry).unwrap(), [*entry]);
+    }
+    assert_eq!(part.held.is_open(), Some(false));
+    assert_eq!(budget.in_use(), 0);
+    assert!(found(&part, entries.last().unwrap()).is_err());
+}
+
 #[test]
 fn ids_that_lie_close_together_are_found() {
     // As far from evenly spread as can be: all in one corner, and a few at the other end.
