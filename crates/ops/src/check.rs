@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::config::{RepositoryConfig, SourceConfig, SourceSettings};
 use crate::jobs::{Protected, protected};
-use crate::{Context, Error, ErrorKind, Result};
+use crate::{Context, Error, ErrorKind, Result, watch};
 
 /// One thing that was looked at, and what was found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -107,7 +107,7 @@ pub fn check_source(
                 timeout: keys.archive_timeout,
             };
             let items = backstay_postgres::check(repository, &cluster, &options)?;
-            Ok(items
+            let mut items: Vec<CheckItem> = items
                 .into_iter()
                 .map(|item| CheckItem {
                     name: item.name,
@@ -115,7 +115,35 @@ pub fn check_source(
                     message: item.message,
                     hint: item.hint,
                 })
-                .collect())
+                .collect();
+            items.extend(watched(source, &items));
+            Ok(items)
         }
     }
+}
+
+/// What the server says of its archiver and of the slot of a receiver. A segment that arrives, as a
+/// check asks for, may come by one way while the other fails.
+fn watched(source: &SourceConfig, items: &[CheckItem]) -> Vec<CheckItem> {
+    let Some(server) = watch::server(source) else { return Vec::new() };
+    // Who may only replicate is not answered; who is not let in was told so above.
+    if server.answer.is_err() {
+        return Vec::new();
+    }
+    let said = items.iter().any(|item| !item.ok && (item.name == "settings" || item.name == "archive"));
+    let alerts = server.alerts.into_iter().filter(|alert| {
+        !(said && matches!(alert.name, "archiving-off" | "no-archive-command" | "archiver-fails"))
+    });
+    let mut found: Vec<CheckItem> = alerts
+        .map(|alert| CheckItem {
+            name: alert.name.to_owned(),
+            ok: false,
+            message: alert.message,
+            hint: Some(alert.hint),
+        })
+        .collect();
+    if found.is_empty() && !said {
+        found.push(CheckItem::good("log", "nothing of it fails to leave the server, or waits too long"));
+    }
+    found
 }

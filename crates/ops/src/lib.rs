@@ -22,6 +22,7 @@ pub mod secret;
 pub mod status;
 pub mod units;
 pub mod verify;
+pub mod watch;
 
 pub use context::{Context, Found};
 pub use error::{Error, ErrorKind};

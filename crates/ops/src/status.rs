@@ -1,15 +1,17 @@
 //! Where things stand: the newest snapshot of every source, how old it is, and whether that is
 //! within what its tier promises.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use backstay_postgres::BackupDetail;
 use backstay_postgres::wal::{self, RecoveryBase};
+use backstay_postgres::{Alert, BackupDetail};
 use backstay_repo::{Repository, Snapshot, SourceKind, Usage};
 use jiff::Timestamp;
 
 use crate::Result;
 use crate::config::{Config, SourceConfig};
+use crate::watch::{self, ServerHealth};
 
 /// A source in one repository.
 #[derive(Debug)]
@@ -45,6 +47,8 @@ pub struct ArchiveStatus {
     pub broken_by: Option<String>,
     /// The age of the newest moment that can be recovered; nothing when no snapshot can be.
     pub exposure: Option<Duration>,
+    /// What is wrong with it.
+    pub alerts: Vec<Alert>,
 }
 
 /// A repository, and what it takes.
@@ -56,11 +60,13 @@ pub struct RepositoryStatus {
     pub snapshots: usize,
 }
 
-/// The status of every source that a repository should have or has.
+/// The status of every source that a repository should have or has. `servers` are those that were
+/// asked, by source.
 pub fn sources(
     config: &Config,
     name: &str,
     repository: &Repository,
+    servers: &BTreeMap<String, ServerHealth>,
     now: Timestamp,
 ) -> Result<Vec<SourceStatus>> {
     let snapshots = repository.snapshots()?;
@@ -83,7 +89,7 @@ pub fn sources(
         out.push(of_source(config, None, source, name, &snapshots, now));
     }
     for status in &mut out {
-        status.archive = archive_of(repository, status, &snapshots, now)?;
+        status.archive = archive_of(repository, status, &snapshots, servers, now)?;
         if let Some(archive) = &status.archive {
             // A snapshot of a cluster is worth what the log makes of it.
             status.exposure = archive.exposure;
@@ -132,6 +138,7 @@ fn archive_of(
     repository: &Repository,
     status: &SourceStatus,
     snapshots: &[Snapshot],
+    servers: &BTreeMap<String, ServerHealth>,
     now: Timestamp,
 ) -> Result<Option<ArchiveStatus>> {
     let Some(newest) = status.newest.as_ref().filter(|s| s.kind == SourceKind::Postgres) else {
@@ -153,6 +160,9 @@ fn archive_of(
     // A store without times still has the moment that the snapshot itself is of.
     let exposure =
         last.and_then(|last| health.rpo(now.into()).or_else(|| Some(since(last.from_time, now))));
+    let server = servers.get(&status.source);
+    let alerts =
+        watch::archive(&health, detail.system_identifier, server, exposure, status.rpo);
     let files = archive.list(None)?;
     let segments: Vec<_> = files.iter().filter(|file| is_segment(&file.name)).collect();
     let newest = segments.iter().max_by(|a, b| a.name.cmp(&b.name));
@@ -164,6 +174,7 @@ fn archive_of(
         arrived: newest.and_then(|file| Timestamp::try_from(file.modified?).ok()),
         broken_by: last.and_then(|last| last.broken_by).map(|name| name.to_string()),
         exposure,
+        alerts,
     }))
 }
 

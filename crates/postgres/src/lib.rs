@@ -26,6 +26,7 @@ mod settings;
 mod stream;
 mod tls;
 pub mod wal;
+mod watch;
 mod wire;
 
 pub use backup::{Backup, BackupOptions, Backups, Method, Target, backup, backup_to};
@@ -43,3 +44,4 @@ pub use settings::{Applied, Setting, apply_settings, settings};
 
 /// The result of everything that touches PostgreSQL.
 pub type Result<T, E = PostgresError> = std::result::Result<T, E>;
+pub use watch::{Alert, Archiver, SlotState, Waiting, WatchOptions, Watched, watch};

@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use backstay_ops::units::{count, format_age, format_size};
 use backstay_ops::{Error, moment};
+use backstay_postgres::Alert;
 use backstay_repo::{Entry, EntryKind, Snapshot};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 
-use crate::output::error_document;
+use crate::app::{App, Result};
+use crate::output::{Style, error_document};
 
 /// A snapshot in JSON.
 pub fn snapshot_document(snapshot: &Snapshot, repository: &str) -> Value {
@@ -32,6 +34,28 @@ pub fn snapshot_document(snapshot: &Snapshot, repository: &str) -> Value {
         "problems": snapshot.problems,
         "detail": snapshot.detail,
     })
+}
+
+/// What is wrong, in JSON; with no repository where it is about the server.
+pub fn alert_document(alert: &Alert, repository: Option<&str>) -> Value {
+    json!({
+        "name": alert.name,
+        "repository": repository,
+        "message": alert.message,
+        "hint": alert.hint,
+    })
+}
+
+/// What is wrong, in two lines.
+pub fn present_alert(app: &App, alert: &Alert) -> Result<()> {
+    let paint = app.output.paint;
+    app.output.answer(format!(
+        "  {} {}: {}",
+        paint.paint(Style::Red, "alert"),
+        alert.name,
+        alert.message
+    ))?;
+    app.output.say(format!("    {}", paint.paint(Style::Dim, &alert.hint)))
 }
 
 /// Repositories that could not be asked, in JSON.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use backstay_ops::config::{SourceConfig, SourceSettings};
 use backstay_ops::units::{count, parse_duration};
+use backstay_ops::watch::slot_name;
 use backstay_ops::{Context, Error, ErrorKind};
 use backstay_postgres::{ReceiveOptions, ReceiveStatus, Slot, Source, drop_slot, receive};
 use backstay_repo::{Progress, Repository};
@@ -153,7 +154,7 @@ impl Receiver {
         let configs = context.config.archives_of(source)?;
         let repositories: Vec<Repository> =
             configs.iter().map(|config| context.open(config)).collect::<Result<_>>()?;
-        let name = args.name.clone().unwrap_or_else(|| own_name(&source.name));
+        let name = args.name.clone().unwrap_or_else(|| slot_name(&source.name));
         let mut options = ReceiveOptions::new(name);
         if !args.no_slot {
             options.slot = Some(Slot { name: slot_of(args, source), create: args.create_slot });
@@ -180,16 +181,7 @@ fn of(source: &SourceConfig) -> Result<Source> {
 }
 
 fn slot_of(args: &ReceiveArgs, source: &SourceConfig) -> String {
-    args.slot.clone().unwrap_or_else(|| own_name(&source.name))
-}
-
-/// `backstay_` and the source's name, in the letters that a slot can have.
-fn own_name(source: &str) -> String {
-    let letters = source.chars().map(|letter| match letter.to_ascii_lowercase() {
-        plain if plain.is_ascii_alphanumeric() => plain,
-        _ => '_',
-    });
-    "backstay_".chars().chain(letters).take(63).collect()
+    args.slot.clone().unwrap_or_else(|| slot_name(&source.name))
 }
 
 /// Each goes on when another fails: they have nothing to do with one another.
@@ -238,16 +230,4 @@ fn remove(args: &ReceiveArgs, sources: &[&SourceConfig], app: &App) -> Result<Ou
     }
     app.output.document(&json!({ "dropped": documents }))?;
     Ok(Outcome::Done)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_slot_is_named_after_its_source() {
-        assert_eq!(own_name("main"), "backstay_main");
-        assert_eq!(own_name("Orders-DB.eu"), "backstay_orders_db_eu");
-        assert_eq!(own_name(&"ä".repeat(99)).len(), 63);
-    }
 }

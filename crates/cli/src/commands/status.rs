@@ -2,13 +2,17 @@
 
 use backstay_ops::replicate::{self, Lag};
 use backstay_ops::status::{self, RepositoryStatus, SourceStatus};
+use backstay_ops::watch::{self, ServerHealth};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use backstay_ops::units::{count, format_duration, format_setting, format_size};
 use clap::Args;
 use serde_json::json;
 
-use super::present::{age_text, failed_documents, snapshot_document};
+use super::present::{
+    age_text, alert_document, failed_documents, present_alert, snapshot_document,
+};
 use crate::app::{App, Outcome, Result};
 use crate::output::Style;
 use crate::table::{Cell, Table};
@@ -26,9 +30,10 @@ pub fn run(args: &StatusArgs, app: &App) -> Result<Outcome> {
         context.config.source(name)?;
     }
     let now = app.now();
+    let servers = watch::servers(&context.config.sources, args.source.as_deref());
     let mut sources = Vec::new();
     let asked = context.ask_all(|config, repository| {
-        let found = status::sources(&context.config, &config.name, &repository, now)?;
+        let found = status::sources(&context.config, &config.name, &repository, &servers, now)?;
         let of_repository = RepositoryStatus {
             name: config.name.clone(),
             url: repository.store().url(),
@@ -69,6 +74,8 @@ pub fn run(args: &StatusArgs, app: &App) -> Result<Outcome> {
                     "arrived": archive.arrived,
                     "broken_by": archive.broken_by,
                 })),
+                "server": servers.get(&status.source).map(ServerHealth::document),
+                "alerts": alerts(status, &servers),
             })
         })
         .collect();
@@ -87,6 +94,7 @@ pub fn run(args: &StatusArgs, app: &App) -> Result<Outcome> {
         return Ok(outcome);
     }
     present_sources(app, &sources, app.several_repositories()?)?;
+    present_alerts(app, &sources, &servers)?;
     app.output.answer("")?;
     for repository in &repositories {
         let usage = &repository.usage;
@@ -119,6 +127,46 @@ pub fn run(args: &StatusArgs, app: &App) -> Result<Outcome> {
         app.output.answer(lag_line(app, lag, now))?;
     }
     Ok(outcome)
+}
+
+/// What is wrong with the log of a source, in JSON.
+fn alerts(
+    status: &SourceStatus,
+    servers: &BTreeMap<String, ServerHealth>,
+) -> Vec<serde_json::Value> {
+    let archive = status.archive.iter().flat_map(|archive| &archive.alerts);
+    let server = servers.get(&status.source).into_iter().flat_map(|server| &server.alerts);
+    archive
+        .map(|alert| alert_document(alert, Some(&status.repository)))
+        .chain(server.map(|alert| alert_document(alert, None)))
+        .collect()
+}
+
+fn present_alerts(
+    app: &App,
+    sources: &[SourceStatus],
+    servers: &BTreeMap<String, ServerHealth>,
+) -> Result<()> {
+    let paint = app.output.paint;
+    for status in sources {
+        let Some(archive) = status.archive.as_ref().filter(|archive| !archive.alerts.is_empty())
+        else {
+            continue;
+        };
+        let name = paint.paint(Style::Bold, &status.source);
+        app.output.answer(format!("{name} in {}", status.repository))?;
+        for alert in &archive.alerts {
+            present_alert(app, alert)?;
+        }
+    }
+    for (source, server) in servers.iter().filter(|(_, server)| !server.alerts.is_empty()) {
+        let name = paint.paint(Style::Bold, source);
+        app.output.answer(format!("the server of {name}"))?;
+        for alert in &server.alerts {
+            present_alert(app, alert)?;
+        }
+    }
+    Ok(())
 }
 
 /// How far behind each replication is; those that cannot be told are warned of.

@@ -139,6 +139,7 @@ fn every_document_has_its_shape() {
     assert_eq!(
         keys(&status["sources"][0]),
         [
+            "alerts",
             "archive",
             "configured",
             "exposure_seconds",
@@ -146,6 +147,7 @@ fn every_document_has_its_shape() {
             "newest",
             "repository",
             "rpo_seconds",
+            "server",
             "snapshots",
             "source",
             "tier",

@@ -7,6 +7,7 @@
 // All of this is test code, helpers included.
 #![allow(clippy::unwrap_used)]
 
+mod alerts;
 mod archive;
 mod errors;
 mod first_minute;

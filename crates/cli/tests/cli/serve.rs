@@ -7,14 +7,15 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::sandbox::Sandbox;
 
-struct Archiving {
-    cluster: postgres::Cluster,
-    config: String,
+/// A server that archives into a repository.
+pub struct Archiving {
+    pub cluster: postgres::Cluster,
+    pub config: String,
     socket: std::path::PathBuf,
 }
 
 impl Archiving {
-    fn start(it: &Sandbox) -> Option<Self> {
+    pub fn start(it: &Sandbox) -> Option<Self> {
         let supported = |it: &postgres::Installation| (13..=18).contains(&it.major);
         let installation = postgres::versions().into_iter().rfind(supported)?;
         let cluster = postgres::Cluster::builder(&installation).start();
@@ -41,13 +42,13 @@ impl Archiving {
         Some(archiving)
     }
 
-    fn command(&self, words: &[&str]) -> std::process::Command {
+    pub fn command(&self, words: &[&str]) -> std::process::Command {
         let mut command = self.cluster.command_at(backstay_bin());
         command.args(["--config", &self.config]).args(words);
         command
     }
 
-    fn good(&self, it: &Sandbox, words: &[&str]) -> String {
+    pub fn good(&self, it: &Sandbox, words: &[&str]) -> String {
         let ran = it.ran(words, self.command(words).output().unwrap());
         assert_eq!(ran.code, 0, "{ran}\n{}", self.cluster.log());
         ran.stdout
@@ -63,7 +64,7 @@ impl Archiving {
     }
 
     /// Makes `segments` of WAL, and waits until all of them are archived.
-    fn work(&self, segments: u32) {
+    pub fn work(&self, segments: u32) {
         for _ in 0..segments {
             self.cluster.sql("create table if not exists t (n int)");
             self.cluster.sql("insert into t select generate_series(1, 1000)");

@@ -207,6 +207,11 @@ section! {
         /// least 1. Absent: in all. With fewer, one that is down holds up nothing, if a
         /// `[replication]` with `archive` brings it what it has missed.
         archive_copies: Option<u32> { example: "1" },
+        /// How long a finished file of the log may wait to be archived before `wal status`, `status`
+        /// and `check` have an alert.
+        archive_lag: Duration { default: "15m", example: "\"5m\"" },
+        /// How much log the slot of `wal receive` may hold back on the server before they have one.
+        slot_limit: Size { default: "16 GiB", example: "\"4 GiB\"" },
         /// Whether the private key of the server's certificate is backed up too, where it lies
         /// outside the data directory. Other files of the configuration always are.
         private_keys: bool { default: "false", example: "true" },

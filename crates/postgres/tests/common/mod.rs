@@ -116,7 +116,7 @@ impl Fixture {
         self.archive_with(&command(&self.helper, &self.repo_directory(), "push", "%f", "%p"));
     }
 
-    fn archive_with(&self, command: &str) {
+    pub fn archive_with(&self, command: &str) {
         self.cluster.configure(&[("archive_command", command)]);
         self.cluster.reload();
         // The archiver reads its settings when it comes to it.

@@ -1,29 +1,32 @@
-//! `backstay wal status`: what can be recovered, and what is wrong with the archive.
+//! `backstay wal status`: what can be recovered, and what is wrong with the archive, or with the way of
+//! the log into it.
 
 use std::time::Duration;
 
 use backstay_ops::config::SourceConfig;
 use backstay_ops::moment;
 use backstay_ops::units::{count, format_age, format_setting, format_size};
-use backstay_postgres::BackupDetail;
-use backstay_postgres::wal::{
-    ArchiveHealth, Finding, Inventory, RecoveryBase, read_through, window,
-};
+use backstay_ops::watch::{self, ServerHealth};
+use backstay_postgres::wal::{ArchiveHealth, Inventory, RecoveryBase, read_through, window};
+use backstay_postgres::{Alert, BackupDetail};
 use backstay_repo::{Repository, SourceKind};
 use clap::Args;
 use serde_json::json;
 
 use super::super::postgres::choose;
+use super::super::present::{alert_document, present_alert};
 use crate::app::{App, Outcome, Result};
 use crate::output::Style;
 use crate::work;
 
-/// Show what can be recovered: unbroken ranges, and gaps
+/// Show what can be recovered, and what is wrong with the archive or on the way into it
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Ends with 1 when something has to be done: a snapshot that cannot be recovered, a gap before the
-newest moment, a segment or history that cannot be used, two servers that archive to one place, or
-more to lose than the source's tier allows."
+    after_help = "Ends with 1 when there is an alert. Of the archive: a snapshot that cannot be recovered, a gap
+before the newest moment, a segment or history that cannot be used, two servers that archive to one
+place, another cluster than that of the newest snapshot, or more to lose than the source's tier
+allows. Of the server: nothing archives, archiving fails or is late, or the slot of `wal receive` is
+behind, at risk or lost. That the server does not answer is said, and is no alert."
 )]
 pub struct StatusArgs {
     /// A source of kind postgres [default: the only one]
@@ -32,13 +35,17 @@ pub struct StatusArgs {
     /// Read all of it: every segment, and every record that recovery would
     #[arg(long)]
     read: bool,
+
+    /// Do not ask the server, only the archive
+    #[arg(long)]
+    offline: bool,
 }
 
 pub fn run(args: &StatusArgs, app: &App) -> Result<Outcome> {
     let context = app.context()?;
     let source = choose(args.source.as_deref(), context)?;
-    let mut documents = Vec::new();
-    let mut good = true;
+    let server = if args.offline { None } else { watch::server(source) };
+    let mut report = Report::default();
     let mut failures = Vec::new();
     let rpo = context.config.tier_of(source).map(|tier| tier.rpo);
     for config in context.config.repositories_of(source)? {
@@ -54,29 +61,47 @@ pub fn run(args: &StatusArgs, app: &App) -> Result<Outcome> {
             Ok(Some(archive)) => {
                 let exposed = archive.health.rpo(context.env.now());
                 let within = rpo.map(|rpo| exposed.is_some_and(|exposed| exposed <= rpo));
-                good &= archive.is_good() && within != Some(false);
+                let alerts = watch::archive(
+                    &archive.health,
+                    archive.identifier,
+                    server.as_ref(),
+                    exposed,
+                    rpo,
+                );
                 let mut document = archive.document(&config.name, context.env.now());
                 document["rpo_seconds"] = json!(rpo.map(|rpo| rpo.as_secs()));
                 document["within_rpo"] = json!(within);
-                documents.push(document);
+                document["ok"] = json!(alerts.is_empty());
+                report.archives.push(document);
                 present(app, &config.name, archive.identifier, &archive.health, rpo)?;
+                report.take(app, Some(&config.name), alerts)?;
             }
             Ok(None) => {
                 app.output.answer(format!(
                     "There is no snapshot of {} in {} yet, so nothing can be recovered.",
                     source.name, config.name
                 ))?;
-                app.output.say(format!("Make one with `backstay backup {}`.", source.name))?;
-                documents.push(json!({ "repository": config.name, "system_identifier": null }));
-                good = false;
+                let document = json!({
+                    "repository": config.name, "system_identifier": null, "ok": false,
+                });
+                report.archives.push(document);
+                let alert = Alert::new(
+                    "no-snapshot",
+                    format!("there is no snapshot of {} in {}", source.name, config.name),
+                    format!("make one with `backstay backup {}`", source.name),
+                );
+                report.take(app, Some(&config.name), vec![alert])?;
             }
             Err(error) => {
-                documents.push(json!({ "repository": config.name, "error": error.to_string() }));
+                let document = json!({
+                    "repository": config.name, "error": error.to_string(), "ok": false,
+                });
+                report.archives.push(document);
                 failures.push((config.name.clone(), error));
             }
         }
     }
-    if failures.len() == documents.len()
+    if failures.len() == report.archives.len()
         && let Some((_, error)) = failures.pop()
     {
         return Err(error);
@@ -85,8 +110,36 @@ pub fn run(args: &StatusArgs, app: &App) -> Result<Outcome> {
         let message = format!("the repository `{name}` was passed over: {error}");
         app.output.warn(&message, error.hint());
     }
-    app.output.document(&json!({ "source": source.name, "archives": documents }))?;
-    Ok(if good && failures.is_empty() { Outcome::Done } else { Outcome::Failed })
+    if let Some(server) = &server {
+        present_server(app, &source.name, server)?;
+        report.take(app, None, server.alerts.clone())?;
+    }
+    let good = report.alerts.is_empty() && failures.is_empty();
+    app.output.document(&json!({
+        "source": source.name,
+        "ok": good,
+        "alerts": report.alerts,
+        "server": server.as_ref().map(|server| server.document()),
+        "archives": report.archives,
+    }))?;
+    Ok(if good { Outcome::Done } else { Outcome::Failed })
+}
+
+/// What was found in all repositories, and of the server.
+#[derive(Default)]
+struct Report {
+    archives: Vec<serde_json::Value>,
+    alerts: Vec<serde_json::Value>,
+}
+
+impl Report {
+    fn take(&mut self, app: &App, repository: Option<&str>, alerts: Vec<Alert>) -> Result<()> {
+        for alert in alerts {
+            present_alert(app, &alert)?;
+            self.alerts.push(alert_document(&alert, repository));
+        }
+        Ok(())
+    }
 }
 
 /// What the archive of a source in one repository gives.
@@ -132,13 +185,6 @@ impl Archive {
             }
         }
         Ok(self)
-    }
-
-    fn is_good(&self) -> bool {
-        let last = self.health.windows.iter().max_by_key(|window| (window.timeline, window.to));
-        self.health.unusable.is_empty()
-            && last.is_some_and(|last| last.broken_by.is_none())
-            && !self.health.findings.iter().any(Finding::is_alarm)
     }
 
     fn document(&self, repository: &str, now: std::time::SystemTime) -> serde_json::Value {
@@ -200,7 +246,7 @@ fn present(
             None => window.to.to_string(),
         };
         app.output.answer(format!(
-            "  {} any moment from {} ({}) to {to}, timeline {}, {}",
+            "  {} unbroken from {} ({}) to {to}, timeline {}, {}",
             paint.paint(Style::Green, "window"),
             moment::local(window.from_time, &app.zone()),
             window.from,
@@ -213,14 +259,6 @@ fn present(
                 paint.paint(Style::Yellow, "broken")
             ))?;
         }
-    }
-    for one in &health.unusable {
-        app.output.answer(format!(
-            "  {} snapshot {} cannot be recovered: {} is missing",
-            paint.paint(Style::Red, "unusable"),
-            one.backup.get(..8).unwrap_or(&one.backup),
-            one.missing
-        ))?;
     }
     for timeline in &health.timelines {
         let segments: u64 = timeline.ranges.iter().map(|range| range.count).sum();
@@ -241,15 +279,8 @@ fn present(
             ))?;
         }
     }
-    for finding in &health.findings {
-        let (word, style) = match finding.is_alarm() {
-            true => ("wrong", Style::Red),
-            false => ("note", Style::Yellow),
-        };
-        app.output.answer(format!("  {} {finding}", paint.paint(style, word)))?;
-        if let Some(hint) = finding.hint().filter(|_| finding.is_alarm()) {
-            app.output.say(format!("    {}", paint.paint(Style::Dim, hint)))?;
-        }
+    for finding in health.findings.iter().filter(|finding| !finding.is_alarm()) {
+        app.output.answer(format!("  {} {finding}", paint.paint(Style::Yellow, "note")))?;
     }
     if let Some(age) = health.rpo(app.context()?.env.now()) {
         let allowed = match rpo {
@@ -261,7 +292,51 @@ fn present(
             ),
             None => String::new(),
         };
-        app.output.say(format!("  the newest moment is from {}{allowed}", format_age(age)))?;
+        app.output.say(format!("  RPO now: the newest moment is from {}{allowed}", format_age(age)))?;
+    }
+    Ok(())
+}
+
+fn present_server(app: &App, source: &str, server: &ServerHealth) -> Result<()> {
+    let paint = app.output.paint;
+    app.output.answer(paint.paint(Style::Bold, format!("the server of {source}")))?;
+    let watched = match &server.answer {
+        Ok(watched) => watched,
+        Err(error) => {
+            let note = paint.paint(Style::Yellow, "note");
+            return app.output.answer(format!("  {note} it was not asked: {error}"));
+        }
+    };
+    if let Some(position) = watched.position {
+        app.output.answer(format!("  its log goes to {position}"))?;
+    }
+    if watched.archive_mode != "off" {
+        let archiver = &watched.archiver;
+        app.output.answer(format!(
+            "  the archiver has archived {} ({} failed), the newest {}; {}",
+            count(archiver.archived.unsigned_abs(), "file", "files"),
+            archiver.failed,
+            archiver.last_archived.as_deref().unwrap_or("none"),
+            match &watched.waiting {
+                Some(waiting) => format!("{} to be archived", match waiting.files {
+                    0 => "nothing waits".to_owned(),
+                    1 => "1 file waits".to_owned(),
+                    several => format!("{several} files wait"),
+                }),
+                None => "the role may not ask what waits".to_owned(),
+            }
+        ))?;
+    }
+    if let Some(slot) = &watched.slot {
+        app.output.answer(format!(
+            "  the slot {} is {}, {}",
+            slot.name,
+            if slot.active { "in use" } else { "not in use" },
+            match slot.behind {
+                Some(behind) => format!("{} behind", format_size(behind)),
+                None => "and holds nothing back".to_owned(),
+            }
+        ))?;
     }
     Ok(())
 }
