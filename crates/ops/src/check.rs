@@ -130,7 +130,8 @@ fn watched(source: &SourceConfig, items: &[CheckItem]) -> Vec<CheckItem> {
     if server.answer.is_err() {
         return Vec::new();
     }
-    let said = items.iter().any(|item| !item.ok && (item.name == "settings" || item.name == "archive"));
+    let said =
+        items.iter().any(|item| !item.ok && (item.name == "settings" || item.name == "archive"));
     let alerts = server.alerts.into_iter().filter(|alert| {
         !(said && matches!(alert.name, "archiving-off" | "no-archive-command" | "archiver-fails"))
     });
@@ -143,7 +144,10 @@ fn watched(source: &SourceConfig, items: &[CheckItem]) -> Vec<CheckItem> {
         })
         .collect();
     if found.is_empty() && !said {
-        found.push(CheckItem::good("log", "nothing of it fails to leave the server, or waits too long"));
+        found.push(CheckItem::good(
+            "log",
+            "nothing of it fails to leave the server, or waits too long",
+        ));
     }
     found
 }

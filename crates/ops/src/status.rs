@@ -161,8 +161,7 @@ fn archive_of(
     let exposure =
         last.and_then(|last| health.rpo(now.into()).or_else(|| Some(since(last.from_time, now))));
     let server = servers.get(&status.source);
-    let alerts =
-        watch::archive(&health, detail.system_identifier, server, exposure, status.rpo);
+    let alerts = watch::archive(&health, detail.system_identifier, server, exposure, status.rpo);
     let files = archive.list(None)?;
     let segments: Vec<_> = files.iter().filter(|file| is_segment(&file.name)).collect();
     let newest = segments.iter().max_by(|a, b| a.name.cmp(&b.name));

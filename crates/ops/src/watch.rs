@@ -112,7 +112,10 @@ pub fn archive(
         let age = match exposure {
             Some(exposure) => {
                 let exposure = Duration::from_secs(exposure.as_secs().max(1));
-                format!("the newest moment that can be recovered is {} old", format_duration(exposure))
+                format!(
+                    "the newest moment that can be recovered is {} old",
+                    format_duration(exposure)
+                )
             }
             None => "it is not known how old the newest moment is that can be recovered".to_owned(),
         };

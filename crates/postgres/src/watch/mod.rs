@@ -327,7 +327,9 @@ impl SlotState {
         }
         let risk = match self.wal_status.as_deref() {
             Some("extended") => "holds back more log than max_wal_size",
-            Some("unreserved") => "is behind max_slot_wal_keep_size: the next checkpoint may lose it",
+            Some("unreserved") => {
+                "is behind max_slot_wal_keep_size: the next checkpoint may lose it"
+            }
             _ => return,
         };
         alerts.push(Alert::new("slot-at-risk", format!("the slot {name} {risk}"), receives));

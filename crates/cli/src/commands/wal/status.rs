@@ -292,7 +292,8 @@ fn present(
             ),
             None => String::new(),
         };
-        app.output.say(format!("  RPO now: the newest moment is from {}{allowed}", format_age(age)))?;
+        app.output
+            .say(format!("  RPO now: the newest moment is from {}{allowed}", format_age(age)))?;
     }
     Ok(())
 }
@@ -318,11 +319,14 @@ fn present_server(app: &App, source: &str, server: &ServerHealth) -> Result<()> 
             archiver.failed,
             archiver.last_archived.as_deref().unwrap_or("none"),
             match &watched.waiting {
-                Some(waiting) => format!("{} to be archived", match waiting.files {
-                    0 => "nothing waits".to_owned(),
-                    1 => "1 file waits".to_owned(),
-                    several => format!("{several} files wait"),
-                }),
+                Some(waiting) => format!(
+                    "{} to be archived",
+                    match waiting.files {
+                        0 => "nothing waits".to_owned(),
+                        1 => "1 file waits".to_owned(),
+                        several => format!("{several} files wait"),
+                    }
+                ),
                 None => "the role may not ask what waits".to_owned(),
             }
         ))?;
