@@ -252,6 +252,18 @@ pub fn forged_chunk(
     id: ObjectId,
     content: &[u8],
 ) -> [(String, bytes::Bytes); 2] {
+    forged_list(repository, writer, kind, id, id, content)
+}
+
+/// The same, and the segment says that the record of the chunk `id` is the chunk `listed`.
+pub fn forged_list(
+    repository: &Repository,
+    writer: [u8; 8],
+    kind: Kind,
+    id: ObjectId,
+    listed: ObjectId,
+    content: &[u8],
+) -> [(String, bytes::Bytes); 2] {
     use crate::index::{PackInfo, SegmentBuilder};
     use crate::pack::{Record, finish};
     let (keys, env) = (repository.keys(), repository.environment());
@@ -280,7 +292,7 @@ pub fn forged_chunk(
     info.sha256.copy_from_slice(digest.as_ref());
     let (pack_name, segment_name) = (info.key(), work.index_key(0));
     let mut segment = SegmentBuilder::default();
-    segment.add(info, std::iter::once((id, offset as u32, length)));
+    segment.add(info, std::iter::once((listed, offset as u32, length)));
     [(pack_name, pack), (segment_name.clone(), segment.seal(keys, env.random(), &segment_name))]
 }
 

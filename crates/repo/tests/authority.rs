@@ -248,6 +248,43 @@ fn what_a_host_passes_off_as_a_copy_takes_the_place_of_none() {
     }
 }
 
+/// A host lists the chunks of another one where it has stored something else, all in order: maintenance
+/// takes neither what it says nor what it has for the chunks, and removes no other copy.
+#[test]
+fn what_a_host_lists_where_something_else_lies_draws_life_from_no_other_copy() {
+    for turn in 0..4 {
+        let (store, cache) = (Store::memory(), tempfile::tempdir().unwrap());
+        let owner = repository(&store);
+        let evil = host(&owner, &store, "evil", cache.path());
+        let evil_id = bytes_of(&owner.hosts().unwrap()[0].id);
+        let victim = host(&owner, &store, "victim", &cache.path().join("victim"));
+        let content = noise(4 << 20, 500 + turn);
+        let wanted = files(&[("grid", G, content.clone())]);
+        let forge = |n: u64| {
+            for cell in content.chunks(1 << 20) {
+                let other = noise(1 << 20, 600 + 10 * turn + n);
+                let (own, listed) =
+                    (internals::id_of(&evil, &other), internals::id_of(&evil, cell));
+                put(
+                    &store,
+                    internals::forged_list(&evil, evil_id, Kind::Data, own, listed, &other),
+                );
+            }
+        };
+        forge(0);
+        let snapshot = backup(&victim, &wanted).unwrap();
+        forge(1);
+        // So that something is to be written anew.
+        let more = backup(&victim, &some(700)).unwrap();
+        owner.forget(&owner.find_snapshot(&more.id).unwrap().id).unwrap();
+        for _ in 0..3 {
+            owner.maintain(&MaintenanceOptions::default(), &Arc::default()).unwrap();
+            let fresh = open(&store);
+            assert_whole(&fresh, &fresh.find_snapshot(&snapshot.id).unwrap(), &wanted);
+        }
+    }
+}
+
 /// A pack is of a session: an id alone, which anybody sees in the store, is no name.
 #[test]
 fn a_host_takes_the_ids_of_other_packs_and_harms_nobody() {

@@ -310,14 +310,17 @@ impl Index {
     }
 
     /// Calls for every chunk of which there is more than one entry, with the place of the one that
-    /// is read and where it is, and the locations of the others.
+    /// is read, the first half of its id, where it is, and the locations of the others.
     ///
     /// # Errors
     /// As [`locations`](Self::locations).
-    pub fn copies(&self, mut tell: impl FnMut(usize, Location, &[Location])) -> Result<()> {
+    pub fn copies(
+        &self,
+        mut tell: impl FnMut(usize, &[u8; 16], Location, &[Location]),
+    ) -> Result<()> {
         let mut groups = self.groups()?;
         let (mut group, mut others) = (Vec::new(), Vec::new());
-        while groups.next_into(&mut group)?.is_some() {
+        while let Some(id) = groups.next_into(&mut group)? {
             if group.len() < 2 {
                 continue;
             }
@@ -332,7 +335,7 @@ impl Index {
             others.extend(rest.iter().map(|(_, at, _)| *at).filter(|at| at != first));
             others.dedup();
             if !others.is_empty() {
-                tell(*ordinal, *first, &others);
+                tell(*ordinal, &id, *first, &others);
             }
         }
         Ok(())

@@ -243,7 +243,7 @@ impl World {
 
         let mut copied = BTreeMap::new();
         index
-            .copies(|ordinal, at, others| {
+            .copies(|ordinal, _, at, others| {
                 assert_eq!(listed[&ordinal].1, at);
                 let others: BTreeSet<_> = others.iter().map(|other| say(*other)).collect();
                 copied.insert(listed[&ordinal].0, (ordinal, others));
@@ -402,7 +402,7 @@ fn what_cannot_be_looked_up_is_stored_again_and_is_not_called_missing() {
     }
     assert!(lost > 0 && found > 0, "{lost} {found}");
     assert!(index.locations().any(|entry| entry.is_err()));
-    assert!(index.copies(|_, _, _| {}).is_err());
+    assert!(index.copies(|_, _, _, _| {}).is_err());
     let removed = HashSet::new();
     let mut create = |_: &str, _: Bytes| Ok(());
     let (keys, env) = (&world.keys, &world.env);

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::is_forgotten;
+use super::records::Listed;
 use crate::crypto::HEADER;
 use crate::entry::{Body, EntryKind};
 use crate::index::{Index, Location};
@@ -219,32 +220,32 @@ impl Marks {
         Ok(live)
     }
 
-    /// The reachable chunks of some packs, sorted by pack and offset.
-    pub fn chunks_in(&self, packs: &HashSet<[u8; 16]>) -> Result<Vec<Location>> {
+    /// The reachable chunks of some packs, sorted by the number of the pack and the offset.
+    pub fn chunks_in(&self, packs: &HashSet<[u8; 16]>) -> Result<Vec<(u32, Listed)>> {
         let wanted = |number: u32| self.index.pack(number).is_some_and(|p| packs.contains(&p.id));
         let mut chunks = Vec::new();
         for entry in self.index.locations() {
-            let (ordinal, _, at) = entry?;
+            let (ordinal, id, at) = entry?;
             if self.has(ordinal) && wanted(at.pack) {
-                chunks.push(at);
+                chunks.push((at.pack, Listed::new(&id, at)));
             }
         }
-        chunks.sort_unstable_by_key(|at| (at.pack, at.offset));
+        chunks.sort_unstable();
         Ok(chunks)
     }
 
-    /// For each needed chunk that has a copy in one of `packs`: the pack and the offset where it is
+    /// For each needed chunk that has a copy in one of `packs`: the pack and the record where it is
     /// read from, and the pack of the copy.
-    pub fn kept_for(&self, packs: &HashSet<[u8; 16]>) -> Result<Vec<(u32, u32, [u8; 16])>> {
+    pub fn kept_for(&self, packs: &HashSet<[u8; 16]>) -> Result<Vec<(u32, Listed, [u8; 16])>> {
         let mut kept = Vec::new();
         if packs.is_empty() {
             return Ok(kept);
         }
-        self.index.copies(|ordinal, at, copies| {
+        self.index.copies(|ordinal, id, at, copies| {
             if self.has(ordinal) {
                 let of_copies = copies.iter().filter_map(|copy| self.index.pack(copy.pack));
                 let going = of_copies.filter(|pack| packs.contains(&pack.id));
-                kept.extend(going.map(|pack| (at.pack, at.offset, pack.id)));
+                kept.extend(going.map(|pack| (at.pack, Listed::new(id, at), pack.id)));
             }
         })?;
         kept.sort_unstable();

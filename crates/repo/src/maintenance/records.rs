@@ -13,7 +13,7 @@ use crossbeam_channel::Receiver;
 
 use crate::codec::Codec;
 use crate::crypto::PackKey;
-use crate::index::PackInfo;
+use crate::index::{Location, PackInfo};
 use crate::pack::{Record, read_records};
 use crate::repository::Repository;
 use crate::session::content_id;
@@ -25,11 +25,30 @@ const PIECE: u64 = 4 << 20;
 const GAP: u64 = 128 << 10;
 const THREADS: usize = 4;
 
+/// A record as the index tells of it: whoever may only write can list a chunk where another one lies,
+/// which is what it says itself, and not what was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Listed {
+    pub offset: u32,
+    pub length: u32,
+    /// The first half of its id.
+    pub id: u128,
+}
+
+impl Listed {
+    pub fn new(id: &[u8; 16], at: Location) -> Self {
+        Self { offset: at.offset, length: at.length, id: u128::from_be_bytes(*id) }
+    }
+
+    pub fn of(record: &Record) -> Self {
+        Self { offset: record.offset, length: record.length, id: record.id.prefix() }
+    }
+}
+
 /// Some records of a pack.
 pub(super) struct Wanted<'i> {
     pub pack: &'i PackInfo,
-    /// Where they begin.
-    pub offsets: HashSet<u32>,
+    pub records: HashSet<Listed>,
 }
 
 /// Records that are what their ids say.
@@ -132,7 +151,7 @@ impl<'r> Reader<'r> {
         let key = self.repository.pack_key(pack)?;
         let mut records =
             read_records(&name, pack.size, &key, |range| Ok(store.read_range(&name, range)?))?;
-        records.retain(|record| wanted.offsets.contains(&record.offset));
+        records.retain(|record| wanted.records.contains(&Listed::of(record)));
         records.sort_unstable_by_key(|record| record.offset);
         let mut rest = records.as_slice();
         while let Some(first) = rest.first() {

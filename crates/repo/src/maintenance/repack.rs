@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::mark::Marks;
-use super::records::{Told, Wanted, each_right};
+use super::records::{Listed, Told, Wanted, each_right};
 use super::view::View;
 use crate::crypto::Class;
 use crate::pack::DATA_PACK;
@@ -115,13 +115,13 @@ pub(super) fn repack(
 ) -> Result<u64> {
     let chunks = marks.chunks_in(packs)?;
     let wanted: Vec<Wanted<'_>> = chunks
-        .chunk_by(|a, b| a.pack == b.pack)
+        .chunk_by(|a, b| a.0 == b.0)
         .filter_map(|same| {
-            let pack = marks.index().pack(same.first()?.pack)?;
-            Some(Wanted { pack, offsets: same.iter().map(|at| at.offset).collect() })
+            let pack = marks.index().pack(same.first()?.0)?;
+            Some(Wanted { pack, records: same.iter().map(|(_, listed)| *listed).collect() })
         })
         .collect();
-    progress.add_total(chunks.iter().map(|at| u64::from(at.length)).sum(), 0);
+    progress.add_total(chunks.iter().map(|(_, listed)| u64::from(listed.length)).sum(), 0);
     let options = SessionOptions {
         workers: 1,
         progress: progress.clone(),
@@ -133,7 +133,7 @@ pub(super) fn repack(
     let Some(mut mover) = session.mover() else { return Ok(0) };
     let (mut bytes, mut moved) = (0, 0);
     each_right(repository, &wanted, progress, |number, told| {
-        let Some(Wanted { pack, offsets }) = wanted.get(number) else { return Ok(()) };
+        let Some(Wanted { pack, records: listed }) = wanted.get(number) else { return Ok(()) };
         let read = match told {
             Told::Piece(piece) => {
                 let (mut length, mut records) = (0, 0);
@@ -147,7 +147,7 @@ pub(super) fn repack(
                 bytes += length;
                 return Ok(());
             }
-            Told::End(Ok(())) if moved != offsets.len() => {
+            Told::End(Ok(())) if moved != listed.len() => {
                 Err(RepoError::damaged(&pack.key(), "it lacks a chunk that the index says it has"))
             }
             Told::End(read) => read,
@@ -185,8 +185,8 @@ pub(super) fn needed_after_all(
     for same in kept.chunk_by(|a, b| a.0 == b.0) {
         match same.first().and_then(|one| marks.index().pack(one.0)) {
             Some(pack) => {
-                let offsets = same.iter().map(|(_, offset, _)| *offset).collect();
-                wanted.push(Wanted { pack, offsets });
+                let records = same.iter().map(|(_, listed, _)| *listed).collect();
+                wanted.push(Wanted { pack, records });
                 groups.push(same);
             }
             // Then none of it is known to be right.
@@ -197,7 +197,7 @@ pub(super) fn needed_after_all(
     each_right(repository, &wanted, progress, |number, told| {
         match told {
             Told::Piece(piece) => {
-                right.extend(piece.records().map(|(record, _)| record.offset));
+                right.extend(piece.records().map(|(record, _)| Listed::of(record)));
                 return Ok(());
             }
             Told::End(Err(error)) if error.is_about_an_object() => {
@@ -207,7 +207,7 @@ pub(super) fn needed_after_all(
             Told::End(read) => read?,
         }
         if let Some(same) = groups.get(number) {
-            let wrong = same.iter().filter(|(_, offset, _)| !right.contains(offset));
+            let wrong = same.iter().filter(|(_, listed, _)| !right.contains(listed));
             needed.extend(wrong.map(|(_, _, copy)| *copy));
         }
         right.clear();
