@@ -237,10 +237,7 @@ fn on_host(
     let mut listing =
         copy::list(&cluster.data_directory, cluster.version, cluster.catalog_version)?;
     let mut warnings = std::mem::take(&mut listing.warnings);
-    // A standby has the log only in part.
-    let detect = if cluster.in_recovery { Detect::Hash } else { options.detect };
-    let known =
-        Known::find(detect, &writing, cluster, start_lsn, &listing, options, &mut warnings)?;
+    let known = Known::find(&writing, cluster, start_lsn, &listing, options, &mut warnings)?;
     progress.add_total(listing.bytes, listing.items.len() as u64);
     let checks = cluster.checksums.then(|| PageChecks::new(cluster.block_size, start_lsn));
     let mut tree = writing.tree(Order::Any);

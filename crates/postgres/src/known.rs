@@ -33,6 +33,18 @@ pub enum Detect {
     Auto,
 }
 
+impl Detect {
+    /// Says of a backup that reads everything, though there is a snapshot before and the log was to
+    /// be asked, why it does.
+    pub(crate) fn warn_of_no_use(self, writing: &Session, why: &str, warnings: &mut Vec<String>) {
+        let compares = (0..writing.lanes())
+            .any(|lane| writing.lane(lane).is_some_and(|(_, parent)| parent.is_some()));
+        if self == Self::Wal && compares {
+            warnings.push(format!("`detect = \"wal\"` has no effect on {why}"));
+        }
+    }
+}
+
 /// Of each lane of a session, what it has from before.
 pub(crate) struct Known {
     lanes: Vec<Option<Before>>,
@@ -78,7 +90,6 @@ impl Known {
     /// # Errors
     /// Only when the work is to stop.
     pub(crate) fn find(
-        how: Detect,
         writing: &Session,
         cluster: &Cluster,
         start: Lsn,
@@ -86,8 +97,13 @@ impl Known {
         options: &BackupOptions,
         warnings: &mut Vec<String>,
     ) -> Result<Self> {
-        let progress = &options.progress;
+        let (progress, how) = (&options.progress, options.detect);
         if how == Detect::Hash {
+            return Ok(Self::nothing());
+        }
+        if cluster.in_recovery {
+            let why = "a standby, which has the log only in part: all files were read";
+            how.warn_of_no_use(writing, why, warnings);
             return Ok(Self::nothing());
         }
         let mut asked: Vec<(BackupDetail, Arc<Detection>)> = Vec::new();
@@ -184,9 +200,17 @@ impl Known {
         Sampler { known: self, writing, progress, start, checksums }.look(listing, workers)
     }
 
-    /// Says of a page that the log does not tell the truth.
+    /// Says of a page that the log does not tell the truth, or may not.
     fn disbelieve(&self, unlike: &Unlike, writing: &Session, warnings: &mut Vec<String>) {
-        let Unlike { path, block } = unlike;
+        let Unlike { path, block, certain } = unlike;
+        if !certain {
+            warnings.push(format!(
+                "all files were read, not only what the log names: block {block} of {path} is not \
+                 what it was in the snapshot before, and the key of this host does not let it see \
+                 whether that matters"
+            ));
+            return;
+        }
         let before = self.lanes.iter().flatten().next();
         let before = before.map_or_else(String::new, |before| before.snapshot.clone());
         tracing::error!(%path, block, "a page changed of which the log has no change");

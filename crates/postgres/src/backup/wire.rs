@@ -225,6 +225,8 @@ pub(super) fn back_up(
         time_stop,
     };
     let root = tree.finish()?;
+    let why = "a backup over the wire, for which the server sends all files";
+    options.detect.warn_of_no_use(&writing, why, &mut pieces.warnings);
     commit(writing, root, detail, failed, pieces.warnings, progress)
 }
 

@@ -6,7 +6,9 @@
 //!
 //! - it changed since the backup started, as its own location says: recovery writes it anew;
 //! - the file is shorter by now: its relation was cut or dropped, with a record;
-//! - only hints were set in it, in a cluster without checksums (`page::hints`).
+//! - it differs in nothing but hints, or in what two servers that replay the same log need not have
+//!   alike (`page::hints`): the snapshot before may be a standby's, or have pages of one from a
+//!   snapshot before it.
 //!
 //! Anything else means that the log is not to be believed: then everything is read.
 
@@ -39,6 +41,17 @@ pub(super) struct Unlike {
     pub path: String,
     /// In the file.
     pub block: u64,
+    /// This host could see both states of it.
+    pub certain: bool,
+}
+
+/// What is to be thought of a page that is another one than it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    Explained,
+    Unexplained,
+    /// This host cannot see what it was.
+    Unclear,
 }
 
 pub(super) struct Sampler<'a> {
@@ -144,10 +157,12 @@ impl Sampler<'_> {
             let number = ((at - from) / KnownRegion::CELL) as usize;
             for page in known.unlike(number, &cell) {
                 let offset = from + (page * KnownRegion::PAGE) as u64;
-                if !self.is_explained(file, offset, &known.page(page).ok(), before) {
+                let seen = self.look_at(file, offset, known.page(page).ok().as_deref(), before);
+                if seen != Seen::Explained {
                     return Ok(Some(Unlike {
                         path: String::from_utf8_lossy(&item.path).into_owned(),
                         block: offset / KnownRegion::PAGE as u64,
+                        certain: seen == Seen::Unexplained,
                     }));
                 }
             }
@@ -156,32 +171,32 @@ impl Sampler<'_> {
     }
 
     /// Whether a page may be another one than it was.
-    fn is_explained(
-        &self,
-        file: &File,
-        offset: u64,
-        was: &Option<Vec<u8>>,
-        before: &Before,
-    ) -> bool {
+    fn look_at(&self, file: &File, offset: u64, was: Option<&[u8]>, before: &Before) -> Seen {
         let mut now = vec![0; KnownRegion::PAGE];
+        let mut seen = Seen::Unexplained;
         for attempt in 0..TRIES {
             // Its writer may be in the middle of it.
             if attempt > 0 {
                 std::thread::sleep(PAUSE);
             }
-            let Ok(count) = read(file, offset, &mut now) else { return true };
+            let Ok(count) = read(file, offset, &mut now) else { return Seen::Explained };
             let lsn = page::lsn(&now);
-            let fits = match was {
-                Some(was) if was == &now => true,
-                Some(was) => !self.checksums && page::same_but_for_hints(was, &now),
-                // This host cannot look: the page has its own word for it.
-                None => !self.checksums && lsn <= before.start.0,
+            if count < now.len() || lsn > self.start.0 {
+                return Seen::Explained;
+            }
+            seen = match was {
+                Some(was) if page::same_but_for_hints(was, &now) => Seen::Explained,
+                // What nobody can look at: the page has its own word for it, which counts for less
+                // where a hint is rarely without a record.
+                None if lsn <= before.start.0 && self.checksums => Seen::Unclear,
+                None if lsn <= before.start.0 => Seen::Explained,
+                _ => Seen::Unexplained,
             };
-            if count < now.len() || lsn > self.start.0 || fits {
-                return true;
+            if seen == Seen::Explained {
+                break;
             }
         }
-        false
+        seen
     }
 }
 
