@@ -43,6 +43,6 @@ lint: format clippy deny ## format, clippy and deny
 soak: ## simulate a million orders of events in the repository (SEEDS=N for another number)
 	BACKSTAY_SEEDS=$(or $(SEEDS),1000000) cargo test --locked --release -p backstay-repo --test simulation -- --nocapture
 
-bench: ## measure Backstay beside its peers, on the same data (a small set; bench/compare --help)
+bench: ## measure Backstay beside its peers, on the same data (a small set; bench/compare, month, postgres --help)
 	@scripts/prepare bench
 	bench/compare --scale small $(ARGS)

@@ -262,6 +262,11 @@ impl Index {
         self.state(pack) >= State::Missing
     }
 
+    /// Whether a pack is of a host that may only write, and not of this one.
+    pub fn is_foreign(&self, pack: u32) -> bool {
+        self.state(pack) == State::Foreign
+    }
+
     /// Notes that a pack is not there, so that copies of what it held are read first.
     pub fn note_missing(&self, pack: u32) {
         self.set(pack, State::Missing);

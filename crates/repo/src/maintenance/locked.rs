@@ -187,12 +187,12 @@ pub(crate) fn needed(
     // Of two places of a chunk the one that maintenance has not condemned.
     let condemned = super::condemned(repository)?.unwrap_or_default();
     let index = repository.reload_index_avoiding(&condemned)?;
-    let packs = Marks::of(repository, index, snapshots, progress)?.live()?;
+    let packs = Marks::of(repository, index, snapshots, progress)?.packs()?;
     // The lists of what lies where, too. Maintenance merges them anew, so all that there are now.
     let current = Current::read(repository.store(), repository.keys())?;
     let mut keys: Vec<String> = current.segments.into_iter().map(|object| object.key).collect();
     for object in repository.store().list(PACKS)? {
-        if parse_pack_key(&object.key).is_some_and(|(_, id)| packs.contains_key(&id)) {
+        if parse_pack_key(&object.key).is_some_and(|(_, id)| packs.contains(&id)) {
             keys.push(object.key);
         }
     }

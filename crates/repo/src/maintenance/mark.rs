@@ -220,6 +220,20 @@ impl Marks {
         Ok(live)
     }
 
+    /// The packs without which something reachable might not be read: where a chunk would be read from a
+    /// pack of a host that may only write, those of its copies too, as nobody has compared what that host
+    /// lists with what is there.
+    pub fn packs(&self) -> Result<HashSet<[u8; 16]>> {
+        let mut packs: HashSet<[u8; 16]> = self.live()?.into_keys().collect();
+        self.index.copies(|ordinal, _, at, copies| {
+            if self.has(ordinal) && self.index.is_foreign(at.pack) {
+                let of_copies = copies.iter().filter_map(|copy| self.index.pack(copy.pack));
+                packs.extend(of_copies.map(|pack| pack.id));
+            }
+        })?;
+        Ok(packs)
+    }
+
     /// The reachable chunks of some packs, sorted by the number of the pack and the offset.
     pub fn chunks_in(&self, packs: &HashSet<[u8; 16]>) -> Result<Vec<(u32, Listed)>> {
         let wanted = |number: u32| self.index.pack(number).is_some_and(|p| packs.contains(&p.id));
