@@ -98,8 +98,14 @@ fn a_hold_is_on_every_pack_that_a_snapshot_of_a_host_may_need() {
         for cell in content.chunks(1 << 20) {
             let other = noise(1 << 20, 900 + turn);
             let [own, listed] = [&other[..], cell].map(|it| internals::id_of(&evil, it));
-            let objects =
-                internals::forged_list(&evil, writer, backstay_repo::Kind::Data, own, listed, &other);
+            let objects = internals::forged_list(
+                &evil,
+                writer,
+                backstay_repo::Kind::Data,
+                own,
+                listed,
+                &other,
+            );
             for (name, body) in objects {
                 store.create(&name, body).unwrap();
             }
