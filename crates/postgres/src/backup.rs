@@ -683,7 +683,7 @@ fn server_time(session: &mut Session) -> Result<Timestamp> {
 }
 
 /// The timeline that the label names.
-fn timeline_of(label: &str) -> Result<u32> {
+pub(crate) fn timeline_of(label: &str) -> Result<u32> {
     label
         .lines()
         .find_map(|line| line.strip_prefix("START TIMELINE: "))

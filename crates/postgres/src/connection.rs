@@ -3,20 +3,17 @@
 //! What people have for `psql` works here word for word, `sslmode=verify-full` included. Passwords
 //! live in [`Parameters`] and nowhere else: its `Debug` leaves them out, and no message has them.
 
-mod service;
+mod client;
+pub(crate) mod service;
+
+pub(crate) use client::Attempt;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
-use postgres::config::{ChannelBinding, Host, SslMode, TargetSessionAttrs};
-
-use rustls::ClientConfig;
-
-use crate::tls::{Tls, Verify};
 use crate::{PostgresError, PostgresErrorKind, Result};
 
 /// Keywords that are understood. Those of libpq that are not here change nothing for a backup, and
@@ -86,17 +83,6 @@ impl Endpoint {
     }
 }
 
-/// When a connection is encrypted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Encryption {
-    Never,
-    /// When the server does not take it plain.
-    IfRefused,
-    /// When the server can.
-    IfOffered,
-    Always,
-}
-
 /// What `target_session_attrs` asks of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wanted {
@@ -106,6 +92,26 @@ pub(crate) enum Wanted {
     Primary,
     Standby,
     PreferStandby,
+}
+
+impl Wanted {
+    /// What is wrong with a server that is a standby or not, and read-only or not.
+    pub(crate) fn refuses(self, standby: bool, read_only: bool) -> Option<&'static str> {
+        match self {
+            Self::Primary if standby => Some("a standby, not the primary"),
+            Self::Standby if !standby => Some("the primary, not a standby"),
+            Self::ReadWrite if read_only => Some("read-only"),
+            Self::ReadOnly if !read_only => Some("open for writes"),
+            _ => None,
+        }
+    }
+}
+
+/// A server is something else than what was wanted.
+pub(crate) fn not_wanted(place: &str, what: &str) -> PostgresError {
+    PostgresError::new(PostgresErrorKind::Connection, format!("the server on {place} is {what}"))
+        .with_hint("check `target_session_attrs` and the hosts of `connection`")
+        .transient()
 }
 
 /// A parsed connection string, completed from the environment.
@@ -134,7 +140,10 @@ impl Parameters {
         Self::with_environment(text, |name| std::env::var(name).ok())
     }
 
-    fn with_environment(text: &str, environment: impl Fn(&str) -> Option<String>) -> Result<Self> {
+    pub(crate) fn with_environment(
+        text: &str,
+        environment: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self> {
         let mut pairs = if text.starts_with("postgres://") || text.starts_with("postgresql://") {
             parse_address(text)?
         } else {
@@ -239,95 +248,6 @@ impl Parameters {
             .map(|(key, value)| format!("{key}='{}'", quote(value)))
             .collect();
         (words.join(" "), self.get("password"))
-    }
-
-    /// The parameters as a client's configuration and the TLS to use.
-    pub(crate) fn client(&self) -> Result<(postgres::Config, Tls)> {
-        let mut config = postgres::Config::new();
-        for host in self.get("host").unwrap_or_default().split(',').filter(|h| !h.is_empty()) {
-            config.host(host);
-        }
-        for address in self.get("hostaddr").unwrap_or_default().split(',').filter(|h| !h.is_empty())
-        {
-            config.hostaddr(address.parse().map_err(|_| {
-                PostgresError::usage(format!("hostaddr {address:?} is no address"))
-            })?);
-        }
-        for port in self.get("port").unwrap_or_default().split(',').filter(|p| !p.is_empty()) {
-            config.port(self.number("port", port)?);
-        }
-        config.user(self.user());
-        config.dbname(self.get("dbname").unwrap_or("postgres"));
-        config.application_name(self.get("application_name").unwrap_or("backstay"));
-        if let Some(options) = self.get("options") {
-            config.options(options);
-        }
-        if let Some(time) = self.connect_timeout()? {
-            config.connect_timeout(time);
-        }
-        config.keepalives(self.get("keepalives") != Some("0"));
-        if let Some(seconds) = self.get("keepalives_idle") {
-            config.keepalives_idle(Duration::from_secs(self.number("keepalives_idle", seconds)?));
-        }
-        if let Some(millis) = self.get("tcp_user_timeout") {
-            config
-                .tcp_user_timeout(Duration::from_millis(self.number("tcp_user_timeout", millis)?));
-        }
-        config.channel_binding(match self.channel_binding()? {
-            "disable" => ChannelBinding::Disable,
-            "require" => ChannelBinding::Require,
-            _ => ChannelBinding::Prefer,
-        });
-        let first = self.endpoints()?.into_iter().next();
-        if let Some(endpoint) = &first
-            && let Some(password) =
-                self.password(endpoint, self.get("dbname").unwrap_or_default())?
-        {
-            config.password(password);
-        }
-        config.target_session_attrs(match self.wanted()? {
-            Wanted::Any | Wanted::PreferStandby => TargetSessionAttrs::Any,
-            Wanted::ReadWrite | Wanted::Primary => TargetSessionAttrs::ReadWrite,
-            Wanted::ReadOnly | Wanted::Standby => TargetSessionAttrs::ReadOnly,
-        });
-        let sockets = config.get_hosts().iter().all(|host| matches!(host, Host::Unix(_)))
-            && config.get_hostaddrs().is_empty();
-        // A socket of this machine has nobody in between, and servers offer no TLS on it.
-        let (encryption, tls) =
-            if sockets { (Encryption::Never, Tls::none()) } else { self.tls()? };
-        config.ssl_mode(match encryption {
-            Encryption::Never => SslMode::Disable,
-            // What SQL sessions cannot do the other way round.
-            Encryption::IfRefused | Encryption::IfOffered => SslMode::Prefer,
-            Encryption::Always => SslMode::Require,
-        });
-        Ok((config, tls))
-    }
-
-    /// When to encrypt, and how the server is checked then.
-    fn tls(&self) -> Result<(Encryption, Tls)> {
-        let (encryption, verify) = match self.get("sslmode").unwrap_or("prefer") {
-            "disable" => return Ok((Encryption::Never, Tls::none())),
-            "allow" => (Encryption::IfRefused, Verify::Nothing),
-            "prefer" => (Encryption::IfOffered, Verify::Nothing),
-            // As libpq has it: with a certificate to trust at hand, it is heeded.
-            "require" if self.get("sslrootcert").is_none() => (Encryption::Always, Verify::Nothing),
-            "require" | "verify-ca" => (Encryption::Always, Verify::Authority),
-            "verify-full" => (Encryption::Always, Verify::Full),
-            other => {
-                return Err(PostgresError::usage(format!("sslmode={other} is not known"))
-                    .with_hint("say disable, prefer, require, verify-ca or verify-full"));
-            }
-        };
-        let tls =
-            Tls::new(verify, self.get("sslrootcert"), self.get("sslcert"), self.get("sslkey"))?;
-        Ok((encryption, tls))
-    }
-
-    /// The same for a client that encrypts by itself.
-    pub(crate) fn encryption(&self) -> Result<(Encryption, Option<Arc<ClientConfig>>)> {
-        let (encryption, tls) = self.tls()?;
-        Ok((encryption, tls.into_config().map(Arc::new)))
     }
 
     /// The servers that may be meant, in order.
@@ -494,7 +414,7 @@ impl Parameters {
 }
 
 /// The password of the first line that fits; a colon or backslash in a field is escaped by a backslash.
-fn find_password(text: &str, fits: impl Fn(&[String; 4]) -> bool) -> Option<String> {
+pub(crate) fn find_password(text: &str, fits: impl Fn(&[String; 4]) -> bool) -> Option<String> {
     text.lines().filter(|line| !line.starts_with('#')).find_map(|line| {
         let mut fields: Vec<String> = vec![String::new()];
         let mut letters = line.chars();
@@ -720,9 +640,10 @@ mod tests {
         std::fs::write(&path, "*:*:*:*:secret\n").unwrap();
         let it = parse(&format!("host=/tmp user=me passfile={}", path.display()));
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
-        let error = it.client().unwrap_err();
+        let client = || it.client(&it.endpoints().unwrap()[0], Attempt::Plain);
+        let error = client().unwrap_err();
         assert!(error.hint().unwrap().contains("chmod 600"));
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
-        assert_eq!(it.client().unwrap().0.get_password(), Some(&b"secret"[..]));
+        assert_eq!(client().unwrap().0.get_password(), Some(&b"secret"[..]));
     }
 }

@@ -14,6 +14,8 @@ mod detail;
 mod error;
 mod extract;
 mod inspect;
+#[doc(hidden)]
+pub mod internals;
 mod known;
 pub mod logical;
 mod owner;
@@ -37,6 +39,7 @@ pub use error::{PostgresError, PostgresErrorKind};
 pub use extract::{ExtractOptions, Extracted, Loaded, Part, extract};
 pub use inspect::{Cluster, Database, ServerSettings, Tablespace, inspect};
 pub use known::Detect;
+pub use owner::only_own;
 pub use receive::{ReceiveOptions, ReceiveState, ReceiveStatus, Slot, drop_slot, receive};
 pub use restore::{RestoreOptions, Restored, StartOptions, TargetAction, restore};
 pub use session::Source;

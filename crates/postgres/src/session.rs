@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use postgres::types::ToSql;
 use postgres::{Client, Row};
 
-use crate::connection::Parameters;
+use crate::connection::{Attempt, Endpoint, Parameters, Wanted, not_wanted};
 use crate::wal::Lsn;
 use crate::{PostgresError, PostgresErrorKind, Result};
 
@@ -65,10 +65,55 @@ impl Session {
     }
 
     pub(crate) fn with(parameters: &Parameters) -> Result<Self> {
-        let place = parameters.place();
-        let (config, tls) = parameters.client()?;
-        let client =
-            tls.connect(&config).map_err(|error| cannot_connect(parameters, &place, error))?;
+        let wanted = parameters.wanted()?;
+        // A standby where there is one, else any: in two rounds.
+        let rounds = match wanted {
+            Wanted::PreferStandby => vec![Wanted::Standby, Wanted::Any],
+            other => vec![other],
+        };
+        let endpoints = parameters.endpoints()?;
+        let mut failure: Option<PostgresError> = None;
+        for wanted in rounds {
+            for endpoint in &endpoints {
+                let opened = Self::at(parameters, endpoint)
+                    .and_then(|mut session| session.fits(wanted).map(|()| session));
+                match opened {
+                    Ok(session) => return Ok(session),
+                    // The first reason is that of the server that is named first.
+                    Err(error) => drop(failure.get_or_insert(error)),
+                }
+            }
+        }
+        Err(failure.unwrap_or_else(|| PostgresError::usage("the connection names no server")))
+    }
+
+    /// Logs in to one server, in the ways that `sslmode` leaves open, in their order.
+    fn at(parameters: &Parameters, endpoint: &Endpoint) -> Result<Self> {
+        let place = endpoint.place();
+        let mut failure = None;
+        for attempt in parameters.attempts(endpoint)? {
+            let (config, tls) = parameters.client(endpoint, *attempt)?;
+            let error = match tls.connect(&config) {
+                Ok(client) => return Self::prepared(client, place),
+                Err(error) => error,
+            };
+            let again = match error.as_db_error() {
+                Some(said) => attempt.may_differ(said.code().code()),
+                // Who only prefers TLS goes without where it cannot be agreed on.
+                None => *attempt == Attempt::Either && is_of_tls(&error),
+            };
+            failure.get_or_insert(error);
+            if !again {
+                break;
+            }
+        }
+        Err(match failure {
+            Some(error) => cannot_connect(parameters, &place, error),
+            None => PostgresError::usage(format!("there is no way to connect to {place}")),
+        })
+    }
+
+    fn prepared(client: Client, place: String) -> Result<Self> {
         let mut session = Self { client, place, version: 0 };
         let number: i32 = session.one(
             "ask for the version",
@@ -97,6 +142,20 @@ impl Session {
             .batch_execute(&settings)
             .map_err(|error| failed(&session.place, "prepare the session", error))?;
         Ok(session)
+    }
+
+    /// Whether this is one of the servers that are good enough.
+    fn fits(&mut self, wanted: Wanted) -> Result<()> {
+        if matches!(wanted, Wanted::Any | Wanted::PreferStandby) {
+            return Ok(());
+        }
+        let doing = "ask what the server is";
+        let standby: bool = self.one(doing, "SELECT pg_is_in_recovery()", &[])?;
+        let read_only: String = self.one(doing, "SHOW transaction_read_only", &[])?;
+        match wanted.refuses(standby, read_only == "on") {
+            None => Ok(()),
+            Some(what) => Err(not_wanted(&self.place, what)),
+        }
     }
 
     /// As the server counts: 150018 for 15.18.
@@ -207,6 +266,12 @@ pub(crate) fn parse_lsn(text: &str) -> Result<Lsn> {
             format!("the server answered {text:?} where a WAL location was expected"),
         )
     })
+}
+
+/// Whether TLS could not be agreed on.
+fn is_of_tls(error: &postgres::Error) -> bool {
+    // The client has no other word for it.
+    error.to_string().starts_with("error performing TLS handshake")
 }
 
 fn cannot_connect(parameters: &Parameters, place: &str, error: postgres::Error) -> PostgresError {

@@ -3,121 +3,21 @@
 // What fails outside a test function fails its test.
 #![allow(clippy::unwrap_used)]
 
+mod place;
+
 use std::fs;
-use std::num::NonZero;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+
 use std::time::Duration;
 
 use backstay_postgres::PostgresErrorKind;
 use backstay_postgres::wal::{
-    self, Destination, FetchOptions, FetchOutcome, Push, PushOptions, Resident, SegmentName,
-    SegmentSize,
+    self, Destination, FetchOptions, FetchOutcome, PushOptions, SegmentName, SegmentSize,
 };
 use backstay_repo::{InitOptions, OpenOptions, Pushed, RepoErrorKind, Repository, Secret};
-use backstay_store::{
-    Environment, ErrorKind, Fault, Faulty, Memory, Operation, Rule, Store, StoreOptions, When,
-};
+use backstay_store::{Environment, ErrorKind, Fault, Operation, Rule, Store, StoreOptions, When};
 
-const SYSTEM: u64 = 7_000_000_000_000_000_001;
-
-/// A repository, and the handle by which its store is made to fail.
-struct Place {
-    repositories: Vec<Repository>,
-    faulty: Faulty,
-    folder: tempfile::TempDir,
-}
-
-impl Place {
-    fn new() -> Self {
-        let env = Environment::seeded(5);
-        let faulty = Faulty::new(Memory::new(), env.clone(), 5);
-        let secret = Secret::key_file([3; 32]).unwrap();
-        let store = Store::new(faulty.clone());
-        let repository = Repository::init(store, env, &secret, InitOptions::default()).unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        fs::create_dir_all(folder.path().join("pg_wal/archive_status")).unwrap();
-        Self { repositories: vec![repository], faulty, folder }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join("pg_wal").join(name)
-    }
-
-    /// A file that PostgreSQL has finished.
-    fn ready(&self, name: &str, content: &[u8]) -> PathBuf {
-        fs::write(self.path(name), content).unwrap();
-        fs::write(self.path(&format!("archive_status/{name}.ready")), "").unwrap();
-        self.path(name)
-    }
-
-    fn push(&self, path: &Path) -> backstay_postgres::Result<wal::PushReport> {
-        self.push_ahead(path, 0)
-    }
-
-    fn push_ahead(&self, path: &Path, ahead: usize) -> backstay_postgres::Result<wal::PushReport> {
-        let options =
-            PushOptions { system_identifier: Some(SYSTEM), ahead, ..PushOptions::default() };
-        wal::push(&self.repositories, path, &options)
-    }
-
-    fn has(&self, name: &str) -> bool {
-        self.repositories[0].archive(SYSTEM).contains(name).unwrap()
-    }
-
-    fn destination(&self) -> PathBuf {
-        self.path("RECOVERYXLOG")
-    }
-
-    fn options(&self) -> FetchOptions {
-        FetchOptions {
-            system_identifier: SYSTEM,
-            prefetch: 0,
-            spool: Some(self.folder.path().join("spool")),
-            slices: true,
-            origin: "here".to_owned(),
-            retry_for: Duration::from_secs(60),
-        }
-    }
-
-    fn fetch(&self, name: &str) -> FetchOutcome {
-        wal::fetch(&self.repositories, name, &self.destination(), &self.options())
-    }
-
-    fn fetch_ahead(&self, name: &str, prefetch: usize) -> FetchOutcome {
-        let options = FetchOptions { prefetch, ..self.options() };
-        wal::fetch(&self.repositories, name, &self.destination(), &options)
-    }
-
-    fn spooled(&self) -> Vec<String> {
-        let folder = self.folder.path().join("spool").join(SYSTEM.to_string());
-        let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
-        let mut names: Vec<String> =
-            entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort();
-        names
-    }
-}
-
-/// A segment as a server begins it, filled with something that tells it from others.
-fn segment(name: &str, system: u64, fill: u8) -> Vec<u8> {
-    let name: SegmentName = name.parse().unwrap();
-    let size = SegmentSize::MIN;
-    let mut bytes = vec![fill; size.bytes() as usize];
-    bytes[0..2].copy_from_slice(&0xD110u16.to_le_bytes());
-    bytes[2..4].copy_from_slice(&2u16.to_le_bytes());
-    bytes[4..8].copy_from_slice(&name.timeline().to_le_bytes());
-    bytes[8..16].copy_from_slice(&name.start(size).unwrap().0.to_le_bytes());
-    bytes[16..24].fill(0);
-    bytes[24..32].copy_from_slice(&system.to_le_bytes());
-    bytes[32..36].copy_from_slice(&u32::from(size).to_le_bytes());
-    bytes[36..40].copy_from_slice(&8192u32.to_le_bytes());
-    bytes
-}
-
-fn nth(number: u64) -> String {
-    SegmentName::new(1, number, SegmentSize::MIN).unwrap().to_string()
-}
+use place::{Place, SYSTEM, nth, segment};
 
 fn failure(outcome: FetchOutcome) -> backstay_postgres::PostgresError {
     match outcome {
@@ -669,86 +569,4 @@ fn fetch_in_another_process() {
     let outcome =
         wal::fetch(&place.repositories, &nth(3), Path::new(&destination), &place.options());
     assert!(matches!(outcome, FetchOutcome::Complete));
-}
-
-/// An archiver that stays, and the names of what it has pushed, each as often as it was.
-fn resident(place: &Arc<Place>) -> (Resident, Arc<Push>, Arc<Mutex<Vec<String>>>) {
-    let pushed = Arc::new(Mutex::new(Vec::new()));
-    let push: Arc<Push> = {
-        let (place, pushed) = (place.clone(), pushed.clone());
-        Arc::new(move |path: &Path| {
-            let report = place.push(path)?;
-            pushed.lock().unwrap().push(report.name.clone());
-            Ok(report)
-        })
-    };
-    (Resident::new(4, NonZero::new(2).unwrap()), push, pushed)
-}
-
-#[test]
-fn an_archiver_that_stays_is_ahead_and_pushes_nothing_twice() {
-    let place = Arc::new(Place::new());
-    let (resident, push, pushed) = resident(&place);
-    let paths: Vec<PathBuf> =
-        (1..=9).map(|n| place.ready(&nth(n), &segment(&nth(n), SYSTEM, n as u8))).collect();
-    let times = |name: &str| pushed.lock().unwrap().iter().filter(|one| *one == name).count();
-    for (number, path) in (1..).zip(&paths) {
-        let report = resident.push(path, &push).unwrap();
-        assert_eq!(report.name, nth(number));
-        assert!(place.has(&nth(number)), "answered before it was durable");
-        // What PostgreSQL does once it was told.
-        let status = |end: &str| place.path(&format!("archive_status/{}.{end}", nth(number)));
-        fs::rename(status("ready"), status("done")).unwrap();
-        if number == 1 {
-            backstay_testing::wait_until("it is ahead", 60, || place.has(&nth(5)));
-        }
-    }
-    assert!(pushed.lock().unwrap().len() >= 9);
-    for number in 1..=9 {
-        assert_eq!(times(&nth(number)), 1, "{number}");
-    }
-}
-
-#[test]
-fn an_archiver_that_stays_answers_for_nothing_that_changed_since() {
-    let place = Arc::new(Place::new());
-    let (resident, push, _) = resident(&place);
-    let first = place.ready(&nth(1), &segment(&nth(1), SYSTEM, 1));
-    let second = place.ready(&nth(2), &segment(&nth(2), SYSTEM, 2));
-    resident.push(&first, &push).unwrap();
-    backstay_testing::wait_until("it is ahead", 60, || place.has(&nth(2)));
-    place.ready(&nth(2), &segment(&nth(2), SYSTEM, 3));
-    let error = resident.push(&second, &push).unwrap_err();
-    assert_eq!(error.repo_kind(), Some(RepoErrorKind::Conflict));
-}
-
-#[test]
-fn what_could_not_be_pushed_ahead_fails_when_it_is_asked_for_and_not_for_ever() {
-    let place = Arc::new(Place::new());
-    let (resident, push, _) = resident(&place);
-    let first = place.ready(&nth(1), &segment(&nth(1), SYSTEM, 1));
-    let second = place.ready(&nth(2), &segment(&nth(2), SYSTEM + 1, 2));
-    resident.push(&first, &push).unwrap();
-    for _ in 0..2 {
-        let error = resident.push(&second, &push).unwrap_err();
-        assert_eq!(error.kind(), PostgresErrorKind::Mismatch);
-        assert!(!place.has(&nth(2)));
-    }
-    place.ready(&nth(2), &segment(&nth(2), SYSTEM, 2));
-    resident.push(&second, &push).unwrap();
-    assert!(place.has(&nth(2)));
-}
-
-#[test]
-fn a_push_that_panics_keeps_nobody_waiting() {
-    let place = Arc::new(Place::new());
-    let (resident, push, _) = resident(&place);
-    let path = place.ready(&nth(1), &segment(&nth(1), SYSTEM, 1));
-    let panics: Arc<Push> = Arc::new(|_: &Path| panic!("on purpose"));
-    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        resident.push(&path, &panics).map(drop)
-    }));
-    assert!(caught.is_err());
-    resident.push(&path, &push).unwrap();
-    assert!(place.has(&nth(1)));
 }

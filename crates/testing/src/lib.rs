@@ -1,10 +1,11 @@
 //! Real servers and data for the tests: throw-away PostgreSQL clusters, small file systems that run
-//! full, trees of files from a seed, the built binary. It knows nothing of the crates under test.
+//! full, trees of files from a seed, altered samples for parsers, the built binary. It knows nothing of the crates under test.
 //!
 //! Everything here panics where it cannot do its work, because its callers are tests. What cannot
 //! be had on this machine (a server that is not installed, a mount without being root) is `None`,
 //! and the test says so with [`skip!`].
 
+mod altered;
 mod binary;
 mod process;
 mod space;
@@ -12,6 +13,7 @@ mod tree;
 
 pub mod postgres;
 
+pub use altered::{Counting, with_altered};
 pub use binary::backstay_bin;
 pub use process::{ServerUser, own, server_user};
 pub use space::Space;

@@ -41,7 +41,7 @@ pub(super) fn read(
 }
 
 /// The keywords of the first service of that name, or the number of a line that is none.
-fn find(text: &str, name: &str) -> Option<Result<Vec<(String, String)>, usize>> {
+pub(crate) fn find(text: &str, name: &str) -> Option<Result<Vec<(String, String)>, usize>> {
     let mut found: Option<Vec<(String, String)>> = None;
     for (number, line) in text.lines().enumerate() {
         let line = line.trim();

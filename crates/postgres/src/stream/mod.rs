@@ -10,8 +10,8 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
 pub(crate) mod feed;
-mod manifest;
-mod tar;
+pub(crate) mod manifest;
+pub(crate) mod tar;
 
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;

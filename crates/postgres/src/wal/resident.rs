@@ -85,7 +85,7 @@ impl Mark {
 
 impl Resident {
     /// An archiver that is at most `ahead` files ahead, pushing so many of them at once as there are
-    /// `threads`.
+    /// `threads`. With 0 it pushes what it is asked for, and nothing else.
     #[must_use]
     pub fn new(ahead: usize, threads: NonZero<usize>) -> Self {
         let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), ahead });
@@ -175,8 +175,10 @@ impl Shared {
         let mut work = Work { shared: self, path, pushed: None };
         let before = Mark::of(path);
         let report = push(path)?;
-        // Where a repository is late, the next push tries that one again.
+        // Where a repository is late, the next push tries that one again. Who is never ahead has nothing
+        // to remember either: nobody would ever look what of it can be forgotten.
         work.pushed = before
+            .filter(|_| self.ahead > 0)
             .filter(|before| report.late.is_empty() && Mark::of(path) == Some(*before))
             .map(|mark| File::Pushed { mark, report: report.clone() });
         Ok(report)

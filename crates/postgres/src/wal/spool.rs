@@ -9,7 +9,8 @@
 //! The proof is a hash under that key, over the cluster, where it came from, the name and the content:
 //! a spooled file that was damaged, cut short, renamed or put there by somebody else is not taken. The
 //! key is the spool's own and not the repository's, so that what waits here is delivered without
-//! opening a repository. The folder can be deleted at any moment; at worst a segment is fetched again. It holds
+//! opening a repository. A folder that others can write to is not used: they could put a key of their own
+//! there. The folder can be deleted at any moment; at worst a segment is fetched again. It holds
 //! what recovery may ask for next, no more than [`LIMIT`], and processes that share it do not harm
 //! one another.
 
@@ -23,6 +24,7 @@ use backstay_repo::Repository;
 
 use super::fetch::ask_one;
 use super::{SegmentName, SegmentSize, WalName, check_segment};
+use crate::only_own;
 
 /// What the spool of one cluster may take. Bytes.
 pub const LIMIT: u64 = 1 << 30;
@@ -49,11 +51,21 @@ impl Spool {
         Self { root, folder, system_identifier, origin }
     }
 
+    /// Whether nobody else puts anything here; where it cannot be said, it is not used.
+    fn is_own(&self) -> bool {
+        let own = [&self.root, &self.folder].into_iter().try_for_each(|f| only_own(f));
+        if let Err(error) = &own {
+            let hint = error.hint().unwrap_or_default();
+            tracing::warn!(%error, hint, "no segments wait in a spool that others can change");
+        }
+        own.is_ok()
+    }
+
     /// The segment, if a sound copy of it waits here.
     pub(super) fn take(&self, name: SegmentName) -> Option<Vec<u8>> {
         let waiting = self.waiting().into_iter().filter(|(there, _)| *there == name);
         let waiting: Vec<PathBuf> = waiting.map(|(_, path)| path).collect();
-        if waiting.is_empty() {
+        if waiting.is_empty() || !self.is_own() {
             return None;
         }
         let key = self.key()?;
@@ -123,6 +135,9 @@ impl Spool {
         let folder = fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.folder);
         if let Err(error) = folder {
             tracing::warn!(folder = %self.folder.display(), %error, "nothing is prefetched");
+            return 0;
+        }
+        if !self.is_own() {
             return 0;
         }
         let Some(first) = repositories.first() else { return 0 };

@@ -21,31 +21,17 @@ use x509_cert::der::Decode as _;
 
 use super::message::{Message, ServerSaid, string};
 use super::{Stream, Wire};
-use crate::connection::{Encryption, Endpoint, Parameters};
+use crate::connection::{Attempt, Endpoint, Parameters};
 use crate::{PostgresError, PostgresErrorKind, Result};
 
-/// One way to come to a server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Attempt {
-    Plain,
-    /// Encrypted where the server has it.
-    Either,
-    Encrypted,
-}
+/// How many rounds of hashing a server may ask for, which has this side do the work: its own default is
+/// 4096, and more than this is nobody's wish but somebody's who wants it to be busy.
+const MOST_ROUNDS: u32 = 10_000_000;
 
 /// Logs in to one server, in the ways that `sslmode` leaves open, in their order.
 pub(super) fn connect(parameters: &Parameters, endpoint: &Endpoint) -> Result<Wire> {
-    let (encryption, tls) = match endpoint.host.starts_with('/') {
-        // A socket of this machine has nobody in between, and servers offer no TLS on it.
-        true => (Encryption::Never, None),
-        false => parameters.encryption()?,
-    };
-    let attempts: &[Attempt] = match encryption {
-        Encryption::Never => &[Attempt::Plain],
-        Encryption::IfRefused => &[Attempt::Plain, Attempt::Encrypted],
-        Encryption::IfOffered => &[Attempt::Either, Attempt::Plain],
-        Encryption::Always => &[Attempt::Encrypted],
-    };
+    let attempts = parameters.attempts(endpoint)?;
+    let tls = if attempts == [Attempt::Plain] { None } else { parameters.encryption()? };
     let mut failure: Option<Failure> = None;
     for attempt in attempts {
         let failed = match one(parameters, endpoint, *attempt, tls.clone()) {
@@ -101,10 +87,14 @@ fn one(
         parameters.keep_alive(&socket)?;
         match (attempt, tls) {
             (Attempt::Plain, _) | (_, None) => Stream::Tcp(socket),
-            (_, Some(config)) => encrypt(socket, endpoint, config, attempt, deadline)?,
+            (_, Some(config)) => encrypt(socket, endpoint, config, attempt, deadline)
+                // Who only prefers it goes without where it cannot be agreed on.
+                .map_err(|error| Failure { error, may_differ: attempt == Attempt::Either })?,
         }
     };
+    // The other way is no other where this one was not encrypted already, or is not to be.
     let encrypted = matches!(stream, Stream::Tls(_));
+    let other = encrypted == (attempt == Attempt::Either);
     let mut wire = Wire {
         stream,
         buffer: BytesMut::new(),
@@ -118,9 +108,7 @@ fn one(
         wire.broken = true;
     }
     done.map_err(|error| {
-        // `prefer` is satisfied with less, `allow` with more.
-        let may_differ = error.refused
-            && matches!((attempt, encrypted), (Attempt::Either, true) | (Attempt::Plain, false));
+        let may_differ = other && attempt.may_differ(&error.code);
         Failure { error: error.error, may_differ }
     })?;
     Ok(wire)
@@ -233,13 +221,13 @@ fn tls_failed(place: &str, error: &io::Error) -> PostgresError {
 
 struct LoginError {
     error: PostgresError,
-    /// The server knows the way and refuses who comes by it.
-    refused: bool,
+    /// What the server refuses, by its SQLSTATE; empty where it did not.
+    code: String,
 }
 
 impl From<PostgresError> for LoginError {
     fn from(error: PostgresError) -> Self {
-        Self { error, refused: false }
+        Self { error, code: String::new() }
     }
 }
 
@@ -433,6 +421,10 @@ fn scram(
     let Message::Authentication(11, challenge) = next(wire)? else {
         return Err(wire.strange(DOING).into());
     };
+    if rounds(&challenge).is_none_or(|rounds| rounds > MOST_ROUNDS) {
+        let what = "it asks for more rounds of hashing than any server does";
+        return Err(cannot(wire, io::Error::other(what)).into());
+    }
     proof.update(&challenge).map_err(|error| cannot(wire, error))?;
     let mut out = BytesMut::new();
     frontend::sasl_response(proof.message(), &mut out).map_err(|error| cannot(wire, error))?;
@@ -441,6 +433,12 @@ fn scram(
         return Err(wire.strange(DOING).into());
     };
     Ok(proof.finish(&end).map_err(|error| cannot(wire, error))?)
+}
+
+/// How many rounds of hashing the first answer of a server asks for.
+pub(crate) fn rounds(challenge: &[u8]) -> Option<u32> {
+    let part = challenge.split(|byte| *byte == b',').find_map(|part| part.strip_prefix(b"i="))?;
+    std::str::from_utf8(part).ok()?.parse().ok()
 }
 
 /// What a login is bound to: `tls-server-end-point` of RFC 5929. None where the signature of the
@@ -488,7 +486,7 @@ fn refused(wire: &Wire, parameters: &Parameters, said: ServerSaid) -> LoginError
         "57P03" => "the server is starting up or shutting down; try again".to_owned(),
         _ => "look into the server's log".to_owned(),
     };
-    let refused = said.code == "28000";
+    let code = said.code.clone();
     let error = PostgresError::new(
         PostgresErrorKind::Connection,
         format!("could not connect to PostgreSQL on {}: {}", wire.place, said.sentence()),
@@ -499,12 +497,20 @@ fn refused(wire: &Wire, parameters: &Parameters, said: ServerSaid) -> LoginError
         "28P01" | "28000" | "42501" => error,
         _ => error.transient(),
     };
-    LoginError { error: error.with_source(said), refused }
+    LoginError { error: error.with_source(said), code }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rounds_are_those_that_are_asked_for() {
+        assert_eq!(rounds(b"r=a,s=QSXC,i=4096"), Some(4096));
+        for wrong in ["r=a,s=QSXC", "r=a,s=QSXC,i=", "r=a,i=-1,s=b", "i=99999999999", ""] {
+            assert_eq!(rounds(wrong.as_bytes()), None, "{wrong}");
+        }
+    }
 
     #[test]
     fn versions_are_read_as_servers_write_them() {

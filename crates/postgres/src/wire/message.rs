@@ -90,8 +90,8 @@ pub(crate) fn split(buffer: &mut BytesMut) -> Result<Option<(u8, Bytes)>, String
     if length < 4 || length > most {
         return Err(format!("it sent a message of {length} bytes, which no server does"));
     }
+    // No room is made for what only its length is known of.
     if buffer.len() < length + 1 {
-        buffer.reserve(length + 1 - buffer.len());
         return Ok(None);
     }
     let mut whole = buffer.split_to(length + 1).freeze();

@@ -11,8 +11,8 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
 pub(crate) mod base;
-mod login;
-mod message;
+pub(crate) mod login;
+pub(crate) mod message;
 mod stream;
 
 use std::collections::BTreeMap;
@@ -22,7 +22,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use postgres_protocol::message::frontend;
 
-use crate::connection::{Parameters, Wanted};
+use crate::connection::{Parameters, Wanted, not_wanted};
 use crate::session::VERSIONS;
 use crate::{PostgresError, PostgresErrorKind, Result};
 
@@ -91,22 +91,12 @@ impl Wire {
             )
             .with_hint("PostgreSQL 13 to 18 are supported"));
         }
-        let place = self.place.clone();
-        let refused = |what: &str| {
-            Err(PostgresError::new(
-                PostgresErrorKind::Connection,
-                format!("the server on {place} is {what}"),
-            )
-            .with_hint("check `target_session_attrs` and the hosts of `connection`")
-            .transient())
-        };
-        match wanted {
-            Wanted::Any | Wanted::PreferStandby => Ok(()),
-            Wanted::Primary if self.in_recovery()? => refused("a standby, not the primary"),
-            Wanted::Standby if !self.in_recovery()? => refused("the primary, not a standby"),
-            Wanted::ReadWrite if self.is_read_only()? => refused("read-only"),
-            Wanted::ReadOnly if !self.is_read_only()? => refused("open for writes"),
-            _ => Ok(()),
+        if matches!(wanted, Wanted::Any | Wanted::PreferStandby) {
+            return Ok(());
+        }
+        match wanted.refuses(self.in_recovery()?, self.is_read_only()?) {
+            None => Ok(()),
+            Some(what) => Err(not_wanted(&self.place, what)),
         }
     }
 

@@ -90,6 +90,18 @@ fn whoever_wants_a_bound_login_tells_nothing_before_it_is_one() {
 }
 
 #[test]
+fn one_who_wants_this_side_to_hash_for_ever_is_left_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let connection = format!("host={} user=me password=secret", folder.path().display());
+    let challenge = b"\0\0\0\x0br=abc,s=QSXCR+Q6sek8bf92,i=4294967295";
+    let frame = [b"R", &(challenge.len() as u32 + 4).to_be_bytes()[..], challenge].concat();
+    let heard = stranger(folder.path(), vec![offer(&["SCRAM-SHA-256"]), frame]);
+    let error = Wire::connect(&Parameters::new(&connection).unwrap()).unwrap_err();
+    assert!(error.to_string().contains("rounds of hashing"), "{error}");
+    assert!(heard.join().unwrap().starts_with(b"p"));
+}
+
+#[test]
 fn one_who_took_a_proof_and_asks_for_the_password_gets_no_more() {
     let folder = tempfile::tempdir().unwrap();
     let connection = format!("host={} user=me password=secret", folder.path().display());

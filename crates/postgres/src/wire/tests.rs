@@ -8,11 +8,20 @@ use backstay_testing::{own, skip};
 
 use super::Wire;
 use crate::connection::Parameters;
-use crate::session::VERSIONS;
+use crate::session::{Session, Source, VERSIONS};
 use crate::{PostgresError, Result};
 
 fn connect(connection: &str) -> Result<Wire> {
     Wire::connect(&Parameters::new(connection)?)
+}
+
+/// An SQL session with the same words.
+fn session(connection: &str) -> Result<Session> {
+    Session::open(&Source {
+        name: "main".to_owned(),
+        connection: format!("{connection} dbname=postgres"),
+        data_directory: None,
+    })
 }
 
 fn refused(connection: &str) -> (String, String) {
@@ -80,6 +89,8 @@ hostssl replication scram 127.0.0.1/32 scram-sha-256
 hostnossl replication plain 127.0.0.1/32 scram-sha-256
 host replication md5 127.0.0.1/32 md5
 host replication open 127.0.0.1/32 password
+hostssl all scram 127.0.0.1/32 scram-sha-256
+hostnossl all plain 127.0.0.1/32 scram-sha-256
 hostssl replication holder 127.0.0.1/32 cert
 ";
 
@@ -152,10 +163,23 @@ fn a_login_is_encrypted_checked_and_bound_as_asked_or_refused_with_a_hint() {
     connect(&format!("{full} user=scram")).unwrap();
     for mode in ["allow", "prefer", "require"] {
         connect(&format!("{bare} sslmode={mode} user=scram password=secret")).unwrap();
+        session(&format!("{bare} sslmode={mode} user=scram password=secret")).unwrap();
+        // Without a name there is the address.
+        session(&format!(
+            "hostaddr=127.0.0.1 port={port} sslmode={mode} user=scram password=secret"
+        ))
+        .unwrap();
     }
     // Plain where the server wants it so, also after TLS was refused.
     for mode in ["disable", "allow", "prefer"] {
         connect(&format!("{bare} sslmode={mode} user=plain password=secret")).unwrap();
+        session(&format!("{bare} sslmode={mode} user=plain password=secret")).unwrap();
+    }
+    for mode in ["require", "disable"] {
+        let user = if mode == "require" { "plain" } else { "scram" };
+        let error = session(&format!("{bare} sslmode={mode} user={user} password=secret"));
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("no pg_hba.conf entry"), "{mode}: {error}");
     }
     connect(&format!("{bare} user=md5 password=secret")).unwrap();
     let (cert, key) = (certificates.path("client.crt"), certificates.path("client.key"));
@@ -209,11 +233,29 @@ fn a_login_is_encrypted_checked_and_bound_as_asked_or_refused_with_a_hint() {
          target_session_attrs=primary"
     ));
     assert_eq!(wire.unwrap().place(), format!("127.0.0.1 port {port}"));
-    let (said, hint) = refused(&format!(
-        "{bare} sslmode=require user=scram password=secret target_session_attrs=standby"
+    let several = session(&format!(
+        "host=127.0.0.1,127.0.0.1 port=1,{port} user=scram password=secret \
+         target_session_attrs=prefer-standby"
     ));
+    assert_eq!(several.unwrap().place(), format!("127.0.0.1 port {port}"));
+    let standby = "user=scram password=secret target_session_attrs=standby";
+    let error = session(&format!("{bare} {standby}")).unwrap_err().to_string();
+    assert!(error.contains("the primary, not a standby"), "{error}");
+    let (said, hint) = refused(&format!("{bare} sslmode=require {standby}"));
     assert!(said.contains("the primary, not a standby"), "{said}");
     assert!(hint.contains("target_session_attrs"), "{hint}");
+
+    // TLS that cannot be agreed on: who only prefers it goes without.
+    cluster.configure(&[
+        ("ssl_min_protocol_version", "TLSv1"),
+        ("ssl_max_protocol_version", "TLSv1.1"),
+    ]);
+    cluster.restart();
+    connect(&format!("{bare} user=plain password=secret")).unwrap();
+    session(&format!("{bare} user=plain password=secret")).unwrap();
+    let (said, _) = refused(&format!("{bare} sslmode=require user=scram password=secret"));
+    assert!(said.contains("no encrypted connection"), "{said}");
+    session(&format!("{bare} sslmode=require user=scram password=secret")).unwrap_err();
 
     cluster.configure(&[("ssl", "off")]);
     cluster.restart();

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use backstay_ops::config::{RepositoryConfig, SourceConfig};
 use backstay_ops::{Context, Error, ErrorKind};
+use backstay_postgres::only_own;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -86,7 +87,12 @@ pub fn ask(
     repositories: &[&RepositoryConfig],
     path: &Path,
 ) -> Option<Value> {
-    let folder = File::open(folder(context)?).ok()?;
+    let path_of_folder = folder(context)?;
+    let folder = File::open(&path_of_folder).ok()?;
+    if let Err(error) = only_own(&path_of_folder) {
+        tracing::warn!(%error, "no `wal serve` is asked");
+        return None;
+    }
     let stream = UnixStream::connect(address(&folder, &name_of(&source.name))).ok()?;
     let path = std::path::absolute(path).ok()?;
     let request = Request { fingerprint: fingerprint(source, repositories), path };
@@ -170,6 +176,8 @@ impl Listening {
             move |error| Error::io(doing, &path, error)
         };
         DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(io("create"))?;
+        // Somebody else could put a socket of theirs in the place of this one, or take it away.
+        only_own(&path)?;
         let folder = File::open(&path).map_err(io("open"))?;
         let name = name_of(source);
         let lock_path = path.join(format!("{name}.lock"));

@@ -83,7 +83,7 @@ impl Changes {
         }
         record
             .each_block(|block| {
-                if block.fork != FORK_FREE_SPACE {
+                if is_told(block.fork) {
                     let fork = Fork { relation: block.relation, fork: block.fork };
                     self.forks.entry(fork).or_default().blocks.insert(block.block);
                 }
@@ -131,7 +131,7 @@ impl Changes {
     }
 
     fn limit(&mut self, relation: Relation, fork: u8, limit: u32) {
-        if fork == FORK_FREE_SPACE {
+        if !is_told(fork) {
             return;
         }
         let changes = self.forks.entry(Fork { relation, fork }).or_default();
@@ -191,6 +191,12 @@ impl Changes {
             .collect();
         if ranges.is_empty() { FileChanges::Nothing } else { FileChanges::Blocks(ranges) }
     }
+}
+
+/// Whether anything is concluded of a fork: of the free space nothing can be, and the file of one that
+/// has no name here is no relation's, so that it is read whole each time.
+fn is_told(fork: u8) -> bool {
+    fork <= FORK_INIT && fork != FORK_FREE_SPACE
 }
 
 #[cfg(test)]

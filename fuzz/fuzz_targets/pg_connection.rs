@@ -1,0 +1,7 @@
+//! What people write to reach a server: connection strings, service files, password files.
+#![no_main]
+
+use backstay_postgres::internals;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| internals::pg_connection(bytes));

@@ -1,0 +1,7 @@
+//! The fields of an error or a notice of a server.
+#![no_main]
+
+use backstay_postgres::internals;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| internals::pg_errors(bytes));

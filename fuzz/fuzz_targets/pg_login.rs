@@ -1,0 +1,7 @@
+//! What a server says in a login by SCRAM.
+#![no_main]
+
+use backstay_postgres::internals;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| internals::pg_login(bytes));

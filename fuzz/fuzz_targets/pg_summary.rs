@@ -1,0 +1,7 @@
+//! What blocks a range of WAL changed, as it is kept.
+#![no_main]
+
+use backstay_postgres::internals;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| internals::pg_summary(bytes));
