@@ -10,7 +10,7 @@ SHELL := /bin/bash
 # A toolchain that scripts/prepare has just installed is not yet in the caller's path.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help demo test servers format clippy deny lint soak bench
+.PHONY: help demo test servers format clippy deny lint soak soakservers bench
 
 help: ## show this
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -42,6 +42,9 @@ lint: format clippy deny ## format, clippy and deny
 
 soak: ## simulate a million orders of events in the repository (SEEDS=N for another number)
 	BACKSTAY_SEEDS=$(or $(SEEDS),1000000) cargo test --locked --release -p backstay-repo --test simulation -- --nocapture
+
+soakservers: servers ## restore real servers after a hundred orders of events (SEEDS=N for another number)
+	BACKSTAY_SEEDS=$(or $(SEEDS),100) cargo test --locked --release --package backstay --test soak -- --nocapture
 
 bench: ## measure Backstay beside its peers, on the same data (a small set; bench/compare, month, postgres --help)
 	@scripts/prepare bench

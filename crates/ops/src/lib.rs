@@ -8,6 +8,7 @@ pub mod config;
 mod context;
 pub mod discover;
 mod error;
+pub mod expire;
 pub mod forget;
 pub mod jobs;
 pub mod key_log;

@@ -1,21 +1,28 @@
-//! `backstay retention`: what the policies keep, and forgetting the rest.
+//! `backstay retention`: what the policies keep, and forgetting the rest; what that leaves of the logs
+//! of clusters that nothing needs goes, too.
+
+use std::collections::BTreeSet;
 
 use backstay_ops::config::Percent;
 use backstay_ops::retention::{Decision, check_share, decide};
 use backstay_ops::units::count;
-use backstay_ops::{Error, moment};
+use backstay_ops::{Error, expire, moment};
+use backstay_repo::{Expired, Repository};
 use clap::Args;
 use serde_json::json;
 
+use super::wal::expire as logs;
 use crate::app::{App, Outcome, Result};
 use crate::output::Style;
 use crate::table::{Cell, Table};
+use crate::work;
 
 /// Show what the policies keep and what may go; forget it with `--apply`
 #[derive(Debug, Args)]
 #[command(
     after_help = "Each writer's snapshots are counted by themselves. The newest complete snapshot of a source is
-always kept. Space returns with `backstay maintenance`."
+always kept. Space returns with `backstay maintenance`; what no snapshot needs of the log of a cluster
+goes at once, as with `backstay wal expire`."
 )]
 pub struct RetentionArgs {
     /// Only this source
@@ -39,8 +46,10 @@ pub fn run(args: &RetentionArgs, app: &App) -> Result<Outcome> {
     let mut documents = Vec::new();
     let mut table = Table::new(&["SNAPSHOT", "SOURCE", "TIME", "KEPT FOR", "REPOSITORY"]);
     let (mut kept, mut goes) = (0, 0);
+    let mut log = Log::default();
     let asked = context.ask_all(|config, repository| {
         let all = repository.snapshots()?;
+        let mut systems = BTreeSet::new();
         for source in context.config.sources.iter().filter(|source| wanted(&source.name)) {
             let policy = context.config.policy_of(source);
             let Some(keep) = policy.and_then(|policy| policy.retention.as_ref()) else { continue };
@@ -83,6 +92,11 @@ pub fn run(args: &RetentionArgs, app: &App) -> Result<Outcome> {
                     config.name.clone().into(),
                 ]);
             }
+            // Those that are all forgotten have a log that nobody decides about: it stays.
+            systems.extend(expire::systems(&repository, &source.name)?);
+        }
+        for system in systems {
+            log.expire(app, &config.name, &repository, system, !args.apply)?;
         }
         Ok(())
     })?;
@@ -100,7 +114,11 @@ pub fn run(args: &RetentionArgs, app: &App) -> Result<Outcome> {
             ));
         }
     }
-    app.output.document(&json!({ "applied": args.apply, "snapshots": documents }))?;
+    app.output.document(&json!({
+        "applied": args.apply,
+        "snapshots": documents,
+        "logs": log.documents,
+    }))?;
     if !documents.is_empty() {
         app.output.answer(table.render(app.output.paint))?;
     }
@@ -110,5 +128,53 @@ pub fn run(args: &RetentionArgs, app: &App) -> Result<Outcome> {
         (false, _) => format!("\n{what} may go: `backstay retention --apply` forgets them"),
         (true, _) => format!("\n{what} forgotten; `backstay maintenance` returns the space"),
     })?;
-    Ok(if asked.failed.is_empty() { Outcome::Done } else { Outcome::Partial })
+    for (name, expired) in &log.expired {
+        logs::present(app, &format!("the log in {name}"), !args.apply, expired)?;
+    }
+    let good = asked.failed.is_empty() && log.failed == 0;
+    Ok(if good { Outcome::Done } else { Outcome::Partial })
+}
+
+/// What became of logs.
+#[derive(Default)]
+struct Log {
+    documents: Vec<serde_json::Value>,
+    expired: Vec<(String, Expired)>,
+    failed: usize,
+}
+
+impl Log {
+    /// What snapshots became of is decided: a log that stays costs space and nothing else.
+    fn expire(
+        &mut self,
+        app: &App,
+        name: &str,
+        repository: &Repository,
+        system: u64,
+        dry_run: bool,
+    ) -> Result<()> {
+        let context = app.context()?;
+        let expired = work::run(app, &format!("{name}: expiring"), |progress| {
+            expire::log(context, name, repository, system, dry_run, progress)
+        });
+        match expired {
+            Ok(expired) => {
+                let mut document = logs::document(name, &expired);
+                document["system_identifier"] = json!(system.to_string());
+                self.documents.push(document);
+                self.expired.push((name.to_owned(), expired));
+            }
+            Err(error) => {
+                let message = format!("the log of {system} in {name} stays: {error}");
+                app.output.warn(&message, error.hint());
+                self.documents.push(json!({
+                    "repository": name,
+                    "system_identifier": system.to_string(),
+                    "error": error.to_string(),
+                }));
+                self.failed += 1;
+            }
+        }
+        Ok(())
+    }
 }

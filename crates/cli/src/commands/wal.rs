@@ -4,7 +4,7 @@
 //! contract: see their help.
 
 mod dump;
-mod expire;
+pub mod expire;
 pub mod push;
 mod reading;
 mod serve;

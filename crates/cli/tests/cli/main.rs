@@ -10,6 +10,7 @@
 mod alerts;
 mod archive;
 mod errors;
+mod expire;
 mod first_minute;
 mod hosts;
 #[allow(dead_code)] // it serves other tests as well

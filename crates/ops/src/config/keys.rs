@@ -397,7 +397,8 @@ section! {
         monthly: Option<u32> { example: "12" },
         /// The newest one of each year, for so many years.
         yearly: Option<u32> { example: "7" },
-        /// How far back every moment stays restorable. Absent: as far as the snapshots go.
+        /// How far back every moment stays restorable: `retention --apply` and `wal expire` remove what
+        /// lies between older snapshots. Absent: as far as the snapshots go.
         archive: Option<Duration> { example: "\"7d\"" },
     }
 }

@@ -1,17 +1,16 @@
-//! Which files of an archive no snapshot needs any more.
+//! Which files of an archive no snapshot needs any more: what lies before all that is kept ([`keep`]).
+//! Histories stay in any case: they are small and say how timelines hang together.
 //!
-//! Recovery begins where its backup began and never goes back, on whatever timeline. So what lies
-//! before the earliest beginning of all snapshots is needed by none. Two things stay in any case:
-//! histories, which are small and say how timelines hang together; and what lies on a timeline that
-//! is younger than the one on which that earliest snapshot is: a cluster that was recovered to an
-//! earlier moment writes those positions again, and a backup of it may be at work.
+//! [`keep`]: super::keep
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
-use backstay_repo::{Archive, Expired, Progress, Slice, Snapshot, SourceKind};
+use backstay_repo::{Archive, ArchivedFile, Expired, Progress, Slice, Snapshot, SourceKind};
 
-use super::{RecoveryBase, WalName};
+use super::inventory::read_history;
+use super::keep::{Keep, Kept, Needs};
+use super::{History, RecoveryBase, WalName};
 use crate::detail::BackupDetail;
 use crate::{PostgresError, PostgresErrorKind, Result};
 
@@ -25,8 +24,8 @@ pub struct Follower {
 }
 
 /// Removes what no snapshot of the archive's cluster needs, the oldest first; with `dry_run` only
-/// says what would go. Snapshots of all sources count, and those on hold, for as long as they are
-/// not forgotten. What a snapshot of one of `followers` needs that has not come there yet stays, too:
+/// says what would go. `keep` says for how long moments between snapshots count. Snapshots of all
+/// sources count, and those on hold, for as long as they are not forgotten. What a snapshot of one of `followers` needs that has not come there yet stays, too:
 /// it can come from nowhere else.
 ///
 /// # Errors
@@ -35,15 +34,18 @@ pub struct Follower {
 pub fn expire(
     archive: &Archive,
     dry_run: bool,
+    keep: &Keep,
     followers: &[Follower],
     progress: &Arc<Progress>,
 ) -> Result<Expired> {
     archive.expire(
         dry_run,
         |files, snapshots| {
-            let bases = bases(archive.system_id(), snapshots)?;
+            let backups = backups(archive.system_id(), snapshots)?;
+            let histories = histories(archive, files);
+            let needs = Needs::of(&backups, files, histories.as_deref(), keep);
             let names = files.iter().map(|file| file.name.as_str());
-            let mut found = unneeded(names, &bases).ok_or_else(|| {
+            let mut found = needs.unneeded(names).ok_or_else(|| {
                 PostgresError::new(
                     PostgresErrorKind::Archive,
                     "there is no snapshot of this cluster, so nothing of its archive is removed",
@@ -51,8 +53,9 @@ pub fn expire(
                 .with_hint("make a snapshot first; what lies before it can go then")
             })?;
             for follower in followers {
-                let bases = self::bases(archive.system_id(), &follower.snapshots)?;
-                keep_missed(&mut found, &bases, &follower.files);
+                let backups = self::backups(archive.system_id(), &follower.snapshots)?;
+                let bases = backups.into_iter().map(|backup| backup.base).collect();
+                keep_missed(&mut found, bases, &follower.files);
             }
             Ok(found)
         },
@@ -61,60 +64,49 @@ pub fn expire(
 }
 
 /// Takes out what a follower with these backups needs and does not have.
-fn keep_missed(found: &mut Vec<String>, bases: &[RecoveryBase], there: &HashSet<String>) {
-    let Some(needless) = unneeded(found.iter().map(String::as_str), bases) else { return };
+fn keep_missed(found: &mut Vec<String>, bases: Vec<RecoveryBase>, there: &HashSet<String>) {
+    let needs = Needs { on: bases, own: Vec::new() };
+    let Some(needless) = needs.unneeded(found.iter().map(String::as_str)) else { return };
     let needless: HashSet<String> = needless.into_iter().collect();
     found.retain(|name| there.contains(name) || needless.contains(name));
 }
 
-fn bases(system_identifier: u64, snapshots: &[Snapshot]) -> Result<Vec<RecoveryBase>> {
-    let mut bases = Vec::new();
+fn backups(system_identifier: u64, snapshots: &[Snapshot]) -> Result<Vec<Kept>> {
+    let mut backups = Vec::new();
     for snapshot in snapshots.iter().filter(|s| s.kind == SourceKind::Postgres) {
         // One whose description cannot be read may need anything.
         let base = RecoveryBase::from(&BackupDetail::of(snapshot)?);
         if base.system_identifier == system_identifier {
-            bases.push(base);
+            backups.push(Kept::new(snapshot, base));
         }
     }
-    Ok(bases)
+    Ok(backups)
 }
 
-/// The names among `names` that none of the backups needs, the oldest first; none without a backup.
-fn unneeded<'a>(
-    names: impl Iterator<Item = &'a str>,
-    bases: &[RecoveryBase],
-) -> Option<Vec<String>> {
-    // Of several that begin in the same place the one on the oldest timeline keeps the most.
-    let earliest = bases.iter().min_by_key(|base| (base.start, base.timeline))?;
-    // After the size of segments was changed a name may mean a later position than it did before.
-    let mut sizes: Vec<_> = bases.iter().map(|base| base.segment_size).collect();
-    sizes.sort_unstable_by_key(|size| size.bytes());
-    sizes.dedup();
-    let mut found: Vec<(u64, WalName, &str)> = names
-        .filter_map(|file| {
-            // A slice is needed for as long as its segment is.
-            let name: WalName =
-                Slice::parse(file).map_or(file, |(segment, _)| segment).parse().ok()?;
-            let segment = match name {
+/// The histories of all timelines; none when one of them cannot be read.
+fn histories(archive: &Archive, files: &[ArchivedFile]) -> Option<Vec<History>> {
+    let mut timelines = BTreeSet::new();
+    let mut read = BTreeSet::new();
+    for file in files {
+        let name = Slice::parse(&file.name).map_or(file.name.as_str(), |(segment, _)| segment);
+        match name.parse() {
+            Ok(WalName::History(timeline)) => drop(read.insert(timeline)),
+            Ok(
                 WalName::Segment(segment)
                 | WalName::Partial(segment)
-                | WalName::Backup(segment, _) => segment,
-                WalName::History(_) => return None,
-            };
-            let mut least = None;
-            for size in &sizes {
-                // A name that no such cluster has is somebody else's.
-                let Some(number) = segment.number(*size) else { continue };
-                if number >= earliest.start.segment(*size) {
-                    return None;
-                }
-                least = least.or(Some(number));
-            }
-            (segment.timeline() <= earliest.timeline).then_some((least?, name, file))
-        })
-        .collect();
-    found.sort_unstable();
-    Some(found.into_iter().map(|(_, _, file)| file.to_owned()).collect())
+                | WalName::Backup(segment, _),
+            ) => drop(timelines.insert(segment.timeline())),
+            Err(_) => {}
+        }
+    }
+    timelines.extend(&read);
+    let history = |timeline: u32| match (read.contains(&timeline), timeline) {
+        (true, _) => read_history(archive, timeline).ok(),
+        (false, 1) => Some(History::first(1)),
+        // Nobody knows where it came from.
+        (false, _) => None,
+    };
+    timelines.into_iter().map(history).collect()
 }
 
 #[cfg(test)]
@@ -136,6 +128,13 @@ mod tests {
             time_stop: Timestamp::UNIX_EPOCH,
             standalone: false,
         }
+    }
+
+    fn unneeded<'a>(
+        names: impl Iterator<Item = &'a str>,
+        bases: &[RecoveryBase],
+    ) -> Option<Vec<String>> {
+        Needs { on: bases.to_vec(), own: Vec::new() }.unneeded(names)
     }
 
     const NAMES: [&str; 9] = [
@@ -208,7 +207,7 @@ mod tests {
         let found = || unneeded(NAMES.into_iter(), &[base(0x0b, 9 * MIB)]).unwrap();
         let kept = |bases: &[RecoveryBase], there: &[&str]| {
             let mut left = found();
-            keep_missed(&mut left, bases, &there.iter().map(|name| (*name).to_owned()).collect());
+            keep_missed(&mut left, bases.to_vec(), &there.iter().map(|name| (*name).to_owned()).collect());
             found().into_iter().filter(|name| !left.contains(name)).collect::<Vec<_>>()
         };
         // It has no snapshot, and gets none that needs what no snapshot here needs.

@@ -76,7 +76,10 @@ pub(super) fn snapshots(
             continue;
         }
         match repository.read_snapshot(work, object.size) {
-            Ok(found) => snapshots.extend(found),
+            Ok(found) => snapshots.extend(found.map(|mut snapshot| {
+                snapshot.stored = object.modified.and_then(|time| time.try_into().ok());
+                snapshot
+            })),
             Err(error) if error.is_about_an_object() && is_forgotten(repository, &work)? => {}
             Err(error) => {
                 let hint = "repair it with `backstay verify --repair`, or give it up with `backstay forget";

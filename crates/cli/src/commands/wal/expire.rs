@@ -1,8 +1,7 @@
 //! `backstay wal expire`: removes what no snapshot needs of the archive.
 
-use backstay_ops::Context;
+use backstay_ops::expire;
 use backstay_ops::units::{count, format_size};
-use backstay_postgres::wal::{self, Follower};
 use backstay_repo::Expired;
 use clap::Args;
 use serde_json::json;
@@ -17,9 +16,11 @@ use crate::work;
 #[derive(Debug, Args)]
 #[command(
     after_help = "What lies before the beginning of the oldest snapshot goes, the oldest first; snapshots on hold
-count like all others. Histories of timelines stay. While a backup is at work nothing goes, and what
-the store keeps locked goes with a later run. What a replication has not brought yet to a repository
-with a snapshot that needs it stays, too."
+count like all others. Where the policy of a source says `retention.archive`, snapshots from before
+that time keep what makes them consistent, and the last of them what lies behind it; what is between
+them goes. Histories of timelines stay. While a backup is at work nothing goes, and what the store
+keeps locked goes with a later run. What a replication has not brought yet to a repository with a
+snapshot that needs it stays, too. `backstay retention --apply` does the same."
 )]
 pub struct ExpireArgs {
     /// The source whose archive it is [default: the only one of kind postgres]
@@ -39,25 +40,16 @@ pub fn run(args: &ExpireArgs, app: &App) -> Result<Outcome> {
     let several = configs.len() > 1;
     for config in configs {
         let expired = context.open(config).and_then(|repository| {
-            let archive = repository.archive(cluster(source, &repository)?);
-            let followers = followers(context, &source.name, &config.name, archive.system_id())?;
+            let system = cluster(source, &repository)?;
             let title = format!("{}: expiring", config.name);
-            Ok(work::run(app, &title, |progress| {
-                wal::expire(&archive, args.dry_run, &followers, progress)
-            })?)
+            work::run(app, &title, |progress| {
+                expire::log(context, &config.name, &repository, system, args.dry_run, progress)
+            })
         });
         app.show_warnings();
         match expired {
             Ok(expired) => {
-                documents.push(json!({
-                    "repository": config.name,
-                    "removed": expired.names.len(),
-                    "bytes": expired.bytes,
-                    "first": expired.names.first(),
-                    "last": expired.names.last(),
-                    "locked": expired.locked,
-                    "waiting_for": expired.waiting_for,
-                }));
+                documents.push(document(&config.name, &expired));
                 present(app, &config.name, args.dry_run, &expired)?;
             }
             // One repository that cannot be asked keeps the others from nothing.
@@ -83,27 +75,20 @@ pub fn run(args: &ExpireArgs, app: &App) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// The repositories to which a replication brings the log of a source from `from`. One that cannot be
-/// asked might need anything.
-fn followers(context: &Context, source: &str, from: &str, system: u64) -> Result<Vec<Follower>> {
-    let to_follow = context.config.replication.values().filter(|keys| {
-        keys.archive
-            && keys.from == from
-            && (keys.sources.is_empty() || keys.sources.iter().any(|name| name == source))
-    });
-    to_follow
-        .map(|keys| {
-            let repository = context.open(context.config.repository(&keys.to)?)?;
-            let files = repository.archive(system).list(None)?;
-            Ok(Follower {
-                snapshots: repository.snapshots()?,
-                files: files.into_iter().map(|file| file.name).collect(),
-            })
-        })
-        .collect()
+/// What went of an archive, in JSON.
+pub fn document(repository: &str, expired: &Expired) -> serde_json::Value {
+    json!({
+        "repository": repository,
+        "removed": expired.names.len(),
+        "bytes": expired.bytes,
+        "first": expired.names.first(),
+        "last": expired.names.last(),
+        "locked": expired.locked,
+        "waiting_for": expired.waiting_for,
+    })
 }
 
-fn present(app: &App, name: &str, dry_run: bool, expired: &Expired) -> Result<()> {
+pub fn present(app: &App, name: &str, dry_run: bool, expired: &Expired) -> Result<()> {
     let paint = app.output.paint;
     let name = paint.paint(Style::Bold, name);
     let files = count(expired.names.len() as u64, "file", "files");
