@@ -473,6 +473,8 @@ impl World {
             })
             .collect();
         self.say(format!("timeline {}, after {:X?}", self.timeline, self.history));
+        // A time is reached when something later is there.
+        self.cluster.sql("insert into beat values (3)");
     }
 
     /// What an incremental backup gives is, page by page, what a full one gives.
