@@ -25,11 +25,13 @@ pub fn once(cluster: &Cluster, lots: &mut Lots, with_space: bool) -> String {
         "create table if not exists {table} (id int primary key, v text, n numeric default 0);"
     );
     let statements: Vec<String> = match lots.below(18) {
-        0..=3 => vec![format!(
-            "insert into {table} select g, md5((g + {salt})::text), g from \
+        0..=3 => vec![
+            format!(
+                "insert into {table} select g, md5((g + {salt})::text), g from \
              generate_series({from}, {from} + {rows}) g on conflict (id) do update set n = t.n + 1"
-        )
-        .replace(&format!("into {table} select"), &format!("into {table} as t select"))],
+            )
+            .replace(&format!("into {table} select"), &format!("into {table} as t select")),
+        ],
         4..=5 => vec![format!(
             "update {table} set v = md5(v || {salt}), n = n + 1 where id % 3 = {third}"
         )],
@@ -44,7 +46,9 @@ pub fn once(cluster: &Cluster, lots: &mut Lots, with_space: bool) -> String {
              from generate_series(1, 20) g, generate_series(1, 400) i group by g \
              on conflict do nothing"
         )],
-        13 => vec![format!("alter table {table} add column if not exists c{third} int default {salt}")],
+        13 => vec![format!(
+            "alter table {table} add column if not exists c{third} int default {salt}"
+        )],
         // What is rolled back leaves pages that no table shows.
         14 => vec![format!(
             "begin; delete from {table}; savepoint s; insert into {table} select g, 'gone', 0 from \

@@ -73,8 +73,7 @@ impl World {
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(folder.path(), open).unwrap();
         let size = *lots.one(&[1_u32, 1, 4, 16]);
-        let cluster =
-            Cluster::builder(&installation).segment_size(size).config(&SETTINGS).start();
+        let cluster = Cluster::builder(&installation).segment_size(size).config(&SETTINGS).start();
         let with_space = lots.once_in(2);
         let mut world = Self {
             lots,

@@ -92,9 +92,7 @@ fn histories(archive: &Archive, files: &[ArchivedFile]) -> Option<Vec<History>> 
         match name.parse() {
             Ok(WalName::History(timeline)) => drop(read.insert(timeline)),
             Ok(
-                WalName::Segment(segment)
-                | WalName::Partial(segment)
-                | WalName::Backup(segment, _),
+                WalName::Segment(segment) | WalName::Partial(segment) | WalName::Backup(segment, _),
             ) => drop(timelines.insert(segment.timeline())),
             Err(_) => {}
         }
@@ -207,7 +205,11 @@ mod tests {
         let found = || unneeded(NAMES.into_iter(), &[base(0x0b, 9 * MIB)]).unwrap();
         let kept = |bases: &[RecoveryBase], there: &[&str]| {
             let mut left = found();
-            keep_missed(&mut left, bases.to_vec(), &there.iter().map(|name| (*name).to_owned()).collect());
+            keep_missed(
+                &mut left,
+                bases.to_vec(),
+                &there.iter().map(|name| (*name).to_owned()).collect(),
+            );
             found().into_iter().filter(|name| !left.contains(name)).collect::<Vec<_>>()
         };
         // It has no snapshot, and gets none that needs what no snapshot here needs.

@@ -271,7 +271,8 @@ mod tests {
     #[test]
     fn a_clock_that_runs_ahead_removes_nothing_and_one_that_is_behind_less() {
         let first = [History::first(1)];
-        let backups: Vec<Kept> = [2, 10, 20].into_iter().map(|day| kept("a", 1, day, day)).collect();
+        let backups: Vec<Kept> =
+            [2, 10, 20].into_iter().map(|day| kept("a", 1, day, day)).collect();
         let files = daily(22);
         let now = gone(&backups, &files, Some(&first), &days("a", 7, 22));
         assert_eq!(now, of(1, &[1, 4, 5, 6, 7, 8, 9]));
@@ -299,8 +300,7 @@ mod tests {
             [kept("a", 1, 2, 2), kept("a", 1, 9, 9), kept("a", 2, 6, 14), kept("a", 2, 12, 20)];
         let mut files = daily(11);
         files.extend((5..=14).map(|number| file(name(2, number), number + 8)));
-        let histories =
-            [History::first(1), History::parse(2, b"1\t0/500000\tx").unwrap()];
+        let histories = [History::first(1), History::parse(2, b"1\t0/500000\tx").unwrap()];
         // From day 13 on: only the first reaches the moments before the third.
         assert_eq!(gone(&backups, &files, Some(&histories), &days("a", 9, 22)), of(1, &[1]));
         // From day 18 on: the third does, and the first two keep their own.
