@@ -30,6 +30,15 @@ pub fn slot_name(source: &str) -> String {
     "backstay_".chars().chain(letters).take(63).collect()
 }
 
+/// The slot that a source's receiver uses when it is not told another.
+pub fn slot_of(source: &SourceConfig) -> String {
+    let said = match &source.settings {
+        SourceSettings::Postgres(keys) => keys.slot.clone(),
+        _ => None,
+    };
+    said.unwrap_or_else(|| slot_name(&source.name))
+}
+
 impl ServerHealth {
     /// As it stands in JSON.
     pub fn document(&self) -> serde_json::Value {
@@ -44,7 +53,7 @@ impl ServerHealth {
 pub fn options(source: &SourceConfig) -> Option<WatchOptions> {
     match &source.settings {
         SourceSettings::Postgres(keys) => Some(WatchOptions {
-            slot: slot_name(&source.name),
+            slot: slot_of(source),
             slot_limit: keys.slot_limit.0,
             archive_lag: keys.archive_lag,
             standalone: keys.standalone,

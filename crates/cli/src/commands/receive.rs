@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use backstay_ops::config::{SourceConfig, SourceSettings};
 use backstay_ops::units::{count, parse_duration};
-use backstay_ops::watch::slot_name;
+use backstay_ops::watch;
 use backstay_ops::{Context, Error, ErrorKind};
 use backstay_postgres::{ReceiveOptions, ReceiveStatus, Slot, Source, drop_slot, receive};
 use backstay_repo::{Progress, Repository};
@@ -33,7 +33,8 @@ pub struct ReceiveArgs {
     #[arg(long, conflicts_with_all = ["source", "slot", "name"])]
     all: bool,
 
-    /// The slot that keeps the server from removing what was not received [default: backstay_SOURCE]
+    /// The slot that keeps the server from removing what was not received [default: `slot` of the
+    /// source, or backstay_SOURCE]
     #[arg(long, value_name = "NAME", conflicts_with = "no_slot")]
     slot: Option<String>,
 
@@ -154,7 +155,7 @@ impl Receiver {
         let configs = context.config.archives_of(source)?;
         let repositories: Vec<Repository> =
             configs.iter().map(|config| context.open(config)).collect::<Result<_>>()?;
-        let name = args.name.clone().unwrap_or_else(|| slot_name(&source.name));
+        let name = args.name.clone().unwrap_or_else(|| watch::slot_name(&source.name));
         let mut options = ReceiveOptions::new(name);
         if !args.no_slot {
             options.slot = Some(Slot { name: slot_of(args, source), create: args.create_slot });
@@ -181,7 +182,7 @@ fn of(source: &SourceConfig) -> Result<Source> {
 }
 
 fn slot_of(args: &ReceiveArgs, source: &SourceConfig) -> String {
-    args.slot.clone().unwrap_or_else(|| slot_name(&source.name))
+    args.slot.clone().unwrap_or_else(|| watch::slot_of(source))
 }
 
 /// Each goes on when another fails: they have nothing to do with one another.

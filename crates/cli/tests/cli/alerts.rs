@@ -104,8 +104,29 @@ fn an_archive_that_gets_nothing_more_is_told_from_one_that_is_well() {
     let (_, check) = asked(&archiving, &["check"]);
     let behind = |one: &Value| one["name"] == "slot-behind" && one["ok"] == false;
     assert!(check["checks"].as_array().unwrap().iter().any(behind), "{check}");
-    std::fs::write(&archiving.config, limited).unwrap();
+    std::fs::write(&archiving.config, &limited).unwrap();
     assert_eq!(wrong(&archiving, &[]), []);
+
+    // A slot of another name, of which the server then removes what it should keep.
+    std::fs::write(&archiving.config, format!("{limited}slot = \"offsite\"\n")).unwrap();
+    cluster.sql("select pg_create_physical_replication_slot('offsite', true)");
+    let (_, document) = asked(&archiving, &["wal", "status"]);
+    assert_eq!(document["server"]["watched"]["slot"]["name"], "offsite", "{document}");
+    assert_eq!(wrong(&archiving, &[]), []);
+    cluster.configure(&[("max_slot_wal_keep_size", "1MB")]);
+    cluster.reload();
+    wait_until("the server gave the slot up", 120, || {
+        cluster.sql("insert into t values (3)");
+        cluster.switch_wal();
+        cluster.sql("checkpoint");
+        let query = "select wal_status from pg_replication_slots where slot_name = 'offsite'";
+        cluster.value(query) == "lost"
+    });
+    assert_eq!(wrong(&archiving, &[]), [of("slot-lost", None)]);
+    let (_, check) = asked(&archiving, &["check"]);
+    let lost = |one: &Value| one["name"] == "slot-lost" && one["ok"] == false;
+    assert!(check["checks"].as_array().unwrap().iter().any(lost), "{check}");
+    std::fs::write(&archiving.config, limited).unwrap();
 
     // One that does not answer may be what was lost: said, and no alert.
     cluster.stop();

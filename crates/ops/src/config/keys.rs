@@ -210,6 +210,9 @@ section! {
         /// How long a finished file of the log may wait to be archived before `wal status`, `status`
         /// and `check` have an alert.
         archive_lag: Duration { default: "15m", example: "\"5m\"" },
+        /// The replication slot of `wal receive`, which `wal status`, `status` and `check` watch.
+        /// Absent: `backstay_` and the source's name.
+        slot: Option<String> { example: "\"backstay_offsite\"" },
         /// How much log the slot of `wal receive` may hold back on the server before they have one.
         slot_limit: Size { default: "16 GiB", example: "\"4 GiB\"" },
         /// Whether the private key of the server's certificate is backed up too, where it lies
