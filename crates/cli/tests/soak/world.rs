@@ -365,8 +365,8 @@ impl World {
             _ => ("--lsn", format!("{:X}/{:X}", moment.lsn >> 32, moment.lsn as u32)),
         };
         let mut words = vec![flag.to_owned(), value];
-        // The same second may have been on both of two timelines: then it is asked which is meant.
-        if flag == "--at" && !self.history.is_empty() {
+        // The same second or position may be on both of two timelines: then it is asked which is meant.
+        if matches!(flag, "--at" | "--lsn") && !self.history.is_empty() {
             words.extend(["--timeline".to_owned(), self.timeline.to_string()]);
         }
         words
@@ -474,6 +474,8 @@ impl World {
         self.say(format!("timeline {}, after {:X?}", self.timeline, self.history));
         // A time is reached when something later is there.
         self.cluster.sql("insert into beat values (3)");
+        // Until there is a snapshot of the new timeline, the newest one leads nowhere.
+        self.back_up();
     }
 
     /// What an incremental backup gives is, page by page, what a full one gives.
