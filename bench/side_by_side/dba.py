@@ -128,6 +128,7 @@ class Files(Ours):
     """What Barman and pg_basebackup have in common: the archive is a folder."""
 
     name = ""
+    stay = None
 
     def archiver(self):
         # Written under another name first, as the manual of the server asks; nobody waits for the disk.
@@ -159,12 +160,15 @@ class BaseBackup(Files):
         self.incoming = os.path.join(self.home, "wal")
         os.makedirs(self.incoming)
         own(self.home, user)
-        self.chain = []
+        self.chain, self.taken = [], 0
 
     def backup(self, source, kind="full"):
-        into = os.path.join(self.repository, str(len(self.chain)))
+        self.taken += 1
+        into = os.path.join(self.repository, str(self.taken))
         words = [self.program(), "-D", into, "-c", "fast", "-X", "none"]
-        if kind != "full":
+        if kind == "full":
+            self.chain = []
+        else:
             words += ["--incremental", os.path.join(self.chain[-1], "backup_manifest")]
         taken = self.run(words)
         self.chain.append(into)
@@ -249,8 +253,11 @@ class Barman(Files):
         self.run(*self.words, "archive-wal", "bench", allowed=(0, 1))
 
     def restore(self, source, target):
-        # `get-wal` brings the log to recovery as it asks for it.
-        return self.run(*self.words, "recover", "--get-wal", "bench", "last", target)
+        # `get-wal` brings the log to recovery as it asks for it. It would be called by its bare name.
+        taken = self.run(*self.words, "recover", "--get-wal", "bench", "last", target)
+        with open(os.path.join(target, "postgresql.auto.conf"), "a", encoding="utf-8") as file:
+            file.write(f"restore_command = '{shlex.join(self.words)} get-wal bench %f > %p'\n")
+        return taken
 
     def fetch(self, name, to, ahead):
         return self.run(f"{shlex.join(self.words)} get-wal bench {name} > {shlex.quote(to)}")
