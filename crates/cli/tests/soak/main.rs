@@ -3,7 +3,8 @@
 //! cluster goes on. In between it is brought back to moments of which was recorded what each table had:
 //! that record is all that the outcome is compared with.
 //!
-//! `BACKSTAY_SEED=N` runs one seed, `BACKSTAY_SEEDS=N` so many; a failure prints its seed and what was
+//! It is one and the same seed each time; `BACKSTAY_SEED=N` runs another, `BACKSTAY_SEEDS=N` so many new
+//! ones. A failure prints its seed and what was
 //! done. `make soakservers` runs a hundred.
 
 // All of this is test code, helpers included.
@@ -28,12 +29,14 @@ fn whatever_the_order_every_recorded_moment_comes_back() {
         skip!("no PostgreSQL of 13 to 18 is installed; run scripts/test-postgres");
     }
     let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
-    let seeds: Vec<u64> = match number("BACKSTAY_SEED") {
-        Some(seed) => vec![seed],
-        None => {
+    let seeds: Vec<u64> = match (number("BACKSTAY_SEED"), number("BACKSTAY_SEEDS")) {
+        (Some(seed), _) => vec![seed],
+        // New orders each time.
+        (None, Some(many)) => {
             let time = std::time::UNIX_EPOCH.elapsed().unwrap().as_millis() as u64;
-            (0..number("BACKSTAY_SEEDS").unwrap_or(1)).map(|n| time + n).collect()
+            (0..many).map(|n| time + n).collect()
         }
+        (None, None) => vec![1],
     };
     for (done, seed) in seeds.iter().enumerate() {
         println!("seed {seed}, {done} done");
