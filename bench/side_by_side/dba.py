@@ -132,7 +132,7 @@ class Files(Ours):
 
     def archiver(self):
         # Written under another name first, as the manual of the server asks; nobody waits for the disk.
-        return f'test ! -f {self.incoming}/$(basename "$1") && rsync -a "$1" {self.incoming}/'
+        return f'{{ [ -f {self.incoming}/$(basename "$1") ] || rsync -a "$1" {self.incoming}/; }}'
 
     def push(self, segment):
         into = os.path.join(self.incoming, os.path.basename(segment))
@@ -190,7 +190,9 @@ class BaseBackup(Files):
 
     def receiver(self, user):
         received = os.path.join(self.home, "received")
-        os.makedirs(received, exist_ok=True)
+        # What an earlier one received was taken in, and its slot is gone.
+        shutil.rmtree(received, ignore_errors=True)
+        os.makedirs(received)
         own(received, user)
         command = [os.path.join(self.options.server_bin, "pg_receivewal"), "-D", received, "--slot", self.slot, "-n"]
         self.run(command[:1] + ["--slot", self.slot, "--create-slot", "--if-not-exists"])

@@ -27,7 +27,7 @@ ROWS = [
 
 US = "backstay"
 # What is no backup tool is no peer in "the best peer".
-NO_PEER = {"tar+zstd", "changed pages, zstd -3"}
+NO_PEER = {"tar+zstd", "changed pages, zstd -3", "backstay, wal"}
 
 
 def write_section(path, lines):

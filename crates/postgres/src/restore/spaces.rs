@@ -66,14 +66,18 @@ impl Spaces {
                     directory.display()
                 )));
             }
-            let used = if options.delta { false } else { !files::is_empty(&directory)? };
-            if used {
+            let own = options.delta && may_hold_earlier_state(to, space.oid, &directory)?;
+            if !own && !files::is_empty(&directory)? {
                 return Err(PostgresError::usage(format!(
                     "{} for the tablespace {} is not empty",
                     directory.display(),
                     space.name
                 ))
-                .with_hint("name a directory that is empty or absent"));
+                .with_hint(
+                    "name a directory that is empty or absent; --delta changes the one that the \
+                     cluster in the target has its link to, and no other, which may be another \
+                     cluster's",
+                ));
             }
             if let Some(parent) = directory.parent() {
                 fs::create_dir_all(parent)
@@ -123,6 +127,18 @@ impl Spaces {
         }
         files::sync_directory(&links)
     }
+}
+
+/// Whether a delta restore may take away what is in `directory`: it is the tablespace of the cluster in
+/// the target, or that of a restore that was interrupted before it made the links.
+fn may_hold_earlier_state(to: &Path, oid: u32, directory: &Path) -> Result<bool> {
+    if let Some(there) = linked(to, oid) {
+        let real = |path: &Path| fs::canonicalize(path).ok();
+        return Ok(
+            there == directory || real(&there).is_some_and(|there| Some(there) == real(directory))
+        );
+    }
+    Ok(!to.join(crate::control::PATH).exists() && !files::is_empty(to)?)
 }
 
 /// Where the link of an earlier state points to.
@@ -221,7 +237,29 @@ mod tests {
         std::os::unix::fs::symlink(&space, to.join("pg_tblspc/7")).unwrap();
         let mut options = RestoreOptions::new(&to, "true");
         options.delta = true;
-        let spaces = Spaces::plan(&detail(&[(7, "s", "/s")]), &to, &options).unwrap();
-        assert_eq!(spaces.place(b"7/x"), Some(space.join("x")));
+        let plan = |options: &RestoreOptions| {
+            let planned = Spaces::plan(&detail(&[(7, "s", "/s")]), &to, options);
+            planned.map_err(|error| error.to_string())
+        };
+        fs::create_dir(space.join("PG_15_202209061")).unwrap();
+        assert_eq!(plan(&options).unwrap().place(b"7/x"), Some(space.join("x")));
+
+        // Another one, that has something in it, is somebody else's.
+        let other = folder.path().join("other");
+        fs::create_dir_all(other.join("PG_15_202209061")).unwrap();
+        options.tablespaces = vec![("s".to_owned(), other.clone())];
+        assert!(plan(&options).unwrap_err().contains("is not empty"));
+        options.tablespaces = vec![("s".to_owned(), space)];
+        assert!(plan(&options).is_ok());
+
+        // A restore to there that was interrupted has no links yet, and no control file.
+        fs::remove_file(to.join("pg_tblspc/7")).unwrap();
+        options.tablespaces = vec![("s".to_owned(), other)];
+        assert!(plan(&options).is_ok());
+        fs::create_dir(to.join("global")).unwrap();
+        fs::write(to.join(crate::control::PATH), "").unwrap();
+        assert!(plan(&options).unwrap_err().contains("is not empty"));
+        fs::remove_dir_all(&to).unwrap();
+        assert!(plan(&options).unwrap_err().contains("is not empty"));
     }
 }
