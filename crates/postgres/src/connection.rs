@@ -125,7 +125,19 @@ pub(crate) fn has_password(text: &str) -> Result<bool> {
     } else {
         parse_keywords(text)?
     };
-    Ok(pairs.contains_key("password"))
+    Ok(["password", "sslpassword"].iter().any(|key| pairs.contains_key(*key)))
+}
+
+/// Refuses a connection string from an argument that has a password in it; `what` is what it leads
+/// to.
+pub(crate) fn refuse_password(text: &str, what: &str) -> Result<()> {
+    if !has_password(text)? {
+        return Ok(());
+    }
+    Err(PostgresError::usage(format!("the connection to {what} has a password in it")).with_hint(
+        "put it into ~/.pgpass, PGPASSWORD or a file that passfile=… names: arguments can be read \
+         by every user of a machine",
+    ))
 }
 
 impl fmt::Debug for Parameters {

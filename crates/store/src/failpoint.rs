@@ -86,6 +86,8 @@ pub const ALL: &[&str] = &[
     "postgres-restore-copied",
     "postgres-restore-configured",
     "postgres-restore-control-written",
+    "postgres-logical-created",
+    "postgres-logical-filled",
 ];
 
 /// Kills this process if it was asked to die here.

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use backstay_repo::{Repository, Snapshot};
 
-use crate::connection::{Parameters, has_password};
+use crate::connection::{Parameters, refuse_password};
 use crate::detail::BackupDetail;
 use crate::restore::{Reached, RestoreOptions, Running, StartOptions, TargetAction, find_program};
 use crate::session::Session;
@@ -85,12 +85,7 @@ pub fn extract(
     let progress = &options.restore.progress;
     progress.set_phase("check");
     let detail = BackupDetail::of(snapshot)?;
-    if has_password(&options.into)? {
-        return Err(PostgresError::usage("the connection to load into has a password in it")
-            .with_hint(
-                "put it into PGPASSWORD or ~/.pgpass: arguments can be read by every user",
-            ));
-    }
+    refuse_password(&options.into, "the server to load into")?;
     let mut into = Parameters::new(&options.into)?;
     let mut live = Session::with(&into)?;
     let database = options.database.clone().unwrap_or_else(|| into.database().to_owned());

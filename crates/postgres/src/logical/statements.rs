@@ -98,6 +98,34 @@ pub(super) fn words(statement: &str) -> Vec<String> {
     words
 }
 
+/// A statement about a database, about another one: the name behind the word DATABASE is replaced.
+/// None where it names another one or none.
+pub(super) fn renamed(statement: &str, from: &str, to: &str) -> Option<String> {
+    let mut at = 0;
+    let mut behind = false;
+    while let Some(rest) = statement.get(at..).filter(|rest| !rest.is_empty()) {
+        let first = rest.chars().next()?;
+        let length = match first {
+            '"' => quoted(rest, '"', false),
+            '\'' => quoted(rest, '\'', false),
+            c if c.is_whitespace() => c.len_utf8(),
+            _ => rest
+                .find(|c: char| c.is_whitespace() || matches!(c, '"' | '\''))
+                .unwrap_or(rest.len()),
+        };
+        let token = rest.get(..length)?;
+        if !first.is_whitespace() {
+            if behind && words(token).as_slice() == [from] {
+                let after = rest.get(length..)?;
+                return Some(format!("{}{}{after}", statement.get(..at)?, identifier(to)));
+            }
+            behind = token == "DATABASE";
+        }
+        at += length;
+    }
+    None
+}
+
 /// A name as it is written in a statement.
 pub(super) fn identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
@@ -127,9 +155,24 @@ mod tests {
             ["ALTER", "ROLE", "my \"x", "WITH", "LOGIN"]
         );
         assert_eq!(identifier("a\"b"), "\"a\"\"b\"");
+        for (statement, is) in [
+            ("CREATE DATABASE shop WITH ENCODING = 'x'", "CREATE DATABASE \"it\" WITH ENCODING = 'x'"),
+            ("ALTER ROLE \"DATABASE\" IN DATABASE shop SET a TO 'DATABASE shop'",
+             "ALTER ROLE \"DATABASE\" IN DATABASE \"it\" SET a TO 'DATABASE shop'"),
+            ("COMMENT ON DATABASE shop IS 'DATABASE shop'", "COMMENT ON DATABASE \"it\" IS 'DATABASE shop'"),
+            ("GRANT ALL ON DATABASE shop TO database", "GRANT ALL ON DATABASE \"it\" TO database"),
+        ] {
+            assert_eq!(renamed(statement, "shop", "it").as_deref(), Some(is));
+            assert_eq!(renamed(statement, "other", "it"), None);
+        }
+        assert_eq!(
+            renamed("ALTER DATABASE \"a\"\" b\" SET x TO 1", "a\" b", "shop").unwrap(),
+            "ALTER DATABASE \"shop\" SET x TO 1"
+        );
         for broken in ["'", "\"", "$a$", "E'\\", "$", "--", "\\"] {
             split(broken);
             words(broken);
+            renamed(broken, "a", "b");
         }
     }
 }

@@ -26,7 +26,7 @@ use backstay_repo::{
 use backstay_store::failpoint;
 
 use crate::configuration;
-use crate::connection::has_password;
+use crate::connection::refuse_password;
 use crate::control;
 use crate::detail::BackupDetail;
 use crate::inspect::Database;
@@ -270,16 +270,10 @@ fn check_standby(options: &RestoreOptions) -> Result<()> {
         return Err(PostgresError::usage(format!("{slot:?} is no name of a replication slot"))
             .with_hint("it has lower-case letters, digits and underscores, at most 63"));
     }
-    if let Some(primary) = &options.primary
-        && has_password(primary)?
-    {
-        return Err(PostgresError::usage("the connection to the primary has a password in it")
-            .with_hint(
-                "put it into a file of the server's user and say passfile=…; arguments can be read \
-                 by every user of a machine",
-            ));
+    match &options.primary {
+        Some(primary) => refuse_password(primary, "the primary"),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// Brings the files to where they go, but for the control file.

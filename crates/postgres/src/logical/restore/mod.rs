@@ -2,16 +2,18 @@
 //!
 //! Everything that can be known before the first write is looked at before it: the version of the
 //! server, extensions, owners, and whether something of the same name is there. A database that is
-//! made for the restore is filled by several workers, and removed again when that fails; what goes
-//! into a database that was there goes in one transaction.
+//! made for the restore has another name while several workers fill it, and is removed again when
+//! that fails; what goes into a database that was there goes in one transaction.
 //!
 //! What lives here: the order of it all. `select` chooses what is restored, `target` knows the
-//! server, `roles` makes roles; the statements and rows themselves are given by `pg_restore`.
+//! server, `roles` makes roles, `unfinished` databases and `made` extensions; the statements and rows themselves are given by `pg_restore`.
 
+mod made;
 mod roles;
 mod run;
 mod select;
 mod target;
+mod unfinished;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -28,11 +30,11 @@ use super::contents::Contents;
 use super::programs::{self, Program};
 use super::spool::Spool;
 use super::toc::Toc;
-use crate::connection::Parameters;
+use crate::connection::{Parameters, refuse_password};
 use crate::session::Session;
 use crate::{PostgresError, PostgresErrorKind, Result};
 use select::{Asked, Selection};
-use target::{Names, Server, Wanted};
+use target::{Class, Names, Server, Wanted};
 
 /// What is restored, and where to.
 #[derive(Debug, Clone)]
@@ -121,8 +123,11 @@ struct Plan {
     database: String,
     into: String,
     exists: bool,
+    /// What the target has; nothing where it is made.
+    names: Names,
     toc: Toc,
     selection: Selection,
+    /// Those that the target lacks.
     extensions: Vec<Wanted>,
     /// Files of the dump that are needed, and their sizes.
     files: Vec<(String, u64)>,
@@ -131,6 +136,34 @@ struct Plan {
 impl Plan {
     fn bytes(&self) -> u64 {
         self.files.iter().map(|(_, size)| *size).sum()
+    }
+
+    /// What the database is called while it is filled.
+    fn filled(&self) -> String {
+        if self.exists { self.into.clone() } else { unfinished::name(&self.into) }
+    }
+
+    /// What is restored, in the order of the dump: of the extensions only these.
+    fn entries<'w>(&self, extensions: impl Iterator<Item = &'w Wanted>) -> Vec<i64> {
+        let mut ids: BTreeSet<i64> = self
+            .selection
+            .entries(&self.toc)
+            .filter(|entry| entry.kind != "EXTENSION")
+            .filter(|entry| !(entry.kind == "COMMENT" && entry.name.starts_with("EXTENSION ")))
+            .map(|entry| entry.id)
+            .collect();
+        for one in extensions {
+            let needed = self.toc.entries.iter().filter(|entry| match entry.kind.as_str() {
+                "EXTENSION" => entry.name == one.name,
+                "SCHEMA" => {
+                    entry.name == one.schema && !self.names.has(Class::Schema, "", &one.schema)
+                }
+                _ => false,
+            });
+            ids.extend(needed.map(|entry| entry.id));
+        }
+        let all = self.toc.entries.iter().map(|entry| entry.id);
+        all.filter(|id| ids.contains(id)).collect()
     }
 }
 
@@ -148,6 +181,7 @@ pub fn restore(
     let progress = &options.progress;
     progress.set_phase("checking");
     let contents = Contents::open(repository, snapshot, options.fallback.clone())?;
+    refuse_password(&options.into, "the server to restore into")?;
     let parameters = Parameters::new(&options.into)?;
     let server = Server::look(&parameters)?;
     let mut notes = Vec::new();
@@ -192,6 +226,7 @@ pub fn restore(
         None => None,
     };
     let mut databases = Vec::new();
+    notes.extend(unfinished::left(&server, &plans));
     if let Some(program) = program {
         let it = run::Running {
             repository,
@@ -204,22 +239,30 @@ pub fn restore(
             progress.check()?;
             databases.push(
                 it.database(plan, &server, &mut notes)
-                    .map_err(|error| with_what_is_done(error, &databases))?,
+                    .map_err(|error| with_what_is_done(error, &databases, &plans))?,
             );
         }
     }
     Ok(Restored { roles, databases, notes, took: start.elapsed() })
 }
 
-/// Says which databases are complete when a later one fails.
-fn with_what_is_done(error: PostgresError, done: &[RestoredDatabase]) -> PostgresError {
-    if done.is_empty() {
-        return error;
+/// Says which databases are complete when one fails, and which were not begun.
+fn with_what_is_done(
+    error: PostgresError,
+    done: &[RestoredDatabase],
+    plans: &[Plan],
+) -> PostgresError {
+    let later: Vec<&str> =
+        plans.iter().skip(done.len() + 1).map(|plan| plan.into.as_str()).collect();
+    let done: Vec<&str> = done.iter().map(|one| one.into.as_str()).collect();
+    let mut parts: Vec<String> = error.hint().map(str::to_owned).into_iter().collect();
+    if !done.is_empty() {
+        parts.push(format!("restored before it, and whole: {}", done.join(", ")));
     }
-    let names: Vec<&str> = done.iter().map(|one| one.into.as_str()).collect();
-    let hint = error.hint().map(str::to_owned).unwrap_or_default();
-    let hint = format!("{hint}; {} restored before it and stay", names.join(", "));
-    error.with_hint(hint.trim_start_matches("; ").to_owned())
+    if !later.is_empty() {
+        parts.push(format!("not begun: {}", later.join(", ")));
+    }
+    if parts.is_empty() { error } else { error.with_hint(parts.join("; ")) }
 }
 
 /// A dump of a newer version says what an older server does not understand.
@@ -306,7 +349,8 @@ fn plan_database(
     if exists && !options.overwrite {
         refuse_conflicts(&selection.conflicts(&toc, &names), into)?;
     }
-    let extensions = needed_extensions(&toc, &selection, &catalogue, server, options, notes)?;
+    let mut extensions = needed_extensions(&toc, &selection, &catalogue, server, options, notes)?;
+    extensions.retain(|one| !names.has(Class::Extension, "", &one.name));
     let mut files = vec![("toc.dat".to_owned(), 0)];
     let needed: BTreeSet<&str> =
         selection.entries(&toc).filter_map(|entry| entry.file.as_deref()).collect();
@@ -327,6 +371,7 @@ fn plan_database(
         database: database.to_owned(),
         into: into.to_owned(),
         exists,
+        names,
         toc,
         selection,
         extensions,

@@ -6,9 +6,9 @@ use backstay_repo::{Placement, Repository, Snapshot};
 
 use super::super::programs::{self, Program, Said};
 use super::super::spool::Spool;
-use super::super::statements::identifier;
 use super::super::{names, toc::TocEntry};
-use super::target::Server;
+use super::made::Made;
+use super::target::{Server, Wanted};
 use super::{Plan, RestoreOptions, RestoredDatabase, RestoredObject, Tools, jobs};
 use crate::connection::Parameters;
 use crate::session::Session;
@@ -53,14 +53,19 @@ impl Running<'_> {
         self.fetch(plan, &folder)?;
         let tools = Tools { program: self.program, spool: &spool };
         let created = !plan.exists;
-        if created {
+        let inside = if created {
             self.options.progress.set_phase("creating the database");
-            self.create(plan, &folder, server, &tools)?;
-        }
+            Some(self.create(plan, server, notes)?)
+        } else {
+            None
+        };
         let filled = self.fill(plan, &folder, server, &tools, notes);
         if let Err(error) = filled {
             // Nobody has used what was made a moment ago; half of it serves nobody.
             return Err(if created { self.remove(plan, error) } else { error });
+        }
+        if let Some(inside) = inside {
+            self.finish(plan, server, inside)?;
         }
         Ok(RestoredDatabase {
             database: plan.database.clone(),
@@ -107,56 +112,17 @@ impl Running<'_> {
         Ok(())
     }
 
-    fn within(&self, database: &str) -> Parameters {
+    pub(super) fn within(&self, database: &str) -> Parameters {
         let mut parameters = self.parameters.clone();
         parameters.set_database(database);
         parameters
     }
 
     /// A session outside of the database that is made or removed.
-    fn beside(&self, plan: &Plan) -> Result<Session> {
+    pub(super) fn beside(&self, plan: &Plan) -> Result<Session> {
         let own = self.parameters.database();
         let other = if own == plan.into { "template1" } else { own };
         Session::with(&self.within(other))
-    }
-
-    /// Makes the database as it was: its entries of the dump under its own name, else a plain one
-    /// with the same encoding.
-    fn create(&self, plan: &Plan, folder: &Path, server: &Server, tools: &Tools<'_>) -> Result<()> {
-        if plan.into != plan.database {
-            let doing = format!("create the database {}", plan.into);
-            return self.beside(plan)?.run(
-                &doing,
-                &format!("CREATE DATABASE {} TEMPLATE template0", identifier(&plan.into)),
-            );
-        }
-        let wanted = |entry: &&TocEntry| {
-            matches!(entry.kind.as_str(), "DATABASE" | "DATABASE PROPERTIES")
-                || (self.options.owner
-                    && entry.schema.is_none()
-                    && matches!(entry.kind.as_str(), "ACL" | "COMMENT")
-                    && entry.name.starts_with("DATABASE "))
-        };
-        let ids: Vec<i64> = plan.toc.entries.iter().filter(wanted).map(|one| one.id).collect();
-        let parameters = match self.parameters.database() {
-            own if own == plan.into => self.within("template1"),
-            own => self.within(own),
-        };
-        let mut arguments = vec!["--create".to_owned(), "--exit-on-error".to_owned()];
-        if !self.options.owner {
-            arguments.extend(["--no-owner".to_owned(), "--no-privileges".to_owned()]);
-        }
-        self.run(plan, folder, &ids, &arguments, &parameters, server, tools).map_err(|error| {
-            // It may have been made, and its properties refused.
-            let made = self.beside(plan).and_then(|mut session| {
-                session.one::<bool>(
-                    "look for it",
-                    "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)",
-                    &[&plan.into],
-                )
-            });
-            if made.unwrap_or(false) { self.remove(plan, error) } else { error }
-        })
     }
 
     /// Makes extensions, then everything else.
@@ -168,31 +134,44 @@ impl Running<'_> {
         tools: &Tools<'_>,
         notes: &mut Vec<String>,
     ) -> Result<()> {
-        let parameters = self.within(&plan.into);
+        let parameters = self.within(&plan.filled());
         let scales = plan.extensions.iter().any(|one| one.name == "timescaledb");
-        {
-            let mut session = Session::with(&parameters)?;
-            for one in &plan.extensions {
-                let schema = &one.schema;
-                if schema != "pg_catalog" {
-                    let statement = format!("CREATE SCHEMA IF NOT EXISTS {}", identifier(schema));
-                    session.run(&format!("make the schema {schema}"), &statement)?;
-                }
-                let mut statement = format!(
-                    "CREATE EXTENSION IF NOT EXISTS {} WITH SCHEMA {}",
-                    identifier(&one.name),
-                    identifier(schema)
-                );
-                if let Some(version) = &one.version {
-                    statement.push_str(&format!(" VERSION {}", identifier(version)));
-                }
-                session.run(&format!("make the extension {}", one.name), &statement)?;
-            }
-            if scales {
-                session.run("prepare TimescaleDB", "SELECT public.timescaledb_pre_restore()")?;
-            }
+        // What goes into a database that was there is one transaction, and pg_restore's alone: it
+        // makes the extensions whose versions need no saying.
+        let within = |one: &&Wanted| plan.exists && !scales && one.is_default;
+        let before: Vec<&Wanted> = plan.extensions.iter().filter(|one| !within(one)).collect();
+        let mut made = Made::default();
+        let filled = made.make(&mut Session::with(&parameters)?, &before, plan).and_then(|()| {
+            let ids = plan.entries(plan.extensions.iter().filter(within));
+            self.give(plan, folder, &ids, scales, server, tools)
+        });
+        if let Err(error) = filled {
+            return Err(if plan.exists { made.undo(&parameters, error) } else { error });
         }
+        // A plan made of no statistics is a slow one, and looks like a failed restore.
+        let mut session = Session::with(&parameters)?;
+        if let Err(error) = session.run("analyze what was restored", "ANALYZE") {
+            notes.push(format!("{}: {error}", plan.into));
+        }
+        Ok(())
+    }
+
+    /// Gives entries of the dump to the server.
+    fn give(
+        &self,
+        plan: &Plan,
+        folder: &Path,
+        ids: &[i64],
+        scales: bool,
+        server: &Server,
+        tools: &Tools<'_>,
+    ) -> Result<()> {
+        let parameters = self.within(&plan.filled());
         self.options.progress.set_phase("restoring");
+        if scales {
+            Session::with(&parameters)?
+                .run("prepare TimescaleDB", "SELECT public.timescaledb_pre_restore()")?;
+        }
         let jobs = if scales { 1 } else { jobs(self.options) };
         let mut arguments = vec!["--exit-on-error".to_owned()];
         // What was there before must be there after a failure: all of it, or nothing.
@@ -207,29 +186,15 @@ impl Running<'_> {
         if !self.options.owner {
             arguments.extend(["--no-owner".to_owned(), "--no-privileges".to_owned()]);
         }
-        // Extensions are there already, in the version that was asked for.
-        let ids: Vec<i64> = plan
-            .selection
-            .entries(&plan.toc)
-            .filter(|entry| entry.kind != "EXTENSION")
-            .filter(|entry| !(entry.kind == "COMMENT" && entry.name.starts_with("EXTENSION ")))
-            .map(|entry| entry.id)
-            .collect();
-        let restored = self.run(plan, folder, &ids, &arguments, &parameters, server, tools);
+        let restored = self.run(plan, folder, ids, &arguments, &parameters, server, tools);
         if scales {
             let post = Session::with(&parameters).and_then(|mut session| {
                 session.run("finish TimescaleDB", "SELECT public.timescaledb_post_restore()")
             });
-            restored.and(post)?;
+            restored.and(post)
         } else {
-            restored?;
+            restored
         }
-        // A plan made of no statistics is a slow one, and looks like a failed restore.
-        let mut session = Session::with(&parameters)?;
-        if let Err(error) = session.run("analyze what was restored", "ANALYZE") {
-            notes.push(format!("{}: {error}", plan.into));
-        }
-        Ok(())
     }
 
     /// Runs `pg_restore` for some entries of the dump.
@@ -283,24 +248,6 @@ impl Running<'_> {
             return Ok(());
         }
         Err(refused(plan, &said, &status.to_string()))
-    }
-
-    /// Removes a database that was made for a restore that failed.
-    fn remove(&self, plan: &Plan, error: PostgresError) -> PostgresError {
-        let removed = self.beside(plan).and_then(|mut session| {
-            session.run(
-                "remove it",
-                &format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", identifier(&plan.into)),
-            )
-        });
-        let hint = error.hint().map(|hint| format!("{hint}; ")).unwrap_or_default();
-        error.with_hint(match removed {
-            Ok(()) => format!("{hint}the database {} was removed again", plan.into),
-            Err(_) => format!(
-                "{hint}the database {} is incomplete and could not be removed: drop it",
-                plan.into
-            ),
-        })
     }
 }
 

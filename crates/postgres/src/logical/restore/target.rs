@@ -135,6 +135,8 @@ pub(super) struct Wanted {
     pub schema: String,
     /// The version to ask for; the server's own choice where absent.
     pub version: Option<String>,
+    /// Whether the server makes this version when none is asked for.
+    pub is_default: bool,
 }
 
 /// Extensions whose tables mean nothing to another version of them.
@@ -179,7 +181,8 @@ pub(super) fn extensions(
                 ));
             }
             let version = has.then_some(version);
-            wanted.push(Wanted { name: one.name.clone(), schema, version });
+            let is_default = version.is_none() || server.defaults.get(&one.name) == version.as_ref();
+            wanted.push(Wanted { name: one.name.clone(), schema, version, is_default });
         }
     }
     if missing.is_empty() {
