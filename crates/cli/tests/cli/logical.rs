@@ -136,3 +136,74 @@ fn a_killed_dump_leaves_nothing_that_counts() {
     assert!(left.is_empty(), "{left:?}");
     it.good(&["verify", "--level", "thorough"]);
 }
+
+/// A restore that died is seen: the database has another name until it is whole, and the next restore
+/// takes its place. Nothing has the name of the database and half of its content.
+#[test]
+fn a_killed_restore_leaves_no_database_that_looks_whole() {
+    let Some(installation) = versions().into_iter().rfind(|one| one.has.contains("pg_dump")) else {
+        skip!("no PostgreSQL with pg_dump is installed")
+    };
+    let cluster = Cluster::builder(&installation).start();
+    cluster.sql("create database shop connection limit 7");
+    cluster.sql("alter database shop set work_mem = '7MB'");
+    cluster.sql("comment on database shop is 'what is sold'");
+    cluster.sql_in("shop", "create table t as select n from generate_series(1, 2000) n");
+    let it = Sandbox::new();
+    let server =
+        format!("host={} port={} user=postgres", cluster.socket().display(), cluster.port());
+    it.configure(&format!(
+        "repositories = [\"main\"]\n[sources.shop]\nkind = \"postgres-logical\"\n\
+         connection = \"{server}\"\ndatabases = [\"shop\"]\nspool = \"spool\"\n\
+         bin-directory = \"{}\"\n",
+        installation.bin.display()
+    ));
+    it.tree();
+    std::fs::create_dir(it.path("spool")).unwrap();
+    it.good(&["-r", "main", "init"]);
+    it.good(&["backup", "shop"]);
+
+    let named = |name: &str| {
+        cluster.value(&format!("select count(*) from pg_database where datname = '{name}'")) == "1"
+    };
+    let restore = ["restore", "shop", "--into", &server];
+    for failpoint in ["postgres-logical-created", "postgres-logical-filled"] {
+        cluster.sql("drop database shop");
+        let killed = it.command(&restore).env("BACKSTAY_FAILPOINT", failpoint).status().unwrap();
+        assert!(!killed.success(), "{failpoint}");
+        assert!(!named("shop") && named("shop.backstay-unfinished"), "{failpoint}");
+        // Another restore says what lies there.
+        let roles = it.good(&["restore", "shop", "--into", &server, "--roles"]);
+        let said = format!("{}{}", roles.stdout, roles.stderr);
+        assert!(said.contains("shop.backstay-unfinished is an unfinished restore"), "{roles}");
+        {
+            // Whoever is in it may be the one who fills it.
+            let somebody = cluster.connect_to("shop.backstay-unfinished");
+            let busy = it.run(&restore);
+            assert_eq!(busy.code, 11, "{busy}");
+            assert!(busy.stderr.contains("somebody is at work"), "{busy}");
+            drop(somebody);
+        }
+        backstay_testing::wait_until("nobody is in it", 30, || {
+            let there = "select count(*) from pg_stat_activity where datname like '%unfinished'";
+            cluster.value(there) == "0"
+        });
+        let again = it.good(&restore);
+        assert!(format!("{}{}", again.stdout, again.stderr).contains("was replaced"), "{again}");
+        assert!(named("shop") && !named("shop.backstay-unfinished"), "{failpoint}");
+        let count = cluster.rows("shop", "select count(*) from t");
+        assert_eq!(count[0][0].as_deref(), Some("2000"));
+        let had = cluster.value(
+            "select datconnlimit || ' ' || shobj_description(oid, 'pg_database') || ' ' || \
+             (select setconfig::text from pg_db_role_setting where setdatabase = d.oid) \
+             from pg_database d where datname = 'shop'",
+        );
+        assert_eq!(had, "7 what is sold {work_mem=7MB}");
+    }
+
+    let secret = format!("{server} password=sesame");
+    let refused = it.run(&["restore", "shop", "--into", &secret]);
+    assert_eq!(refused.code, 2, "{refused}");
+    assert!(refused.stderr.contains("has a password in it"), "{refused}");
+    assert!(!refused.stderr.contains("sesame"), "{refused}");
+}

@@ -156,10 +156,18 @@ mod tests {
         );
         assert_eq!(identifier("a\"b"), "\"a\"\"b\"");
         for (statement, is) in [
-            ("CREATE DATABASE shop WITH ENCODING = 'x'", "CREATE DATABASE \"it\" WITH ENCODING = 'x'"),
-            ("ALTER ROLE \"DATABASE\" IN DATABASE shop SET a TO 'DATABASE shop'",
-             "ALTER ROLE \"DATABASE\" IN DATABASE \"it\" SET a TO 'DATABASE shop'"),
-            ("COMMENT ON DATABASE shop IS 'DATABASE shop'", "COMMENT ON DATABASE \"it\" IS 'DATABASE shop'"),
+            (
+                "CREATE DATABASE shop WITH ENCODING = 'x'",
+                "CREATE DATABASE \"it\" WITH ENCODING = 'x'",
+            ),
+            (
+                "ALTER ROLE \"DATABASE\" IN DATABASE shop SET a TO 'DATABASE shop'",
+                "ALTER ROLE \"DATABASE\" IN DATABASE \"it\" SET a TO 'DATABASE shop'",
+            ),
+            (
+                "COMMENT ON DATABASE shop IS 'DATABASE shop'",
+                "COMMENT ON DATABASE \"it\" IS 'DATABASE shop'",
+            ),
             ("GRANT ALL ON DATABASE shop TO database", "GRANT ALL ON DATABASE \"it\" TO database"),
         ] {
             assert_eq!(renamed(statement, "shop", "it").as_deref(), Some(is));

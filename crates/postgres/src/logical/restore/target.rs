@@ -181,7 +181,8 @@ pub(super) fn extensions(
                 ));
             }
             let version = has.then_some(version);
-            let is_default = version.is_none() || server.defaults.get(&one.name) == version.as_ref();
+            let is_default =
+                version.is_none() || server.defaults.get(&one.name) == version.as_ref();
             wanted.push(Wanted { name: one.name.clone(), schema, version, is_default });
         }
     }

@@ -131,9 +131,7 @@ fn comes_last(statement: &str) -> bool {
 fn without_missing_space(statement: &str, server: &Server) -> String {
     const CLAUSE: &str = " TABLESPACE = ";
     match statement.rsplit_once(CLAUSE) {
-        Some((rest, space))
-            if matches!(words(space).as_slice(), [one] if !server.tablespaces.contains(one)) =>
-        {
+        Some((rest, space)) if matches!(words(space).as_slice(), [one] if !server.tablespaces.contains(one)) => {
             rest.to_owned()
         }
         _ => statement.to_owned(),
@@ -179,11 +177,8 @@ impl Running<'_> {
         failpoint::hit("postgres-logical-filled");
         drop(inside);
         let name = name(&plan.into);
-        let rename = format!(
-            "ALTER DATABASE {} RENAME TO {}",
-            identifier(&name),
-            identifier(&plan.into)
-        );
+        let rename =
+            format!("ALTER DATABASE {} RENAME TO {}", identifier(&name), identifier(&plan.into));
         let mut statements = vec![rename.clone()];
         statements.extend(Statements::of(plan, self.options, server)?.last);
         let all = format!("BEGIN; {}; COMMIT", statements.join("; "));
