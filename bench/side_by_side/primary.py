@@ -50,8 +50,9 @@ class Primary(Cluster):
         self.start()
 
     def give_to(self, line):
-        """From now on each segment is kept, and goes to the shell command `line` with `$1`."""
-        self.archive_with(f'ln -f "$1" {self.kept}/ && {line}')
+        """From now on each segment goes to the shell command `line` with `$1`, and is kept."""
+        # Behind it: a link changes the file's times, by which a tool may know what it has pushed ahead.
+        self.archive_with(f'( {line} ) && ln -f "$1" {self.kept}/')
 
     def finished(self):
         """The segments that were kept, in their order."""
