@@ -9,7 +9,8 @@
 //! byte, the filter and the first id of each block; and the entries of segments that no run has
 //! taken in, 28 bytes each. Blocks of entries stay in copies of the parts on the local disk, sealed
 //! as they are in the store, and are authenticated whenever they are looked at: a lost, damaged or
-//! foreign copy is found and fetched again. Without a folder for them they are in memory.
+//! foreign copy is found and fetched again. Without a folder for them they are in memory. Of a part that
+//! much is looked up in, all entries are held in memory, opened (`part/held.rs`).
 
 mod current;
 mod filter;

@@ -6,7 +6,8 @@
 //! that fails; what goes into a database that was there goes in one transaction.
 //!
 //! What lives here: the order of it all. `select` chooses what is restored, `target` knows the
-//! server, `roles` makes roles, `unfinished` databases and `made` extensions; the statements and rows themselves are given by `pg_restore`.
+//! server, `roles` makes roles, `unfinished` databases and `made` extensions; the statements and rows
+//! themselves are given by `pg_restore`.
 
 mod made;
 mod roles;
